@@ -1,0 +1,43 @@
+"""The workbook's own errors: each says what is wrong and what to do, and shows no traceback in a notebook."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class WorkbookError(Exception):
+    """A mistake a user can mend. The message names the cause and the cure.
+
+    Jupyter shows the message alone; the runner maps it to exit code 2.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ParameterError(WorkbookError):
+    """A notebook parameter is unknown, of another type, or out of range."""
+
+
+class PlanError(WorkbookError):
+    """A plan file does not say what can be run."""
+
+
+class CorpusError(WorkbookError):
+    """Documents are missing, unreadable, or too few."""
+
+
+class ModelError(WorkbookError):
+    """A model or tokenizer is missing, or does not fit the data."""
+
+
+class RunError(WorkbookError):
+    """A run folder cannot be used: locked, damaged, or not writable."""
+
+
+def did_you_mean(name: str, valid: Iterable[str]) -> str:
+    """A sentence with the nearest valid name, or with all of them where none is near."""
+    valid = sorted(valid)
+    nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"Did you mean {nearest[0]!r}?" if nearest else f"Valid names: {', '.join(valid)}."

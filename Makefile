@@ -1,0 +1,32 @@
+# make report | test | lab | lint | clean; each installs what is missing first.
+PYTHON ?= python3
+PLAN ?= params/quick.yaml
+BIN := .venv/bin
+
+.PHONY: install report test lab lint clean
+
+install: .venv/installed
+
+.venv/installed: requirements.txt pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+# The report is written even when a variant failed: it says which and why.
+report: install
+	@$(BIN)/python -m nbutils batch $(PLAN); status=$$?; \
+	if [ $$status -le 1 ]; then $(BIN)/python -m nbutils report --plan $(PLAN) || status=$$?; fi; exit $$status
+
+test: install
+	$(BIN)/python -m pytest -n 2 --durations 10
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: install
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+clean:
+	rm -rf .venv runs

@@ -1,0 +1,142 @@
+"""Where a variant's run is made and how it is published: beside the results, under a lock, by renaming.
+
+    runs/<plan>/<variant>/             the published run, whole
+    runs/<plan>/.attempts/<variant>/   the run that is being made, or one that failed after a good one
+    runs/<plan>/.previous/<variant>/   the run that is being replaced, for the moment this takes
+    runs/<plan>/.locks/<variant>       held by the runner at work; a lock outlives no process
+    runs/<plan>/.logs/<variant>        what the runner itself printed
+
+A failed attempt is published only where no good result stands in its place.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nbutils.errors import RunError
+from nbutils.manifest import FINISHED, RUNNING, Manifest, as_killed, find_manifest
+from nbutils.places import relative
+
+ATTEMPTS, PREVIOUS, LOCKS, LOGS = ".attempts", ".previous", ".locks", ".logs"
+LOCK_SECONDS = 1.0  # a look at the lock holds it for a moment: long enough to wait for that, not for a run
+
+
+@dataclass(frozen=True)
+class Place:
+    """The files of one variant in the folder of its plan."""
+
+    plan_folder: Path
+    variant: str
+
+    @property
+    def published(self) -> Path:
+        return self.plan_folder / self.variant
+
+    @property
+    def attempt(self) -> Path:
+        return self.plan_folder / ATTEMPTS / self.variant
+
+    @property
+    def previous(self) -> Path:
+        return self.plan_folder / PREVIOUS / self.variant
+
+    @property
+    def log(self) -> Path:
+        return self.plan_folder / LOGS / self.variant
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other runners off. Raises RunError where one is at work, or the plan's folder cannot be written.
+
+        The system releases the lock when the process ends, however it ends; on NFS this needs version 3 or later.
+        """
+        path = self.plan_folder / LOCKS / self.variant
+        try:
+            for folder in (path, self.attempt, self.previous, self.log):
+                folder.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise RunError(
+                f"{relative(self.plan_folder)} cannot be written ({error.strerror}). Name another folder, or mend it."
+            ) from None
+        with file:
+            if not _lock(file.fileno()):
+                file.seek(0)
+                raise RunError(f"{self.variant}: another runner is at work on it ({file.read()}). Wait until it ends.")
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {platform.node()}")
+            file.flush()
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a runner is at work on this variant."""
+        try:
+            with (self.plan_folder / LOCKS / self.variant).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
+
+    def result(self) -> Manifest | None:
+        """The manifest of the published run, None where there is none."""
+        return find_manifest(self.published) or find_manifest(self.previous)
+
+    def unpublished(self) -> Manifest | None:
+        """The manifest of a run that is being made or that was not published, None where there is none."""
+        locked = self.is_locked()  # asked before reading: a run that ends in between is then seen as ended
+        manifest = find_manifest(self.attempt)
+        return as_killed(manifest) if manifest and manifest["status"] == RUNNING and not locked else manifest
+
+    def is_finished(self, key: str) -> bool:
+        """Whether the published run is finished and has this key."""
+        result = self.result()
+        return result is not None and result["status"] == FINISHED and result["key"] == key
+
+    def mend(self) -> None:
+        """Complete a publication that was cut short. Needs the lock."""
+        attempt = find_manifest(self.attempt)
+        if attempt and attempt["status"] == FINISHED:
+            self.publish()
+        elif self.previous.is_dir() and not self.published.is_dir():
+            self.previous.rename(self.published)
+
+    def clear(self) -> None:
+        """Make an empty folder for a new attempt. Needs the lock."""
+        if self.attempt.is_dir():
+            shutil.rmtree(self.attempt)
+        self.attempt.mkdir()
+
+    def publish(self) -> bool:
+        """Rename the ended attempt into its place, unless it failed and a good result stands there. Needs the lock."""
+        result, attempt = self.result(), find_manifest(self.attempt)
+        if result and result["status"] == FINISHED and attempt and attempt["status"] != FINISHED:
+            return False
+        if self.published.is_dir():
+            if self.previous.is_dir():
+                shutil.rmtree(self.previous)
+            self.published.rename(self.previous)
+        self.attempt.rename(self.published)
+        shutil.rmtree(self.previous, ignore_errors=True)
+        return True
+
+
+def _lock(descriptor: int) -> bool:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)

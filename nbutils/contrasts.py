@@ -1,0 +1,127 @@
+"""The comparisons a plan announces before any run, and whether they were changed after the first one.
+
+A contrast is judged on pairs: the runs of the treatment and of the control whose other matrix values (the seeds) are
+equal. Everything a report shows that no contrast asked for is exploratory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from nbutils.errors import PlanError, did_you_mean
+
+CHOICES = {"better": ("lower", "higher"), "claim": ("better", "no worse")}
+USED_FILE = "contrasts.json"  # in the plan's folder: what the contrasts were, and since when
+
+
+class InMatrix(Protocol):
+    """A variant of a plan, or a run of one."""
+
+    stage: str
+    matrix: dict[str, Any]
+
+
+Item = TypeVar("Item", bound=InMatrix)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two settings of one stage, `treatment` and `control`, as matrix values. The noise floor is one: an A/A pair."""
+
+    stage: str
+    metric: str
+    treatment: dict[str, Any]
+    control: dict[str, Any]
+
+    def pairs(self, items: Iterable[Item]) -> list[tuple[Item, Item]]:
+        """(treatment, control) for all values of the matrix's other names that both sides have, in the plan's order."""
+        sides: dict[str, dict[str, Item]] = {"treatment": {}, "control": {}}
+        for item in items:
+            for side, values in (("treatment", self.treatment), ("control", self.control)):
+                if item.stage == self.stage and item.matrix.items() >= values.items():
+                    rest = {name: value for name, value in item.matrix.items() if name not in values}
+                    sides[side][json.dumps(rest, sort_keys=True)] = item
+        return [(item, sides["control"][rest]) for rest, item in sides["treatment"].items() if rest in sides["control"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast(Comparison):
+    """A question with its criterion. `smallest_effect` is in the metric's unit; for "no worse" it is the margin."""
+
+    name: str
+    question: str
+    better: str
+    claim: str
+    smallest_effect: float
+    primary: bool = False
+
+
+def contrasts_sha256(contrasts: Iterable[Comparison]) -> str:
+    """A hash of what the contrasts ask."""
+    return hashlib.sha256(json.dumps([asdict(each) for each in contrasts], sort_keys=True).encode()).hexdigest()
+
+
+def record_contrasts(contrasts: Iterable[Comparison], folder: Path) -> None:
+    """Note in plan folder `folder` that these contrasts are in use from now on, if they were not the last in use."""
+    from nbutils.runs import write_json
+
+    used = _used(folder)
+    digest = contrasts_sha256(contrasts)
+    if not used or used[-1]["sha256"] != digest:
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(folder / USED_FILE, [*used, {"sha256": digest, "first_used": now}])
+
+
+def contrasts_changed(folder: Path) -> bool:
+    """Whether the contrasts now in use in plan folder `folder` are others than those of the plan's first run."""
+    used = _used(folder)
+    return bool(used) and used[-1]["sha256"] != used[0]["sha256"]
+
+
+def _used(folder: Path) -> list[dict[str, str]]:
+    path = folder / USED_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def check_criterion(where: str, given: Mapping[str, Any]) -> None:
+    """Raise PlanError where `better`, `claim` or `smallest_effect` of a contrast is not what it can be."""
+    for name, words in CHOICES.items():
+        if given[name] not in words:
+            raise PlanError(f"{where}: {name} is {given[name]!r}. {did_you_mean(str(given[name]), words)}")
+    effect = given["smallest_effect"]
+    if isinstance(effect, bool) or not isinstance(effect, int | float) or not 0 < effect < float("inf"):
+        raise PlanError(
+            f"{where}: smallest_effect is {effect!r}. Give the smallest difference in the metric that would matter to "
+            "you, a number above 0."
+        )
+    if not isinstance(given.get("primary", False), bool):
+        raise PlanError(f"{where}: primary is {given['primary']!r}. Write true or false.")
+
+
+def check_pairs(where: str, comparison: Comparison, matrix: Mapping[str, list[Any]], items: Iterable[InMatrix]) -> None:
+    """Raise PlanError where a comparison names no values of `matrix`, has two equal sides, or has no pair."""
+    for side in ("treatment", "control"):
+        for name, value in getattr(comparison, side).items():
+            if name not in matrix:
+                near = did_you_mean(name, matrix)
+                raise PlanError(f"{where}: {side} names {name!r}, not in the matrix of its stage. {near}")
+            if value not in matrix[name]:
+                values = ", ".join(map(str, matrix[name]))
+                raise PlanError(f"{where}: {side} has {name} {value!r}; the matrix has {values}.")
+    if comparison.treatment.keys() != comparison.control.keys():
+        raise PlanError(
+            f"{where}: treatment and control must name the same matrix values, so that pairs can be formed."
+        )
+    if comparison.treatment == comparison.control:
+        raise PlanError(f"{where}: treatment and control are the same.")
+    if not comparison.pairs(items):
+        raise PlanError(
+            f"{where}: no variant of the treatment has a partner of the control with equal other matrix values. "
+            "Look at what the stage excludes."
+        )

@@ -1,0 +1,117 @@
+"""The data card: what a reader must know of prepared data to believe a number measured on it.
+
+It says nothing about the machine or the time, so equal data have equal cards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nbutils.corpora import SOURCES, Document, corpus_versions
+from nbutils.documents import Duplicate, measure_leakage
+from nbutils.packing import Blocks, unigram_cross_entropy
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+    from transformers import PreTrainedTokenizerBase
+
+EXAMPLES = 5  # duplicates shown
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The documents that stay, with their splits, and how many there were after each stage on the way."""
+
+    documents: list[Document]
+    stages: list[dict[str, Any]]
+    duplicates: list[Duplicate]
+    cleaning_example: dict[str, str]
+
+
+def document_table(documents: Sequence[Document], ids: Sequence[np.ndarray]) -> DataFrame:
+    """One row a document: its number (what document_ids in the blocks refer to), name, split and sizes."""
+    import pandas
+
+    return pandas.DataFrame(
+        {
+            "document": np.arange(len(documents), dtype=np.int32),
+            "name": [document.name for document in documents],
+            "split": [document.split for document in documents],
+            "characters": [len(document.text) for document in documents],
+            "bytes": [len(document.text.encode()) for document in documents],
+            "tokens": [len(row) for row in ids],
+        }
+    )
+
+
+def data_card(
+    selection: Selection,
+    dataset_name: str,
+    table: DataFrame,
+    blocks: dict[str, Blocks],
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any]:
+    """The card of packed documents, ready for JSON.
+
+    `splits` counts documents, characters, bytes, tokens and blocks; `leakage` is measure_leakage's table; `unigram_ce`
+    is in nats per token; `fingerprint` covers every block and the vocabulary.
+    """
+    exact = sum(duplicate.exact for duplicate in selection.duplicates)
+    return {
+        "dataset_name": dataset_name,
+        "corpus_versions": corpus_versions(dataset_name),
+        "stages": selection.stages,
+        "duplicates": {
+            "exact": exact,
+            "near": len(selection.duplicates) - exact,
+            "examples": [asdict(duplicate) for duplicate in selection.duplicates[-EXAMPLES:]],
+        },
+        "cleaning_example": selection.cleaning_example,
+        "splits": {split: _split_counts(table, split, blocks[split], tokenizer) for split in blocks},
+        "leakage": measure_leakage(selection.documents),
+        "vocab_size": len(tokenizer),
+        "block_size": blocks["train"].input_ids.shape[1],
+        "end_token_id": tokenizer.eos_token_id,
+        "unigram_ce": {
+            split: unigram_cross_entropy(blocks["train"], blocks[split], len(tokenizer))
+            for split in blocks
+            if split != "train"
+        },
+        "seen_by_base_model": SOURCES[dataset_name].seen_by_base_model,
+        "fingerprint": _fingerprint(blocks, tokenizer),
+    }
+
+
+def _split_counts(table: DataFrame, split: str, blocks: Blocks, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """`tokens` are those of the texts; with the end tokens and without the dropped ones they fill the blocks."""
+    rows = table[table["split"] == split]
+    counts = {name: int(rows[name].sum()) for name in ("characters", "bytes", "tokens")}
+    packed = blocks.input_ids.size + blocks.dropped_tokens
+    unknown = tokenizer.unk_token_id
+    has_unknown = unknown not in (None, tokenizer.eos_token_id)  # GPT-2 gives both one name, and can encode any text
+    return {
+        "documents": len(rows),
+        **counts,
+        "end_tokens": packed - counts["tokens"],
+        "dropped_tokens": blocks.dropped_tokens,
+        "unknown_tokens": int((blocks.input_ids == unknown).sum()) if has_unknown else 0,
+        "blocks": len(blocks.input_ids),
+    }
+
+
+def _fingerprint(blocks: dict[str, Blocks], tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over every block, the document of every token, and the vocabulary."""
+    digest = hashlib.sha256()
+    for split, packed in blocks.items():
+        digest.update(f"{split} {packed.input_ids.shape}".encode())
+        digest.update(packed.input_ids.astype("<i4").tobytes())
+        digest.update(packed.document_ids.astype("<i4").tobytes())
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
+    digest.update(json.dumps([vocabulary, tokenizer.eos_token_id]).encode())
+    return digest.hexdigest()

@@ -1,0 +1,21 @@
+"""Every plot of the workbook. Each function returns a matplotlib Figure; `show` saves it and puts it into a notebook.
+
+figures.show(figures.loss_curves(study), "loss", "Training loss over steps, mean and 95 % band over seeds.")
+"""
+
+from nbutils.figures.contrasts import contrast_forest
+from nbutils.figures.corpus import document_lengths, documents_per_split, leakage
+from nbutils.figures.style import show
+from nbutils.figures.training import cost_quality, loss_curves, perplexity_curves, proxy
+
+__all__ = [
+    "contrast_forest",
+    "cost_quality",
+    "document_lengths",
+    "documents_per_split",
+    "leakage",
+    "loss_curves",
+    "perplexity_curves",
+    "proxy",
+    "show",
+]

@@ -1,0 +1,156 @@
+"""How every figure looks, and how it is saved and shown.
+
+Colours are the Okabe-Ito-like "colorblind" palette of seaborn; each arm also has its own dash and marker,
+so a grey print still tells them apart. Text is never read as TeX: an arm called "$x" is shown, not parsed.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+from nbutils.places import FIGURES
+
+if TYPE_CHECKING:
+    from IPython.display import HTML
+
+WIDTH = 7.2  # inches: the text width of an A4 page, so that 8 point text prints as 8 points
+DOTS_PER_INCH = 200
+PNG_COLOURS = 128  # a palette makes a plot a third as heavy, and no eye sees it
+INK, QUIET, LINE = "#1b1f24", "#5b6570", "#d8dee4"
+
+# Colour, dash and marker of the first, second, ... arm. The control comes first: grey, and drawn wide, so
+# that a dashed line upon it still shows both.
+COLOURS = ("#7f7f7f", "#0173b2", "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#ca9161")
+DASHES = ("", (4, 1.5), (1, 1), (3, 1.25, 1.5, 1.25), (5, 1, 1, 1, 1, 1), (2, 2), (6, 2), (3, 1, 1, 1, 1, 1))
+MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p")
+
+RC = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same figure on every machine
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.edgecolor": QUIET,
+    "axes.linewidth": 0.8,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": LINE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+    "svg.hashsalt": "soft-targets-workbook",
+    "svg.fonttype": "path",
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """The house style while a figure is drawn or saved; the reader's own settings afterwards."""
+    with mpl.rc_context(RC):
+        yield
+
+
+def canvas(panels: int = 1, height: float = 2.6, columns: int = 3) -> tuple[Figure, list]:
+    """A figure of the page's width with `panels` axes in rows of at most `columns`; `height` inches a row."""
+    columns = min(panels, columns)
+    rows = -(-panels // columns)
+    figure = Figure(figsize=(WIDTH, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for unused in axes[panels:]:
+        unused.remove()
+    return figure, list(axes[:panels])
+
+
+def look(labels: Sequence[str]) -> dict[str, dict]:
+    """Colour, dash and marker of each label, by its place; past eight they repeat in another pairing."""
+    return {
+        label: {
+            "color": COLOURS[index % len(COLOURS)],
+            "dash": DASHES[(index + index // len(COLOURS)) % len(DASHES)],
+            "marker": MARKERS[(index + index // len(COLOURS)) % len(MARKERS)],
+        }
+        for index, label in enumerate(labels)
+    }
+
+
+def log_axis(axes: Axes, name: str) -> None:
+    """Make the axis called `name`, "x" or "y", logarithmic, with plain numbers at 1, 2 and 5 of each decade."""
+    axis = {"x": axes.xaxis, "y": axes.yaxis}[name]
+    axes.set(**{f"{name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def empty(message: str) -> Figure:
+    """A small figure that says why there is nothing to draw."""
+    figure, (axes,) = canvas(height=0.8)
+    axes.set_axis_off()
+    axes.text(0.0, 0.5, message, color=QUIET, transform=axes.transAxes, va="center")
+    return figure
+
+
+def show(figure: Figure, name: str, caption: str, folder: Path = FIGURES) -> HTML:
+    """Save `figure` as `<name>.png` and `<name>.svg` in `folder`; return it with its caption for a notebook.
+
+    The same figure gives the same bytes: no date, no version, fixed ids. Characters of `name` that do not
+    belong in a file name become "-". The caption is plain text; it is escaped, and is the picture's
+    alternative text too.
+    """
+    from IPython.display import HTML
+
+    from nbutils.files import atomic_write
+
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "figure"
+    folder.mkdir(parents=True, exist_ok=True)
+    png = _with_palette(_rendered(figure, "png", dpi=DOTS_PER_INCH))
+    atomic_write(folder / f"{name}.png", png)
+    atomic_write(folder / f"{name}.svg", _rendered(figure, "svg", metadata={"Date": None, "Creator": None}))
+    figure.clear()
+    caption = html.escape(caption)
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return HTML(f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>')
+
+
+def _with_palette(png: bytes) -> bytes:
+    """The same picture with PNG_COLOURS colours and no metadata but its size on paper."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    picture = Image.open(io.BytesIO(png)).convert("RGB").quantize(PNG_COLOURS, dither=Image.Dither.NONE)
+    picture.save(buffer, "png", optimize=True, dpi=(DOTS_PER_INCH, DOTS_PER_INCH))
+    return buffer.getvalue()
+
+
+def _rendered(figure: Figure, kind: str, **options: object) -> bytes:
+    """`figure` as the bytes of a file."""
+    buffer = io.BytesIO()
+    with styled():  # some text is made only while saving
+        figure.savefig(buffer, format=kind, **options)
+    return buffer.getvalue()

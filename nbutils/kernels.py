@@ -1,0 +1,221 @@
+"""One notebook executed by papermill in a kernel of its own, with the truth about how it ended.
+
+papermill alone lets kernels race for ports, starts whatever kernel a user's home folder calls `python3`, and writes a
+notebook that says "completed" when its kernel was killed or left by `sys.exit`. Here a kernel talks over sockets in a
+private folder, is this Python, and a notebook that ended badly says so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from jupyter_client import AsyncKernelManager
+from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
+from nbclient.exceptions import DeadKernelError
+from papermill.exceptions import PapermillExecutionError
+from papermill.execute import ERROR_MARKER_TAG, execute_notebook
+from traitlets import default
+from traitlets.config import Config
+
+from nbutils.files import atomic_write
+
+LONGEST_SOCKET_FOLDER = 80  # of the 107 bytes a socket's path may have
+LOG_LINES = 20
+IOPUB_SECONDS = 60  # the default of 4 fails a cell whose output is slow to arrive on a busy machine
+START_SECONDS = 180  # many kernels that start at once on few cores
+AUTOSAVE_SECONDS = 60  # the whole notebook is written each time
+THRIFT = {"TQDM_MININTERVAL": "30"}  # seconds between redraws of a progress bar that nobody watches
+ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
+
+
+class NotebookFailed(Exception):
+    """A cell failed. `record` has `type`, `message`, `cell` and `log`, for manifest.json."""
+
+    def __init__(self, record: dict[str, Any]) -> None:
+        super().__init__(f"{record['cell']}: {record['type']}: {record['message']}")
+        self.record = record
+
+
+class KernelDied(NotebookFailed):
+    """The kernel's process ended in the middle of a cell."""
+
+
+def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+    """Run `notebook` with `parameters` in the folder it lies in and write the executed notebook to `output`.
+
+    The kernel gets `environment` on top of this process's. Raises NotebookFailed or its kind KernelDied; `output` then
+    shows which cell it was. Whatever else ends it, `output` claims no cell that did not end.
+    """
+    exits: list[int | None] = []
+    try:
+        with _private_kernel(exits) as config, _environment(THRIFT | dict(environment)):
+            execute_notebook(
+                _no_template(notebook),
+                _no_template(output),
+                dict(parameters),
+                kernel_name=NATIVE_KERNEL_NAME,
+                progress_bar=False,
+                start_timeout=START_SECONDS,
+                autosave_cell_every=AUTOSAVE_SECONDS,
+                iopub_timeout=IOPUB_SECONDS,
+                coalesce_streams=True,
+                resources={"metadata": {"path": str(notebook.parent)}},
+                **config,
+            )
+    except PapermillExecutionError:
+        pass  # the saved notebook has the error, and is read below
+    except DeadKernelError:
+        raise KernelDied(_mark_death(output, _death(exits[-1] if exits else None))) from None
+    except BaseException:
+        _mark_unfinished(output)
+        raise
+    failure = _failure(nbformat.read(output, as_version=4))
+    if failure:
+        raise NotebookFailed(failure)
+
+
+@contextmanager
+def _private_kernel(exits: list[int | None]) -> Iterator[dict[str, Any]]:
+    """Settings for nbclient: a kernel of this Python, over sockets in its own folder; `exits` gets how it ended."""
+
+    class PrivateKernelManager(AsyncKernelManager):
+        async def _async_cleanup_resources(self, restart: bool = False) -> None:
+            process = getattr(self.provisioner, "process", None)
+            if process is not None and process.poll() is not None:  # died by itself: nobody has asked it to end
+                exits.append(process.returncode)
+                _end_group(self.provisioner.pgid)
+            await super()._async_cleanup_resources(restart)
+
+        cleanup_resources = _async_cleanup_resources
+
+        @default("kernel_spec_manager")
+        def _native_kernel(self) -> KernelSpecManager:
+            return KernelSpecManager(kernel_dirs=[])  # a kernel called python3 in a home folder may be another Python
+
+    base = tempfile.gettempdir()
+    with tempfile.TemporaryDirectory(
+        prefix="kernel-", dir=base if len(base) < LONGEST_SOCKET_FOLDER else "/tmp"
+    ) as folder:
+        settings = {"transport": "ipc", "ip": f"{folder}/socket", "connection_file": f"{folder}/connection.json"}
+        yield {"config": Config({"KernelManager": settings}), "kernel_manager_class": PrivateKernelManager}
+
+
+def _end_group(group: int | None) -> None:
+    """Kill what a dead kernel left behind: ranks of a training would hold their memory for ever."""
+    if group:
+        try:
+            os.killpg(group, signal.SIGKILL)
+        except ProcessLookupError:
+            return  # nothing was left
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _no_template(path: Path) -> str:
+    """papermill fills `{name}` in paths from the parameters; a path is a path."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _death(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"the kernel ended by itself (exit code {code}), as by os._exit. See the last lines of its log."
+    name = signal.Signals(-code).name
+    if name == "SIGKILL":
+        return (
+            "the kernel was ended by SIGKILL, most often because the machine ran out of memory. Try a smaller "
+            "per_device_train_batch_size or fewer workers at a time."
+        )
+    return f"the kernel was ended by {name}, a crash in compiled code or a signal from outside."
+
+
+def _mark_death(output: Path, message: str) -> dict[str, Any]:
+    """Put the death into the saved notebook, where papermill wrote `completed`; returns the record of it."""
+    saved = nbformat.read(output, as_version=4)
+    index = _last_started(saved)
+    cell = saved.cells[index]
+    cell.outputs = [*cell.get("outputs", []), nbformat.v4.new_output("error", ename="KernelDied", evalue=message)]
+    _mark_cells(saved, index)
+    _save(saved, output)
+    return _record("KernelDied", message, saved, index)
+
+
+def _mark_unfinished(output: Path) -> None:
+    if output.is_file():
+        saved = nbformat.read(output, as_version=4)
+        _mark_cells(saved, _last_started(saved))
+        _save(saved, output)
+
+
+def _mark_cells(saved: nbformat.NotebookNode, failed: int) -> None:
+    """Set papermill's marks right: cell `failed` did not end, the cells after it did not start."""
+    for cell in saved.cells[failed:]:
+        cell.metadata.papermill = cell.metadata.get("papermill", {}) | {"status": "pending", "exception": None}
+    saved.cells[failed].metadata.papermill.update(status="failed", exception=True)
+    saved.metadata.papermill.exception = True
+
+
+def _last_started(saved: nbformat.NotebookNode) -> int:
+    started = [index for index, cell in enumerate(saved.cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    return started[-1] if started else 0
+
+
+def _save(saved: nbformat.NotebookNode, output: Path) -> None:
+    atomic_write(output, nbformat.writes(saved) + "\n")
+
+
+def _failure(saved: nbformat.NotebookNode) -> dict[str, Any] | None:
+    """The record of the first cell that has an error or was never run, None where all is well."""
+    for index, cell in enumerate(saved.cells):
+        if cell.cell_type != "code" or not cell.source.strip():
+            continue
+        error = next((each for each in cell.outputs if each.output_type == "error"), None)
+        if error:
+            message = error.evalue
+            if error.ename == "SystemExit":
+                message = f"sys.exit({message or ''}) in a notebook ends nothing well. Raise an error, or end the cell."
+            return _record(error.ename, message, saved, index)
+        if cell.execution_count is None:
+            return _record("NotRun", "the notebook ended before this cell", saved, index)
+    return None
+
+
+def _record(kind: str, message: str, saved: nbformat.NotebookNode, index: int) -> dict[str, Any]:
+    cell = saved.cells[index]
+    source = next((line for line in cell.source.splitlines() if line.strip() and line[:1] != "#"), "")
+    printed = [
+        output.text
+        for each in saved.cells[: index + 1]
+        for output in each.get("outputs", [])
+        if output.output_type == "stream" and ERROR_MARKER_TAG not in each.metadata.get("tags", [])
+    ]
+    return {
+        "type": kind,
+        "message": plain(message),
+        "cell": f"In [{cell.get('execution_count') or ' '}]: {source.strip()}",
+        "log": plain("".join(printed)).splitlines()[-LOG_LINES:],
+    }
+
+
+def plain(text: str) -> str:
+    """`text` without terminal codes (colours, cursor moves)."""
+    return ANSI.sub("", text)

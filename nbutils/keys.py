@@ -1,0 +1,149 @@
+"""When is a run the same run? Its key is a hash of all that decides its numbers; a finished run with that key is kept.
+
+In the key: the notebook's code, the resolved parameters, the content of the files and folders the parameters name, and
+the nbutils files that prepare data, train and evaluate. Machine and package versions are in the manifest, not in the
+key: an upgrade repeats no run, except that of packages whose documentation is the embedded corpus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from nbutils.corpora import check_corpus, corpus_versions
+from nbutils.errors import RunError
+from nbutils.notebooks import source_sha256
+from nbutils.params import RUN_FOLDER
+from nbutils.places import ROOT, relative, resolve
+
+# They start, record, watch or show runs and change no number: an edit of one of them repeats no training.
+NOT_IN_KEY = frozenset(
+    {
+        *("__main__", "batch", "progress", "runner", "kernels", "preflight", "attempts"),  # start and watch
+        *("runs", "manifest", "environment", "keys", "files", "places", "errors"),  # record
+        *("plans", "contrasts", "params", "notebooks", "yamlfile", "cost"),  # say what to run
+        *("report", "figures", "statistics", "studies", "measures"),  # show
+    }
+)
+FOLDER_SUFFIX = "_folder"  # a parameter that ends so names a folder the run reads
+CHUNK = 1 << 20  # bytes read at a time
+
+
+def run_key(notebook: Path, params: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]]) -> str:
+    """The key of `notebook` with `params`; `inputs` is what `read_inputs` found for them."""
+    told = {name: value for name, value in params.items() if name not in inputs and name != RUN_FOLDER}
+    content = {
+        "notebook": source_sha256(notebook),
+        "params": told,
+        "inputs": {name: each["fingerprint"] for name, each in inputs.items()},
+        "corpus": corpus_content(params),
+        "nbutils": nbutils_sha256(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_inputs(params: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """{parameter: {folder, fingerprint}} for every parameter that names a folder with a run, data or a model.
+
+    A parameter called `..._folder` must; others do where a folder lies at the path they hold (model_name, say). Not
+    run_folder, where the run writes, nor data_files, whose content is the corpus.
+    Raises RunError where the folder does not exist or holds a run that did not finish.
+    """
+    return {
+        name: {"folder": relative(resolve(value)), "fingerprint": fingerprint(name, resolve(value))}
+        for name, value in params.items()
+        if name not in (RUN_FOLDER, "data_files") and value and (name.endswith(FOLDER_SUFFIX) or _is_folder(value))
+    }
+
+
+def _is_folder(value: Any) -> bool:
+    return isinstance(value, str) and "/" in value and resolve(value).is_dir()
+
+
+def fingerprint(parameter: str, folder: Path) -> str:
+    """What identifies the content of a folder a run reads.
+
+    Of a data-preparation run its data's fingerprint; of a run that made a model, or of a model folder, a hash of the
+    model's files; of any other finished run its key. Raises RunError where the folder is missing or its run unfinished.
+    """
+    if not folder.is_dir():
+        raise RunError(
+            f"{parameter}: there is no folder {relative(folder)}. Make the run first, or give another folder."
+        )
+    manifest = folder / "manifest.json"
+    if manifest.is_file():
+        record = json.loads(manifest.read_text(encoding="utf-8"))
+        if record["plan"] != "interactive" and record["status"] != "finished":
+            raise RunError(
+                f"{parameter}: the run in {relative(folder)} is {record['status']}, not finished. Run it again first."
+            )
+        if record.get("fingerprint"):
+            return record["fingerprint"]
+    return output_fingerprint(folder) or _tree_sha256(folder)
+
+
+def output_fingerprint(folder: Path) -> str | None:
+    """The fingerprint of the data or the model in a run folder, None where it made neither."""
+    card = folder / "data" / "card.json"
+    if card.is_file():
+        return json.loads(card.read_text(encoding="utf-8"))["fingerprint"]
+    return _tree_sha256(folder / "model") if (folder / "model").is_dir() else None
+
+
+def data_fingerprint(folder: Path, inputs: Mapping[str, Mapping[str, str]]) -> str | None:
+    """The fingerprint of the data a run made in `folder` or read from one of `inputs`, None where there is none."""
+    if (folder / "data" / "card.json").is_file():
+        return output_fingerprint(folder)
+    read = [each for each in inputs.values() if (resolve(each["folder"]) / "data" / "card.json").is_file()]
+    return read[0]["fingerprint"] if read else None
+
+
+def corpus_content(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies the documents that a data-preparation run reads; {} where `params` name no corpus.
+
+    Raises CorpusError where the files do not exist.
+    """
+    if not {"dataset_name", "data_files"} <= params.keys():
+        return {}
+    files = check_corpus(params["dataset_name"], params["data_files"])
+    hashes = {relative(path): file_sha256(path) for path in files if path.is_file()}
+    return {"versions": corpus_versions(params["dataset_name"]), "files": hashes}
+
+
+def nbutils_sha256() -> str:
+    """A hash of the nbutils files that decide a run's numbers: all but NOT_IN_KEY."""
+    package = ROOT / "nbutils"
+    files = {path.relative_to(package): path for path in sorted(package.rglob("*.py"))}
+    return _together(
+        (name.as_posix(), file_sha256(path))
+        for name, path in files.items()
+        if name.with_suffix("").parts[0] not in NOT_IN_KEY
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, read again only when its size or time of change is another."""
+    status = path.stat()
+    return _file_sha256(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=4096)
+def _file_sha256(path: Path, modified: int, size: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _tree_sha256(folder: Path) -> str:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return _together((path.relative_to(folder).as_posix(), file_sha256(path)) for path in files)
+
+
+def _together(hashes: Iterable[tuple[str, str]]) -> str:
+    return hashlib.sha256(json.dumps(list(hashes)).encode()).hexdigest()

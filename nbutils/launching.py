@@ -1,0 +1,92 @@
+"""Several processes from a notebook: launch(function, config, processes).
+
+One process is a plain call. More go through torch's elastic launcher with fresh interpreters (spawn), a free port, and
+a log and an error record for each rank. torch reports whichever rank it notices first, often only "connection closed by
+peer"; here the rank that failed first is named, with its own error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from nbutils.errors import RunError
+
+
+def launch(function: Callable[[Any], Any], config: Any, processes: int = 1, log_folder: Path | None = None) -> Any:
+    """function(config) in `processes` ranks; returns what rank 0 returned.
+
+    `function` and `config` must be importable and picklable, because ranks start from nothing. Each rank finds RANK,
+    WORLD_SIZE and the rest of torch's variables in its environment; its output goes to `log_folder`/rank<i>.log.
+    Raises RunError naming the first rank that failed and its error.
+    """
+    if processes == 1:
+        return function(config)
+    if function.__module__ == "__main__":
+        raise RunError(f"{function.__name__} is defined in the notebook; move it to a module, ranks must import it.")
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    log_folder = Path(log_folder or Path.cwd() / "ranks")
+    log_folder.mkdir(parents=True, exist_ok=True)
+    for stale in log_folder.glob("rank*"):
+        stale.unlink()
+    settings = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        start_method="spawn",
+        max_restarts=0,
+        monitor_interval=0.2,
+    )
+    main_thread = threading.current_thread() is threading.main_thread()
+    previous = signal.getsignal(signal.SIGTERM) if main_thread else None
+    try:
+        return elastic_launch(settings, _rank)(function, config, str(log_folder))[0]
+    except ChildFailedError as error:
+        raise _first_failure(log_folder) from error
+    finally:
+        if main_thread:  # the launcher leaves a handler of its own behind in the kernel
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _rank(function: Callable[[Any], Any], config: Any, log_folder: str) -> Any:
+    rank = int(os.environ["RANK"])
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if Path("/sys/class/net/lo").exists() else "")
+    log = (Path(log_folder) / f"rank{rank}.log").open("w")
+    os.dup2(log.fileno(), 1)
+    os.dup2(log.fileno(), 2)
+    try:
+        return function(config)
+    except BaseException as error:
+        record = {
+            "time": time.time(),
+            "rank": rank,
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": traceback.format_exc(),
+        }
+        (Path(log_folder) / f"rank{rank}.error.json").write_text(json.dumps(record))
+        raise
+
+
+def _first_failure(log_folder: Path) -> RunError:
+    records = [json.loads(path.read_text()) for path in log_folder.glob("rank*.error.json")]
+    if not records:
+        return RunError(f"A rank died without a word (killed, or out of memory). Its last lines are in {log_folder}.")
+    first = min(records, key=lambda record: record["time"])
+    return RunError(
+        f"Rank {first['rank']} failed first: {first['type']}: {first['message']}\n{first['traceback']}\n"
+        f"The logs of all ranks are in {log_folder}."
+    )

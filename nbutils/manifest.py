@@ -1,0 +1,93 @@
+"""manifest.json: what a run was made from, on what, and how each attempt at it ended.
+
+The record is ours alone. A notebook's metadata is never believed: papermill marks the cells of a killed kernel as
+completed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nbutils import environment
+from nbutils.errors import RunError
+from nbutils.files import atomic_write, now, read_json, write_json
+from nbutils.keys import data_fingerprint, nbutils_sha256, output_fingerprint, read_inputs, run_key
+from nbutils.notebooks import source_sha256
+from nbutils.places import relative
+from nbutils.plans import Variant
+
+MANIFEST = "manifest.json"
+RUNNING, FINISHED, FAILED, KILLED = "running", "finished", "failed", "killed"
+
+Manifest = dict[str, Any]
+
+
+def begin(folder: Path, plan: str, variant: Variant, earlier: list[dict[str, Any]]) -> Manifest:
+    """Write params.yaml and the manifest of a run that starts now in `folder`, after the `earlier` attempts."""
+    inputs = read_inputs(variant.params)
+    source = {"notebook_sha256": source_sha256(variant.notebook), "nbutils_sha256": nbutils_sha256()}
+    manifest = {
+        "plan": plan,
+        "stage": variant.stage,
+        "variant": variant.name,
+        "notebook": relative(variant.notebook),
+        "key": run_key(variant.notebook, variant.params, inputs),
+        "status": RUNNING,
+        "exit_code": None,
+        "error": None,
+        "params": variant.params,
+        "matrix": variant.matrix,
+        "inputs": inputs,
+        "fingerprint": None,  # of the data or model the run makes, once it is finished
+        "data_fingerprint": data_fingerprint(folder, inputs),
+        "source": environment.git_state() | source,
+        "packages": environment.packages(),
+        "hardware": environment.hardware(),
+        "attempts": [*earlier, {"start": now(), "end": None, "exit_code": None, "status": RUNNING}],
+    }
+    atomic_write(folder / "params.yaml", yaml.safe_dump(variant.params, sort_keys=False, allow_unicode=True))
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def end(folder: Path, manifest: Manifest, status: str, exit_code: int, error: dict[str, Any] | None) -> Manifest:
+    """Write how the run in `folder` ended. `error` is None or has `type`, `message`, `cell` and `log` (lines)."""
+    last = manifest["attempts"][-1] | {"end": now(), "exit_code": exit_code, "status": status}
+    manifest = manifest | {"status": status, "exit_code": exit_code, "error": error}
+    manifest["attempts"] = [*manifest["attempts"][:-1], last]
+    manifest["data_fingerprint"] = data_fingerprint(folder, manifest["inputs"])
+    if status == FINISHED:
+        manifest["fingerprint"] = output_fingerprint(folder) or manifest["key"]
+    write_json(folder / MANIFEST, manifest)
+    return manifest
+
+
+def find_manifest(folder: Path) -> Manifest | None:
+    """The manifest of run folder `folder`, None where there is none. Raises RunError where it is damaged."""
+    try:
+        return read_json(folder / MANIFEST)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{relative(folder / MANIFEST)} cannot be read ({error}). Delete the folder, run again."
+        ) from None
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of run folder `folder`. Raises RunError where it is missing or damaged."""
+    manifest = find_manifest(folder)
+    if manifest is None:
+        raise RunError(f"{relative(folder)} is not a run folder: it has no {MANIFEST}.")
+    return manifest
+
+
+def as_killed(manifest: Manifest) -> Manifest:
+    """`manifest` of a run that nobody works on though it says running: its runner was ended before it could write."""
+    last = manifest["attempts"][-1] | {"status": KILLED}
+    message = "The runner was ended before it could record how (power, memory, or a kill). Run it again."
+    error = {"type": "RunnerKilled", "message": message, "cell": None, "log": []}
+    return manifest | {"status": KILLED, "error": error, "attempts": [*manifest["attempts"][:-1], last]}

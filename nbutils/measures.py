@@ -1,0 +1,115 @@
+"""What a logged number is called, its unit, which way is better, and how it is written in tables and on axes.
+
+A study adds its own measures to MEASURES; a name that is not there is shown as it is, without a direction.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+MINUS = "−"
+UNKNOWN = "–"  # shown where a number does not exist
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One metric of metrics.csv or result.json.
+
+    `better` is "lower", "higher" or "" (neither); `scale` multiplies the stored value for display.
+    """
+
+    label: str
+    unit: str = ""
+    better: str = ""
+    digits: int = 4
+    scale: float = 1.0
+
+    @property
+    def axis(self) -> str:
+        """An axis title: label and unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
+
+    @property
+    def difference_unit(self) -> str:
+        """The unit of a difference: two percentages differ by percentage points."""
+        return "percentage points" if self.unit == "%" else self.unit
+
+    def number(self, value: float) -> str:
+        """`value` for a table, without the unit; a dash where it is not finite."""
+        return _grouped(value * self.scale, self.digits)
+
+    def short(self, value: float) -> str:
+        """`value` with as few digits as it needs, as a person writes a planned effect: 0.01."""
+        return f"{value * self.scale:.6g}"
+
+    def interval(self, low: float, high: float) -> str:
+        """`[low, high]`; a dash where there is none (one seed)."""
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return UNKNOWN
+        return f"[{self.number(low)}, {self.number(high)}]"
+
+    def signed(self, value: float) -> str:
+        """A signed difference with as few digits as it needs, for the ticks of an axis."""
+        text = f"{value * self.scale:+.6g}" if abs(value * self.scale) > 1e-12 else "0"
+        return text.replace("-", MINUS)
+
+    def difference(self, value: float) -> str:
+        """A signed difference in the measure's unit."""
+        text = self.number(value)
+        return f"+{text}" if value > 0 and any(digit in text for digit in "123456789") else text
+
+    def difference_interval(self, low: float, high: float) -> str:
+        """`[low, high]` with signs; a dash where there is none."""
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return UNKNOWN
+        return f"[{self.difference(low)}, {self.difference(high)}]"
+
+
+MEASURES = {
+    "loss": Measure("objective", "nats per token", "lower"),
+    "ce_loss": Measure("cross entropy", "nats per token", "lower"),
+    "cosine_loss": Measure("cosine term, 1 − cosine", "", "lower"),
+    "perplexity": Measure("perplexity", "", "lower", digits=2),
+    "token_acc": Measure("token accuracy", "%", "higher", digits=2, scale=100.0),
+    "cosine": Measure("cosine proxy", "", "higher"),
+    "train_seconds": Measure("training time", "s", "lower", digits=1),
+    "tokens_per_second": Measure("speed", "tokens/s", "higher", digits=0),
+    "peak_memory_mib": Measure("peak memory", "MiB", "lower", digits=0),
+    "tokens_seen": Measure("tokens seen", "", "", digits=0),
+    "parameters": Measure("parameters", "", "", digits=0),
+    "steps": Measure("steps", "", "", digits=0),
+}
+
+SPLITS = {"eval_": "validation", "test_": "test"}
+
+
+def measure(name: str) -> Measure:
+    """The measure called `name`, its split named in the label: `test_ce_loss` is "test cross entropy"."""
+    for prefix, split in SPLITS.items():
+        if name.startswith(prefix):
+            plain = measure(name.removeprefix(prefix))
+            return replace(plain, label=f"{split} {plain.label}")
+    return MEASURES.get(name, Measure(name.replace("_", " ")))
+
+
+def percent(value: float) -> str:
+    """A signed percentage with two digits: 0.0123 is "+1.23 %"."""
+    return f"{Measure('', digits=2, scale=100.0).difference(value)} %"
+
+
+def p_text(p: float) -> str:
+    """A p value as journals print it."""
+    if not math.isfinite(p):
+        return UNKNOWN
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _grouped(value: float, digits: int) -> str:
+    """Fixed digits, thousands apart, a true minus sign, no minus before a rounded zero."""
+    if not math.isfinite(value):
+        return UNKNOWN
+    text = f"{value:,.{digits}f}"
+    if text.startswith("-"):
+        text = text[1:] if float(text.replace(",", "")) == 0 else MINUS + text[1:]
+    return text

@@ -1,0 +1,181 @@
+"""Models: pretrained by name or folder, or from a configuration with random weights.
+
+Configurations and the shapes of well-known models stand here, so that costs can be estimated and models be made from
+scratch with no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbutils.errors import ModelError, did_you_mean
+from nbutils.places import resolve
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# width, layers, heads of GPT-2 style configurations of our own: random weights only
+CONFIGURATIONS = {
+    "micro": (64, 2, 2),  # for tests and the quick plan
+    "tiny": (128, 4, 4),  # nanoGPT's setting for a CPU: 0.8 M parameters without its vocabulary
+    "small": (256, 6, 8),  # 4.7 M without its vocabulary, 17.6 M with GPT-2's
+    "study": (512, 4, 8),  # the cosine study's own model from scratch
+}
+# the same of published models, whose weights the Hugging Face Hub has
+PUBLISHED = {
+    "distilgpt2": (768, 6, 12),
+    "gpt2": (768, 12, 12),
+    "gpt2-medium": (1024, 24, 16),
+    "gpt2-large": (1280, 36, 20),
+    "gpt2-xl": (1600, 48, 25),
+}
+PUBLISHED_VOCABULARY, PUBLISHED_POSITIONS = 50257, 1024
+LARGEST_PADDING = (
+    128  # models pad their vocabulary up to a multiple of 128 for speed; a larger gap is another vocabulary
+)
+
+
+def build_config(model_name: str, vocab_size: int, block_size: int, dropout: float = 0.1) -> PretrainedConfig:
+    """The configuration `model_name` stands for: one of ours, a published model's, or that of a folder or Hub name.
+
+    Ours get `block_size` positions; all get `vocab_size` tokens, or keep their own where it is 0. Needs the network for
+    Hub names that are not in `PUBLISHED` alone. Raises ModelError where there is no such model.
+    """
+    from transformers import AutoConfig, GPT2Config
+
+    shape = CONFIGURATIONS.get(model_name) or PUBLISHED.get(model_name)
+    if shape is None:
+        config = _reach(model_name, AutoConfig.from_pretrained)
+        config.vocab_size = vocab_size or config.vocab_size
+    else:
+        width, layers, heads = shape
+        config = GPT2Config(
+            vocab_size=vocab_size or PUBLISHED_VOCABULARY,
+            n_positions=block_size if model_name in CONFIGURATIONS else PUBLISHED_POSITIONS,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
+            bos_token_id=None,  # the tokenizer's, set where there is one
+            eos_token_id=None,
+        )
+    return _with_dropout(config, dropout)
+
+
+def count_parameters(config: PretrainedConfig) -> int:
+    """Parameters of the causal model of `config`, shared matrices once; takes no memory for them."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def load_model(
+    model_name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    from_scratch: bool,
+    dropout: float = 0.1,
+) -> PreTrainedModel:
+    """A causal model in float32: pretrained, or with random weights drawn from torch's generator.
+
+    Raises ModelError where there is none of that name, it has fewer positions than `block_size`, or its vocabulary is
+    not the tokenizer's.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_model(model_name, from_scratch, block_size)
+    if from_scratch:
+        config = build_config(model_name, len(tokenizer), block_size, dropout)
+        config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+        config.pad_token_id = None
+        return AutoModelForCausalLM.from_config(config)
+    config = _with_dropout(build_config(_place(model_name), 0, block_size), dropout)
+    check_vocabulary(model_name, config.vocab_size, tokenizer)
+    return _reach(model_name, AutoModelForCausalLM.from_pretrained, config=config, dtype="float32")
+
+
+def load_trained(folder: Path) -> PreTrainedModel:
+    """The model a run has saved, in evaluation mode, on the GPU where there is one."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return _reach(str(folder), AutoModelForCausalLM.from_pretrained, dtype="float32").to(device).eval()
+
+
+def check_model(model_name: str, from_scratch: bool, block_size: int) -> None:
+    """What can be known of a model before a kernel starts. Raises ModelError with cause and cure."""
+    if model_name in CONFIGURATIONS and not from_scratch:
+        raise ModelError(
+            f"model_name {model_name!r} is a configuration and has no pretrained weights. Set from_scratch to true, "
+            "or give the name or the folder of a pretrained model."
+        )
+    if _looks_like_folder(model_name) and not (resolve(model_name) / "config.json").is_file():
+        raise ModelError(
+            f"model_name {model_name!r}: {resolve(model_name)} is not a model folder (it has no config.json). "
+            "Give a folder written by save_pretrained, a Hub name, or one of our configurations: "
+            + ", ".join(CONFIGURATIONS)
+            + "."
+        )
+    config = build_config(model_name, 0, block_size)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and block_size > positions:
+        raise ModelError(
+            f"block_size {block_size} is longer than the {positions} positions of {model_name!r}. "
+            f"Prepare the data with block_size {positions} or less."
+        )
+
+
+def check_vocabulary(model_name: str, vocab_size: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """A pretrained model must have been trained with the tokenizer of the data. Raises ModelError."""
+    cure = f"Prepare the data with tokenizer {model_name!r}, or train from scratch (from_scratch true)."
+    if not len(tokenizer) <= vocab_size < len(tokenizer) + LARGEST_PADDING:
+        raise ModelError(f"{model_name!r} has {vocab_size} tokens, the tokenizer of the data {len(tokenizer)}. {cure}")
+    own = _own_tokenizer(model_name)
+    if own is not None and own.get_vocab() != tokenizer.get_vocab():
+        raise ModelError(f"{model_name!r} and the tokenizer of the data have as many tokens, but other ones. {cure}")
+
+
+def _own_tokenizer(model_name: str) -> PreTrainedTokenizerBase | None:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(_place(model_name))
+    except (OSError, ValueError, ImportError):  # a model folder need not hold a tokenizer; then sizes must do
+        return None
+
+
+def _with_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
+    for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout"):
+        if hasattr(config, name):
+            setattr(config, name, dropout)
+    return config
+
+
+def _reach(model_name: str, load: Callable[..., Any], **settings: Any) -> Any:
+    """load(name or folder), with the cure where neither the folder nor the Hub has it."""
+    try:
+        return load(_place(model_name), **settings)
+    except (OSError, ValueError) as error:
+        known = did_you_mean(model_name, [*CONFIGURATIONS, *PUBLISHED])
+        raise ModelError(
+            f"model_name {model_name!r} is neither a folder here nor found on the Hugging Face Hub "
+            f"({_first_line(error)}). Without a network, set model_name to a folder written by save_pretrained. {known}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
+
+
+def _looks_like_folder(name: str) -> bool:
+    return name.startswith(("/", "./", "../", "~")) or resolve(name).is_dir() or name.count("/") > 1
+
+
+def _place(name: str) -> str:
+    """An absolute folder where `name` is one, otherwise the Hub name as it is."""
+    return str(resolve(name)) if _looks_like_folder(name) and Path(resolve(name)).is_dir() else name

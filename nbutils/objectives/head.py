@@ -1,0 +1,225 @@
+"""The chunked head: hidden states to a weighted sum of terms, without ever holding logits of all positions.
+
+A causal model's last hidden states h (positions, width) meet the output matrix W (vocab, width) here. The positions
+that any term needs are walked in chunks; each chunk's logits z = h Wᵀ are formed once, every term adds its value and
+its closed form gradient dz, and the chunk is dropped. Only dh (positions, width), dW and dE (vocab, width) outlive a
+chunk, so memory does not grow with positions x vocab. Peak: about 4 x chunk x vocab + the gradients of W and E.
+
+    loss = sum_i weight_i * (sum of term i over its own rows) / count_i
+
+with counts taken by the caller over all accumulation steps and ranks, so that accumulation is exact. Gradients stay
+unnormalised in float32 until backward: float16 loss scaling arrives there, later than the forward pass.
+
+Idea: Hsu et al. 2024, Liger Kernel (arXiv 2410.10989), extended to soft targets and to a gradient into the embeddings.
+`reference.py` has the textbook form of every term. Check with: python -m pytest tests/test_objectives.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = -100  # a label that no term scores, as everywhere in PyTorch
+CHUNK_BYTES = 32 * 2**20  # one float32 chunk of logits; smaller saves nothing beside dW, larger saves no time
+MINIMUM_CHUNK_ROWS = 64  # below this the matrix products lose their speed to re-reading W
+
+
+@dataclass
+class Chunk:
+    """Logits of some positions, and what several terms may share of them.
+
+    Shapes: logits (rows, vocab) in float32 or wider, labels (rows,), embeddings (vocab, width) in the precision of
+    matrix products.
+    Rows that a term does not score may carry any valid label.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    embeddings: Tensor | None = None
+    _probabilities: dict[float, Tensor] = field(default_factory=dict)
+
+    def probabilities(self, temperature: float = 1.0) -> Tensor:
+        """softmax(z / T), (rows, vocab), formed once per temperature."""
+        if temperature not in self._probabilities:
+            logits = self.logits if temperature == 1.0 else self.logits / temperature
+            self._probabilities[temperature] = logits.softmax(-1)
+        return self._probabilities[temperature]
+
+    def log_probabilities(self, columns: Tensor) -> Tensor:
+        """log softmax(z) at `columns` (rows, k), taken from the most probable entry: precise where that is near 1."""
+        top = self.probabilities().argmax(-1, keepdim=True)  # (rows, 1)
+        log_top = self.probabilities().gather(-1, top).log()
+        return self.logits.gather(-1, columns) - self.logits.gather(-1, top) + log_top  # (rows, k)
+
+
+@dataclass
+class Gradients:
+    """What terms add to: dz of the present chunk (rows, vocab), and dE (vocab, width) over all chunks."""
+
+    logits: Tensor
+    embeddings: Tensor | None
+
+
+class Term:
+    """One part of an objective. A subclass is a frozen dataclass that names itself and gives `add`."""
+
+    name: str
+    uses_embeddings = False
+
+    def rows(self, labels: Tensor) -> Tensor:
+        """Which positions this term scores, a mask of the shape of `labels`."""
+        return labels != IGNORE_INDEX
+
+    def add(self, chunk: Chunk, coefficients: Tensor | None = None, gradients: Gradients | None = None) -> Tensor:
+        """Value of each row (rows,); with `gradients`, also adds coefficient x gradient of each row into them.
+
+        `coefficients` (rows,) hold the term's weight, and 0 on rows that it does not score.
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class WeightedTerm:
+    """A term, its weight in the loss, and the count its sum is divided by (a scalar tensor)."""
+
+    term: Term
+    weight: float
+    count: Tensor
+
+
+def chunk_rows(vocab: int, positions: int) -> int:
+    """Positions a chunk holds: as many as `CHUNK_BYTES` of float32 logits allow."""
+    return max(1, min(positions, max(MINIMUM_CHUNK_ROWS, CHUNK_BYTES // (4 * vocab))))
+
+
+def walk(hidden: Tensor, weight: Tensor, embeddings: Tensor | None, labels: Tensor, positions: Tensor, rows: int):
+    """Yield (indices, Chunk) over `positions`; logits are (rows, vocab) in float32 or wider.
+
+    Arguments: hidden (positions, width), weight and embeddings (vocab, width), labels (positions,).
+    """
+    for indices in positions.split(rows):
+        logits = matrix_product(hidden[indices], weight.t())
+        yield indices, Chunk(logits, labels[indices].clamp_min(0), embeddings)
+
+
+def matrix_product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in float32 or wider; half-precision factors are multiplied exactly and summed there."""
+    left = left.to(right.dtype)
+    if right.dtype not in (torch.float16, torch.bfloat16):
+        return left @ right
+    if right.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def add_matrix_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total += left @ right, in place where the precisions agree."""
+    if right.dtype == total.dtype:
+        total.addmm_(left.to(right.dtype), right)
+    else:
+        total += matrix_product(left, right)
+
+
+def chunked_head(
+    hidden: Tensor, weight: Tensor, embeddings: Tensor | None, labels: Tensor, terms: Sequence[WeightedTerm]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of `terms` and each term's raw sum over the rows it scores.
+
+    Args:
+        hidden: (positions, width), already shifted against `labels` (positions,), `IGNORE_INDEX` where unscored.
+        weight: the output matrix W, (vocab, width).
+        embeddings: the input matrix E, (vocab, width), for terms that use it; may be `weight` itself (tied).
+    Returns: loss, a scalar with gradients to hidden, weight and embeddings; {name: detached sum}.
+    """
+    hidden = _product_precision(hidden)
+    active = [term for term in terms if term.weight != 0]
+    if not any(term.term.uses_embeddings for term in active):
+        embeddings = None
+    with torch.autocast(hidden.device.type, enabled=False):
+        loss, sums = _ChunkedHead.apply(hidden, weight, embeddings, labels, active, embeddings is weight)
+    return loss, {term.term.name: value for term, value in zip(active, sums, strict=True)}
+
+
+class _ChunkedHead(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, embeddings, labels, terms, tied):
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        masks = [term.term.rows(labels) for term in terms]
+        needed = torch.stack(masks).any(0).nonzero().squeeze(-1) if masks else labels.new_empty(0)
+        reference = _largest([term.count for term in terms], hidden)
+        scales = [term.weight * reference / term.count.clamp_min(1) for term in terms]
+        sums = torch.zeros(len(terms), dtype=wide, device=hidden.device)
+        d_hidden = torch.zeros(hidden.shape, dtype=wide, device=hidden.device)
+        d_weight = torch.zeros(weight.shape, dtype=wide, device=hidden.device)
+        d_embeddings = None if embeddings is None else d_weight if tied else torch.zeros_like(d_weight)
+        narrow_weight = weight.to(hidden.dtype)
+        narrow_embeddings = narrow_weight if tied else None if embeddings is None else embeddings.to(hidden.dtype)
+        rows = chunk_rows(weight.shape[0], needed.numel())
+        for indices, chunk in walk(hidden, narrow_weight, narrow_embeddings, labels, needed, rows):
+            gradients = Gradients(torch.zeros_like(chunk.logits), d_embeddings)
+            for i, term in enumerate(terms):
+                mask = masks[i][indices]
+                values = term.term.add(chunk, mask * scales[i].to(wide), gradients)
+                sums[i] += values.where(mask, 0).sum()
+            del chunk  # the logits go before the products below need room
+            d_hidden[indices] = matrix_product(gradients.logits, narrow_weight)
+            add_matrix_product(d_weight, gradients.logits.t(), hidden[indices])
+        ctx.save_for_backward(d_hidden, d_weight, None if tied else d_embeddings, reference)
+        ctx.dtypes = hidden.dtype, weight.dtype
+        loss = sum((s * scale for s, scale in zip(sums, scales, strict=True)), sums.new_zeros(())) / reference
+        ctx.mark_non_differentiable(sums)
+        return loss, sums
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, d_loss, _):
+        d_hidden, d_weight, d_embeddings, reference = ctx.saved_tensors
+        scale = d_loss / reference
+        hidden_dtype, weight_dtype = ctx.dtypes
+        # In place: a second copy of dW is what the head exists to save. Autograd itself refuses a second backward.
+        d_embeddings = None if d_embeddings is None else d_embeddings.mul_(scale).to(weight_dtype)
+        return (
+            d_hidden.mul_(scale).to(hidden_dtype),
+            d_weight.mul_(scale).to(weight_dtype),
+            d_embeddings,
+            None,
+            None,
+            None,
+        )
+
+
+def _product_precision(hidden: Tensor) -> Tensor:
+    """`hidden` in the precision autocast would multiply it in; layer norms hand it over in float32."""
+    device = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+
+
+def _largest(counts: Sequence[Tensor], like: Tensor) -> Tensor:
+    """The largest count, at least 1: the one divisor left to backward, so that no stored gradient is tiny."""
+    wide = torch.promote_types(like.dtype, torch.float32)
+    one = torch.ones((), dtype=wide, device=like.device)
+    return torch.stack([one, *(count.to(one) for count in counts)]).max()
+
+
+def term_values(
+    hidden: Tensor, weight: Tensor, embeddings: Tensor, labels: Tensor, measures: Mapping[str, Term]
+) -> dict[str, Tensor]:
+    """Each measure's value at every position (positions,), 0 where it is not scored; no gradients.
+
+    Shapes as in `chunked_head`. What evaluation calls, in the same chunks.
+    """
+    hidden = _product_precision(hidden)
+    with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
+        masks = {name: term.rows(labels) for name, term in measures.items()}
+        needed = torch.stack(list(masks.values())).any(0).nonzero().squeeze(-1)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        values = {name: torch.zeros(labels.shape, dtype=wide, device=hidden.device) for name in measures}
+        rows = chunk_rows(weight.shape[0], needed.numel())
+        narrow = weight.to(hidden.dtype), embeddings.to(hidden.dtype)
+        for indices, chunk in walk(hidden, *narrow, labels, needed, rows):
+            for name, term in measures.items():
+                values[name][indices] = term.add(chunk).where(masks[name][indices], 0)
+    return values

@@ -1,0 +1,90 @@
+"""What can be known of a variant before a kernel or a GPU is taken for it: corpus, folders, model, block length.
+
+Which checks apply is decided by the names among its parameters. The modules that know corpora and models are imported
+only where their check applies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbutils.errors import ModelError
+from nbutils.files import read_json
+from nbutils.keys import read_inputs
+from nbutils.places import relative, resolve
+from nbutils.plans import Plan, Variant
+
+if TYPE_CHECKING:
+    from nbutils.preparation import DataConfig
+
+DATA_FOLDER = "data_folder"
+
+
+def check_variant(variant: Variant, plan: Plan | None = None) -> None:
+    """Raise WorkbookError, with cause and cure, where the variant could not run to its end.
+
+    Of a run it needs that is still to be made, `plan` tells what its parameters will be.
+    """
+    params = variant.params
+    if {"dataset_name", "data_files"} <= params.keys():
+        from nbutils.preparation import DataConfig
+
+        _check_data(DataConfig(**{each.name: params[each.name] for each in fields(DataConfig) if each.name in params}))
+    read_inputs(params)  # says which folder is missing
+    if "model_name" in params:
+        from_scratch = params.get("from_scratch", False)
+        block_size = data_facts(variant, plan).get("block_size", 0)
+        _check_model(params["model_name"], from_scratch, block_size)
+        card = data_card(params)
+        if card and not from_scratch:
+            tokenizer = resolve(params[DATA_FOLDER]) / "data" / "tokenizer"
+            _check_vocabulary(params["model_name"], tokenizer, card["fingerprint"])
+
+
+def data_facts(variant: Variant, plan: Plan | None = None) -> dict[str, Any]:
+    """What is known of the data a variant reads: its card, or the parameters of the run that will make it, or {}."""
+    card = data_card(variant.params)
+    if not card and plan is not None and DATA_FOLDER in variant.needs:
+        return plan.variant(variant.needs[DATA_FOLDER]).params
+    return card
+
+
+def data_card(params: dict[str, Any]) -> dict[str, Any]:
+    """The card of the prepared data that `params` name, {} where there is none (yet)."""
+    card = resolve(params[DATA_FOLDER]) / "data" / "card.json" if params.get(DATA_FOLDER) else None
+    return read_json(card) if card and card.is_file() else {}
+
+
+# Many variants of a plan share corpus and model: each question is asked once.
+
+
+@lru_cache(maxsize=256)
+def _check_data(config: DataConfig) -> None:
+    from nbutils.preparation import check_config
+
+    check_config(config)
+
+
+@lru_cache(maxsize=256)
+def _check_model(model_name: str, from_scratch: bool, block_size: int) -> None:
+    from nbutils.models import check_model
+
+    check_model(model_name, from_scratch, block_size)
+
+
+@lru_cache(maxsize=256)
+def _check_vocabulary(model_name: str, tokenizer_folder: Path, data_fingerprint: str) -> None:
+    from transformers import AutoTokenizer
+
+    from nbutils.models import build_config, check_vocabulary
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    except (OSError, ValueError):
+        raise ModelError(
+            f"{relative(tokenizer_folder)} holds no tokenizer that can be read. Prepare the data again."
+        ) from None
+    check_vocabulary(model_name, build_config(model_name, 0, 0).vocab_size, tokenizer)

@@ -1,0 +1,184 @@
+"""What a person sees of a batch: a live table in a terminal, one line an event in a log, and a final table."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, TextIO
+
+from nbutils.files import read_json
+from nbutils.manifest import FINISHED
+from nbutils.runner import Outcome
+
+BLOCKED = "blocked"  # what a variant is whose needed run failed
+
+
+@dataclass(frozen=True)
+class Running:
+    """A variant at work. `folder` is where its notebook writes, `start` a `time.monotonic` reading."""
+
+    variant: str
+    stage: str
+    folder: Path
+    start: float
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since it started."""
+        return time.monotonic() - self.start
+
+    def steps(self) -> tuple[int, int] | None:
+        """(step, of how many) from the run's progress.json, None where it writes none or has not begun."""
+        try:
+            progress = read_json(self.folder / "progress.json")
+            return int(progress["step"]), int(progress["steps"])
+        except (OSError, ValueError, KeyError, TypeError):  # not there yet, or half written
+            return None
+
+
+@dataclass
+class Tally:
+    """Where a batch stands: what ended how, what runs, what waits."""
+
+    total: int
+    workers: int
+    ended: list[Outcome] = field(default_factory=list)
+    running: list[Running] = field(default_factory=list)
+    waiting: list[str] = field(default_factory=list)  # the stage of each variant that waits
+    known: dict[str, list[float]] = field(default_factory=dict)  # seconds that variants of a stage took
+
+    def seconds_left(self) -> float | None:
+        """An estimate from the mean of each stage's ended variants and the steps of the running ones, or None."""
+        expected = {stage: sum(seconds) / len(seconds) for stage, seconds in self.known.items() if seconds}
+        left = []
+        for each in self.running:
+            step, steps = each.steps() or (0, 0)
+            if step > 0:
+                expected.setdefault(each.stage, each.elapsed * steps / step)
+                left.append(each.elapsed * (steps - step) / step)
+            elif each.stage in expected:
+                left.append(max(0.0, expected[each.stage] - each.elapsed))
+            else:
+                return None
+        if any(stage not in expected for stage in self.waiting):
+            return None
+        work = sum(left) + sum(expected[stage] for stage in self.waiting)
+        return max([work / self.workers, *left])
+
+    def headline(self) -> str:
+        """`7 of 21 finished, 1 failed, about 3 min left`."""
+        counts: dict[str, int] = {}
+        for outcome in self.ended:
+            counts[outcome.status] = counts.get(outcome.status, 0) + 1
+        finished = counts.pop(FINISHED, 0)
+        words = [f"{finished} of {self.total} finished", *(f"{n} {status}" for status, n in counts.items())]
+        left = self.seconds_left()
+        if self.running or self.waiting:
+            words.append("time left not known yet" if left is None else f"about {duration(left)} left")
+        return ", ".join(words)
+
+
+class Display(Protocol):
+    """Shows a batch while it runs."""
+
+    def __enter__(self) -> Display: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def started(self, running: Running, tally: Tally) -> None: ...
+
+    def ended(self, outcome: Outcome, tally: Tally) -> None: ...
+
+    def tick(self, tally: Tally) -> None: ...
+
+
+class LogDisplay:
+    """One line an event, for logs and pipes."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __enter__(self) -> LogDisplay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stream.flush()
+
+    def _say(self, text: str) -> None:
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=self.stream, flush=True)
+
+    def started(self, running: Running, tally: Tally) -> None:
+        self._say(f"start    {running.variant}")
+
+    def ended(self, outcome: Outcome, tally: Tally) -> None:
+        if not outcome.skipped:
+            told = f": {outcome.message}" if outcome.message else f" in {duration(outcome.seconds)}"
+            self._say(f"{outcome.status:8} {outcome.variant}{told} [{tally.headline()}]")
+
+    def tick(self, tally: Tally) -> None:
+        """Nothing: a log is not redrawn."""
+
+
+class LiveDisplay:
+    """A table of the running variants under a headline and a bar, redrawn in place."""
+
+    def __init__(self, title: str) -> None:
+        from rich.live import Live
+
+        self.title = title
+        self.live = Live(refresh_per_second=4)
+
+    def __enter__(self) -> LiveDisplay:
+        self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.live.stop()
+
+    def started(self, running: Running, tally: Tally) -> None:
+        self.tick(tally)
+
+    def ended(self, outcome: Outcome, tally: Tally) -> None:
+        if outcome.status != FINISHED:
+            self.live.console.print(f"{outcome.status} {outcome.variant}: {outcome.message}", markup=False, style="red")
+        self.tick(tally)
+
+    def tick(self, tally: Tally) -> None:
+        from rich.console import Group
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table.grid(padding=(0, 2))
+        for each in tally.running:
+            steps = each.steps()
+            told = f"step {steps[0]} of {steps[1]}" if steps else ""
+            table.add_row(Text(f"  {each.variant}"), Text(told, style="cyan"), Text(duration(each.elapsed)))
+        bar = ProgressBar(total=max(1, tally.total), completed=len(tally.ended), width=60)
+        self.live.update(Group(Text(f"{self.title}: {tally.headline()}", style="bold"), bar, table))
+
+
+def make_display(title: str, stream: TextIO = sys.stdout) -> Display:
+    """A live display in a terminal, plain lines elsewhere."""
+    return LiveDisplay(title) if stream.isatty() else LogDisplay(stream)
+
+
+def duration(seconds: float) -> str:
+    """`8 s`, `3 min 20 s`, `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def text_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns padded to their widest entry; the last column is not padded."""
+    cells = [[str(each) for each in row] for row in (header, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+    widths[-1] = 0
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)

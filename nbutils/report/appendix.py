@@ -1,0 +1,185 @@
+"""The evidence behind a report: what failed and why, samples side by side, and what every run was made from."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from IPython.display import HTML
+
+from nbutils.measures import UNKNOWN
+from nbutils.report.page import details, table
+from nbutils.studies import Arm, Evidence, Study
+
+if TYPE_CHECKING:
+    from nbutils.runs import Run
+
+SAMPLES = 5  # prompts shown
+SAMPLE_CHARACTERS = 400
+SAMPLE_ARMS = 4  # columns that a page can hold
+SHORT = 12  # characters of a hash: enough to find the run again
+PACKAGES = ("python", "torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy", "pandas", "papermill")
+
+
+def failed_runs(evidence: Evidence) -> HTML:
+    """Every planned run without a usable result and every failed later attempt, with cause and failing cell."""
+    rows = [
+        _failure(slot.run.manifest, slot.variant, slot.trouble) for slot in evidence.slots if slot.run and slot.trouble
+    ]
+    for slot in evidence.slots:
+        if slot.run and not slot.trouble and slot.run.newer:
+            later = slot.run.newer
+            rows.append(_failure(later, slot.variant, f"{later['status']}; the earlier finished result stands"))
+    parts = []
+    if rows:
+        parts.append(table(pd.DataFrame(rows), "The cell is the one that raised the error.", text=rows[0]).data)
+    parts += _absent("planned runs have not been made yet", [s.variant for s in evidence.slots if s.run is None])
+    parts += _absent(
+        "runs in the folder are not in their plan and were left out", [run.variant for run in evidence.unplanned]
+    )
+    return HTML("".join(parts) or "<p>None: every planned run finished.</p>")
+
+
+def _failure(manifest: dict[str, Any], variant: str, trouble: str) -> dict[str, str]:
+    """One row of the table of failures."""
+    error = manifest.get("error") or {}
+    cause = ": ".join(str(error[key]) for key in ("type", "message") if error.get(key)) or UNKNOWN
+    cell = error.get("cell")
+    return {
+        "Run": variant,
+        "What happened": trouble,
+        "Cause": _shortened(cause),
+        "Cell": UNKNOWN if cell is None else _shortened(str(cell)),
+        "Exit code": UNKNOWN if manifest.get("exit_code") is None else str(manifest["exit_code"]),
+        "Attempts": str(len(manifest.get("attempts", []))),
+    }
+
+
+def _absent(what: str, names: Sequence[str]) -> list[str]:
+    """A sentence on runs that are not there, their names to be opened."""
+    if not names:
+        return []
+    return [details(f"{len(names)} {what}", f"<p>{html.escape(', '.join(names))}</p>")]
+
+
+def samples(study: Study) -> HTML:
+    """The same prompts continued by every arm, beside the true continuation; of each arm the run with the first seed.
+
+    The prompts are the first that all shown arms share: nobody picked them by hand.
+    """
+    arms = _sampled_arms(study)
+    texts = {arm.label: {s["prompt"]: s for s in arm.runs[0].samples()} for arm in arms}
+    shared = [prompt for prompt in next(iter(texts.values()), {}) if all(prompt in own for own in texts.values())]
+    if not shared:
+        return HTML("<p>No prompt was continued by every arm.</p>")
+    columns = ["True continuation", *texts]
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)
+    body = ""
+    for prompt in shared[:SAMPLES]:
+        first = next(iter(texts.values()))[prompt]
+        cells = [first["reference"], *(own[prompt]["completion"] for own in texts.values())]
+        row = "".join(f"<td>{html.escape(_shortened(str(cell).strip()))}</td>" for cell in cells)
+        body += f'<tr class="prompt"><th colspan="{len(columns)}">{html.escape(_shortened(str(prompt)))}</th></tr>'
+        body += f"<tr>{row}</tr>"
+    left_out = sum(bool(arm.runs) for arm in study.arms) - len(arms)
+    more = f" {left_out} more arms are not shown." if left_out else ""
+    caption = f"Shaded: the prompt, from the validation split. One run an arm, the one with its first seed.{more}"
+    return HTML(
+        f'<div class="table"><table class="samples"><caption>{html.escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _sampled_arms(study: Study) -> list[Arm]:
+    """The arms with samples that fit on a page: the control, then those a contrast asks about, then the others."""
+    asked = [study.arm_of(judged.contrast.treatment) for judged in study.judged]
+    order = [study.control, *asked, *study.arms]
+    found = []
+    for arm in order:
+        if arm is not None and arm not in found and arm.runs and arm.runs[0].samples():
+            found.append(arm)
+    return sorted(found[:SAMPLE_ARMS], key=study.arms.index)
+
+
+def manifest(evidence: Evidence) -> HTML:
+    """What the runs were made from and on: first what all share, then a row a run."""
+    runs = [slot.run for slot in evidence.slots if slot.run]
+    if not runs:
+        return HTML("<p>No runs.</p>")
+    facts = [_facts(run) for run in runs]
+    shared = {name: value for name, value in facts[0].items() if all(other[name] == value for other in facts)}
+    rows = [
+        {"Run": run.variant, **{name: value for name, value in own.items() if name not in shared}}
+        for run, own in zip(runs, facts, strict=True)
+    ]
+    common = pd.DataFrame([{"Fact": name, "Value": value} for name, value in shared.items()])
+    parts = [table(common, "The same for every run.", text=common.columns).data] if shared else []
+    each = table(pd.DataFrame(rows), "Hashes are cut to twelve characters; manifest.json has them whole.", text=rows[0])
+    parts.append(details(f"{len(runs)} runs, one by one", each.data))
+    for study in evidence.studies:
+        parts.append(details(f"Parameters of {study.name}", _parameters(study).data))
+    return HTML("".join(parts))
+
+
+def _facts(run: Run) -> dict[str, str]:
+    """What identifies a run and its surroundings, as text."""
+    content = run.manifest
+    source, machine = content.get("source", {}), content.get("hardware", {})
+    attempts = content.get("attempts", [])
+    packages = content.get("packages", {})
+    commit = str(source.get("git_commit") or UNKNOWN)[:SHORT] + (" with changes" if source.get("git_dirty") else "")
+    return {
+        "Plan": run.plan,
+        "Notebook": run.notebook,
+        "Status": run.status,
+        "Key": run.key[:SHORT],
+        "Data": str(content.get("data_fingerprint") or UNKNOWN)[:SHORT],
+        "Commit": commit,
+        "Code": str(source.get("nbutils_sha256") or UNKNOWN)[:SHORT],
+        "Finished (UTC)": finished_at(run)[:16].replace("T", " ") or UNKNOWN,
+        "Minutes": _minutes(attempts[-1]) if attempts else UNKNOWN,
+        "Attempts": str(len(attempts)),
+        "Machine": ", ".join([*_machine(machine), *machine.get("gpus", [])]) or UNKNOWN,
+        "Packages": ", ".join(f"{name} {packages[name]}" for name in PACKAGES if name in packages) or UNKNOWN,
+    }
+
+
+def _machine(machine: dict[str, Any]) -> list[str]:
+    """Processor, cores in use and memory."""
+    found = [str(machine[key]) for key in ("machine", "processor") if machine.get(key)]
+    found += [f"{machine['cores']} cores"] if machine.get("cores") else []
+    return found + ([f"{machine['memory_gib']} GiB"] if machine.get("memory_gib") else [])
+
+
+def finished_at(run: Run) -> str:
+    """When the last attempt ended, ISO 8601 in UTC; empty where it has not."""
+    attempts = run.manifest.get("attempts") or [{}]
+    return attempts[-1].get("end") or ""
+
+
+def _minutes(attempt: dict[str, Any]) -> str:
+    """How long an attempt took, start-up included."""
+    if not (attempt.get("start") and attempt.get("end")):
+        return UNKNOWN
+    taken = datetime.fromisoformat(attempt["end"]) - datetime.fromisoformat(attempt["start"])
+    return f"{taken.total_seconds() / 60:.1f}"
+
+
+def _parameters(study: Study) -> HTML:
+    """Every parameter of a stage: its value, or all its values where the matrix varies it."""
+    runs = [slot.run for slot in study.slots if slot.run]
+    names = dict.fromkeys(name for run in runs for name in run.params)
+    rows = []
+    for name in names:
+        values = dict.fromkeys(str(run.params.get(name, UNKNOWN)) for run in runs)
+        rows.append({"Parameter": name, "Value": _shortened(", ".join(values))})
+    frame = pd.DataFrame(rows, columns=["Parameter", "Value"])
+    return table(frame, "As resolved: defaults, then the plan's values.", text=frame.columns)
+
+
+def _shortened(text: str) -> str:
+    """`text`, cut where it is too long for a table."""
+    return text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS].rstrip() + " …"

@@ -1,0 +1,171 @@
+"""An executed notebook becomes one HTML file that is safe to open from anyone and complete without a network.
+
+    export(Path("executed.ipynb"), Path("reports/2026-W47.html"))
+
+nbconvert renders the cells with inputs hidden; nh3 keeps what stands on the allow-list (text, headings,
+tables, PNG figures) and drops the rest, scripts, styles, links and events included; a template of our own
+adds typography, a table of contents and a content security policy under which a browser runs nothing and
+asks nobody for anything. The same notebook gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+import unicodedata
+from pathlib import Path
+
+from nbutils.errors import WorkbookError
+
+TEMPLATE = Path(__file__).with_name("page.html.j2")
+PNG = "data:image/png;base64,"
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+TAGS = {
+    *("h1", "h2", "h3", "h4", "p", "br", "hr", "blockquote", "pre", "code", "em", "strong", "small", "sub", "sup"),
+    *("ul", "ol", "li", "dl", "dt", "dd", "div", "span", "details", "summary"),
+    *("table", "caption", "colgroup", "col", "thead", "tbody", "tfoot", "tr", "th", "td"),
+    *("figure", "figcaption", "img"),
+}
+ATTRIBUTES = {
+    "img": {"src", "alt"},
+    "th": {"colspan", "rowspan", "scope"},
+    "td": {"colspan", "rowspan"},
+}
+# The only class names that survive: those the template styles.
+CLASSES = {
+    "p": {"note", "lead"},
+    "div": {"table", "verdict", "supported", "not-supported", "not-seen", "not-judged", "warning"},
+    "table": {"numbers", "samples"},
+    "tr": {"control", "prompt"},
+    "td": {"text"},
+    "th": {"text"},
+    "span": {"outcome"},
+}
+DROPPED_WITH_CONTENT = {"script", "style", "svg", "math", "template", "noscript", "iframe", "object", "title"}
+
+# Cells with one of these tags stay in the notebook: its set-up, and the banner papermill puts into one that
+# failed.
+LEFT_OUT = {"not-in-report", "papermill-error-cell-tag", "injected-parameters"}
+
+
+class ReportError(WorkbookError):
+    """A report cannot be made from this notebook."""
+
+
+def export(executed_notebook: Path, html_file: Path) -> Path:
+    """Write `executed_notebook` to `html_file` as one safe, self-contained page, and return its path.
+
+    The title is the notebook's first heading, the table of contents its second-level ones. A notebook that
+    stopped at an error is exported under a banner that says so. Raises ReportError where it cannot be read.
+    """
+    from jinja2 import Environment
+
+    from nbutils.files import atomic_write
+
+    notebook = _read(executed_notebook)
+    body, contents = _number_sections(clean(_render(notebook)))
+    heading = re.search(r"<h1>(.*?)</h1>", body, re.DOTALL)
+    opening, sections = re.split(r"(?=<h2 |$)", body, maxsplit=1)
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+        title=_plain(heading[1]) if heading else "Report",
+        opening=opening,
+        sections=sections,
+        contents=contents,
+        stopped=any(output.output_type == "error" for output in _outputs(notebook)),
+    )
+    html_file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(html_file, page)
+    return html_file
+
+
+def clean(fragment: str) -> str:
+    """`fragment` reduced to the allow-list, with invisible characters spelled out.
+
+    Pictures are kept only as base64 PNG, so neither a request nor an SVG or HTML document can hide in one.
+    """
+    import nh3
+
+    cleaned = nh3.clean(
+        fragment,
+        tags=TAGS,
+        clean_content_tags=DROPPED_WITH_CONTENT,
+        attributes=ATTRIBUTES,
+        attribute_filter=_only_png,
+        allowed_classes=CLASSES,
+        url_schemes={"data"},
+        link_rel=None,
+    )
+    return visible(cleaned)
+
+
+def visible(text: str) -> str:
+    """`text` with control and direction characters spelled out, so that none can hide or reorder its neighbours."""
+    return "".join(_spelled(character) for character in text)
+
+
+def _spelled(character: str) -> str:
+    hidden = unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co"} and character not in "\n\t"
+    return f"\\u{ord(character):04x}" if hidden else character
+
+
+def _only_png(tag: str, attribute: str, value: str) -> str | None:
+    """The attribute's value, or None to drop it: a picture's source must be base64 that decodes to a PNG."""
+    if (tag, attribute) != ("img", "src"):
+        return value
+    try:
+        content = base64.b64decode(value.removeprefix(PNG).replace("\n", ""), validate=True)
+    except ValueError:
+        return None
+    return value if value.startswith(PNG) and content.startswith(PNG_SIGNATURE) else None
+
+
+def _read(path: Path):
+    """The notebook at `path`, checked to be one."""
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except FileNotFoundError:
+        raise ReportError(f"There is no notebook {path}. Run notebooks/08_report.ipynb with papermill first.") from None
+    except (ValueError, nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+        raise ReportError(f"{path} is not a notebook ({error}). Run notebooks/08_report.ipynb again.") from error
+
+
+def _outputs(notebook) -> list:
+    """Every output of every code cell."""
+    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+
+
+def _render(notebook) -> str:
+    """The cells as HTML, not yet safe: markdown and outputs without inputs, prompts and papermill's own banners."""
+    from nbconvert import HTMLExporter
+
+    notebook.cells = [cell for cell in notebook.cells if not LEFT_OUT & {*cell.metadata.get("tags", [])}]
+    exporter = HTMLExporter(
+        template_name="basic",
+        exclude_input=True,
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+        exclude_anchor_links=True,
+    )
+    fragment, _ = exporter.from_notebook_node(notebook)
+    return fragment
+
+
+def _number_sections(body: str) -> tuple[str, list[tuple[str, str]]]:
+    """`body` with an id on each second-level heading, and (id, text) of each for the table of contents."""
+    contents: list[tuple[str, str]] = []
+
+    def with_id(heading: re.Match) -> str:
+        contents.append((f"section-{len(contents) + 1}", _plain(heading[1])))
+        return f'<h2 id="{contents[-1][0]}">{heading[1]}</h2>'
+
+    return re.sub(r"<h2>(.*?)</h2>", with_id, body, flags=re.DOTALL), contents
+
+
+def _plain(fragment: str) -> str:
+    """The text of cleaned HTML."""
+    return html.unescape(re.sub(r"<[^>]*>", "", fragment)).strip()

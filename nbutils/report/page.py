@@ -1,0 +1,70 @@
+"""Pieces of a report page: headings, tables, code. Every string is escaped here, and nowhere else built into HTML."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import HTML
+from matplotlib.figure import Figure
+
+from nbutils import figures
+from nbutils.studies import Evidence, Study
+
+
+def heading(study: Study) -> str:
+    """A third-level heading that names the study."""
+    return f"<h3>{html.escape(study.stage)} <small>({html.escape(study.plan)})</small></h3>"
+
+
+def by_study(evidence: Evidence, show: Callable[[Study], HTML]) -> HTML:
+    """What `show` makes of each study, one after the other, under its name where there are several."""
+    several = len(evidence.studies) > 1
+    parts = [(heading(study) if several else "") + show(study).data for study in evidence.studies]
+    return HTML("".join(parts) or '<p class="note">Nothing to show yet.</p>')
+
+
+def figure_by_study(evidence: Evidence, draw: Callable[[Study], Figure], name: str, caption: str, folder: Path) -> HTML:
+    """The figure `draw` makes of each study, saved as `<study>-<name>` in `folder`, under one caption."""
+    return by_study(evidence, lambda study: figures.show(draw(study), f"{study.name}-{name}", caption, folder))
+
+
+def code(text: str) -> str:
+    """`text` as code."""
+    return f"<code>{html.escape(text)}</code>"
+
+
+def details(summary: str, content: str) -> str:
+    """`content`, which is HTML, behind a line of plain text to open it by."""
+    return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
+
+
+def table(frame: pd.DataFrame, caption: str, marked: Sequence[bool] = (), text: Iterable[str] | None = None) -> HTML:
+    """`frame` with every cell escaped; a newline starts a new line, one in brackets is set small.
+
+    `marked` rows are shaded. Columns in `text` (default: the first) hold words, the others numbers.
+    """
+    text = set(frame.columns[:1] if text is None else text)
+    marked = list(marked) or [False] * len(frame)
+    head = "".join(_cell("th", name, name in text) for name in frame.columns)
+    body = ""
+    for shaded, row in zip(marked, frame.itertuples(index=False), strict=True):
+        cells = zip(frame.columns, row, strict=True)
+        body += '<tr class="control">' if shaded else "<tr>"
+        body += "".join(_cell("td", value, name in text) for name, value in cells) + "</tr>"
+    return HTML(
+        f'<div class="table"><table class="numbers"><caption>{html.escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(tag: str, value: object, is_text: bool) -> str:
+    """One cell of a table, its lines apart."""
+    content = ""
+    for line in str(value).split("\n"):
+        small = line.startswith(("[", "("))  # a block of its own
+        content += f"<small>{html.escape(line)}</small>" if small else f"<br>{html.escape(line)}"
+    kind = ' class="text"' if is_text else ""
+    return f"<{tag}{kind}>{content.removeprefix('<br>')}</{tag}>"

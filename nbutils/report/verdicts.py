@@ -1,0 +1,231 @@
+"""The verdicts of a report, in words and in one table of the numbers they were read from."""
+
+from __future__ import annotations
+
+import html
+import math
+from datetime import datetime
+
+import pandas as pd
+from IPython.display import HTML
+
+from nbutils import statistics
+from nbutils.measures import UNKNOWN, Measure, measure, p_text, percent
+from nbutils.report.appendix import finished_at
+from nbutils.report.page import code, heading, table
+from nbutils.studies import Evidence, Judged, Study
+
+CLASSES = {
+    statistics.SUPPORTED: "supported",
+    statistics.NOT_SUPPORTED: "not-supported",
+    statistics.NOT_SEEN: "not-seen",
+    statistics.NOT_JUDGED: "not-judged",
+}
+
+CHANGED = "The contrasts were changed after the first run."
+NO_RUNS = """
+<p class="lead">There are no runs to report on yet.</p>
+<p>In the folder {folder}{plan} no run was found. To get some, in the repository's root:</p>
+<ul>
+<li><code>make report</code> runs the quick plan and makes this report from it, in about ten minutes;</li>
+<li><code>python -m nbutils batch params/quick.yaml</code> runs that plan, or any other, alone;</li>
+<li>or open a study notebook, run it, and set <code>plan</code> to <code>interactive</code> here.</li>
+</ul>
+"""
+
+
+def period(evidence: Evidence, week: str = "") -> HTML:
+    """One line: the week of the report (that of the newest run unless given), the plans, and how much has run."""
+    usable = [slot.run for slot in evidence.slots if slot.run and not slot.trouble]
+    ends = sorted(filter(None, map(finished_at, usable)))
+    if not ends:
+        return HTML("")
+    newest = datetime.fromisoformat(ends[-1])
+    year, number, _ = newest.isocalendar()
+    plans = ", ".join(evidence.plans)
+    text = (
+        f"Week {week or f'{year}-W{number:02d}'}. {len(usable)} of {len(evidence.slots)} planned runs "
+        f"({plans}), the newest finished on {newest:%Y-%m-%d}."
+    )
+    return HTML(f'<p class="lead">{html.escape(text)}</p>')
+
+
+def contrasts_changed(evidence: Evidence) -> HTML:
+    """Whether each plan's questions are those that were written down before its first run."""
+    sentences = {
+        False: "The contrasts are those written down before the first run.",
+        True: f"{CHANGED} Read its verdicts as exploratory.",
+        None: "Nothing recorded which contrasts stood when the first run began.",
+    }
+    changed = evidence.contrasts_changed.items()
+    items = [f"<li>{code(plan)}: {html.escape(sentences[value])}</li>" for plan, value in changed]
+    return HTML(f"<ul>{''.join(items)}</ul>" if items else '<p class="note">No plan has runs yet.</p>')
+
+
+def verdicts(evidence: Evidence) -> HTML:
+    """What the runs say, a paragraph for each planned contrast, the primary one first; or how to get runs."""
+    if not any(slot.run for slot in evidence.slots) and not evidence.unplanned:
+        plan = f" for the plan {code(evidence.plans[0])}" if len(evidence.plans) == 1 else ""
+        return HTML(NO_RUNS.format(folder=code(evidence.folder.name), plan=plan))
+    parts = [_warning(sentence) for sentence in [*evidence.problems, *warnings(evidence)]]
+    for study in evidence.studies:
+        if len(evidence.studies) > 1:
+            parts.append(heading(study))
+        parts += [_verdict(judged, study) for judged in study.judged]
+        if not study.judged:
+            parts.append("<p>No contrast was planned for this stage: what follows about it is exploratory.</p>")
+    if not evidence.studies:
+        parts.append("<p>No run has trained or judged a model yet.</p>")
+    return HTML("\n".join(parts))
+
+
+def warnings(evidence: Evidence) -> list[str]:
+    """Sentences on what a reader must know before believing a comparison."""
+    found = []
+    troubled = [slot for slot in evidence.slots if slot.trouble]
+    if troubled:
+        found.append(
+            f"{len(troubled)} of {len(evidence.slots)} planned runs are missing from these numbers; "
+            "the section on failed runs names each with its cause."
+        )
+    found += [f"Plan {plan}: {CHANGED}" for plan, changed in evidence.contrasts_changed.items() if changed]
+    for study in evidence.studies:
+        data = {run.manifest.get("data_fingerprint") for run in study.runs}
+        code = {run.manifest.get("source", {}).get("nbutils_sha256") for run in study.runs}
+        for what, values in (("data", data), ("versions of the code", code)):
+            if len(values) > 1:
+                found.append(
+                    f"The runs of {study.name} used {len(values)} different {what}: their differences may have "
+                    "causes other than the arms. Run the batch again to repeat the outdated ones."
+                )
+    return found
+
+
+def _warning(sentence: str) -> str:
+    return f'<div class="warning"><p>{html.escape(sentence)}</p></div>'
+
+
+def _verdict(judged: Judged, study: Study) -> str:
+    """One contrast in plain words: the outcome, the question, what was measured, what to keep in mind."""
+    verdict, contrast = judged.verdict, judged.contrast
+    kind = "" if contrast.primary else " (secondary question)"
+    outcome = verdict.outcome[0].upper() + verdict.outcome[1:]
+    sentences = [_meaning(judged), _measured(judged, study), *_caveats(judged)]
+    return (
+        f'<div class="verdict {CLASSES[verdict.outcome]}"><p><span class="outcome">{outcome}.</span> '
+        f"<strong>{html.escape(contrast.question)}</strong>{kind}</p>"
+        f"<p>{html.escape(' '.join(filter(None, sentences)))}</p></div>"
+    )
+
+
+def _meaning(judged: Judged) -> str:
+    """What the outcome means for this claim."""
+    verdict, contrast = judged.verdict, judged.contrast
+    quantity = measure(contrast.metric)
+    effect = f"{quantity.short(contrast.smallest_effect)} {quantity.difference_unit}".rstrip()
+    if verdict.outcome == statistics.SUPPORTED:
+        return f"If it is worse at all, then by less than the margin of {effect}." * (contrast.claim == "no worse")
+    if verdict.outcome == statistics.NOT_SUPPORTED:
+        if contrast.claim == "no worse":
+            return f"It is worse by more than the margin of {effect}."
+        is_worse = verdict.low > 0 if contrast.better == "lower" else verdict.high < 0
+        return "It is worse." if is_worse else f"A gain of {effect} is ruled out."
+    if verdict.outcome == statistics.NOT_SEEN:
+        return _too_small(judged, quantity, effect)
+    return verdict.note
+
+
+def _too_small(judged: Judged, quantity: Measure, effect: str) -> str:
+    """Why the runs could not tell, and what would."""
+    verdict, contrast = judged.verdict, judged.contrast
+    subject = "a margin" if contrast.claim == "no worse" else "an effect"
+    seen = _with_unit(quantity, verdict.minimum_detectable)
+    if verdict.minimum_detectable <= contrast.smallest_effect:
+        return f"{verdict.pairs} pairs show {subject} of {seen} four times in five; this is one of the other cases."
+    needed = statistics.pairs_needed(verdict.spread, contrast.smallest_effect)
+    many = f"about {needed:,} pairs" if needed else f"more than {statistics.MOST_PAIRS:,} pairs"
+    return (
+        f"{verdict.pairs} seed pairs with this spread can show {subject} of {seen} or more; the plan asks about "
+        f"{effect}, which needs {many}."
+    )
+
+
+def _measured(judged: Judged, study: Study) -> str:
+    """The numbers behind the verdict."""
+    verdict, contrast = judged.verdict, judged.contrast
+    if verdict.outcome == statistics.NOT_JUDGED:
+        return ""
+    quantity = measure(contrast.metric)
+    sides = f"{side_label(contrast.treatment, study)} minus {side_label(contrast.control, study)}"
+    difference = f"{quantity.difference(verdict.difference)} {quantity.difference_unit}".strip()
+    interval = quantity.difference_interval(verdict.low, verdict.high)
+    text = (
+        f"{quantity.label[0].upper()}{quantity.label[1:]}, {sides}: {difference}, {level(verdict)} interval "
+        f"{interval}, {verdict.pairs} seed pairs"
+    )
+    if contrast.metric.endswith("ce_loss"):
+        text += f"; perplexity {percent(math.expm1(verdict.difference))}"
+    return text + "."
+
+
+def _caveats(judged: Judged) -> list[str]:
+    """Sentences that limit a verdict."""
+    verdict, quantity = judged.verdict, measure(judged.contrast.metric)
+    found = [verdict.note] if verdict.outcome != statistics.NOT_JUDGED else []
+    if judged.missing:
+        planned = verdict.pairs + len(judged.missing)
+        found.append(f"{len(judged.missing)} of {planned} planned pairs are missing ({'; '.join(judged.missing)}).")
+    band = judged.floor.band(verdict.pairs) if judged.floor else math.nan
+    if band > 0 and abs(verdict.difference) <= band:
+        found.append(
+            f"The difference is no larger than what dropout noise alone does (A/A: within {quantity.number(band)})."
+        )
+    return found
+
+
+def side_label(values: dict, study: Study) -> str:
+    """How a contrast's side is called: its arm's label, or its own values where no arm has them."""
+    arm = study.arm_of(values)
+    return arm.label if arm else ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def level(verdict: statistics.Verdict) -> str:
+    """The confidence of the verdict's interval: "95 %", or Holm's "98.3 %"."""
+    return f"{100 * (1 - verdict.alpha):.3g} %"
+
+
+def verdict_table(study: Study) -> HTML:
+    """Every planned contrast with what it asked and all the numbers its verdict was read from."""
+    rows = []
+    for judged in study.judged:
+        verdict, contrast, quantity = judged.verdict, judged.contrast, measure(judged.contrast.metric)
+        band = judged.floor.band(verdict.pairs) if judged.floor else math.nan
+        goal = "margin" if contrast.claim == "no worse" else "smallest effect"
+        interval = f"{quantity.difference_interval(verdict.low, verdict.high)}\n({level(verdict)})"
+        rows.append(
+            {
+                "Contrast": f"{contrast.name}\n({'primary' if contrast.primary else 'secondary'})",
+                "Verdict": verdict.outcome,
+                "Claim": f"{contrast.claim}\n({goal} {quantity.short(contrast.smallest_effect)})",
+                "Measure": quantity.label + (f"\n({quantity.difference_unit})" if quantity.unit else ""),
+                "Difference": f"{quantity.difference(verdict.difference)}\n{interval}",
+                "p": p_text(verdict.p_value),
+                "Pairs": str(verdict.pairs),
+                "Detectable": quantity.number(verdict.minimum_detectable),
+                "A/A floor": f"±{quantity.number(band)}" if math.isfinite(band) else UNKNOWN,
+            }
+        )
+    note = (
+        "Difference: treatment minus control with its interval, at 95 % for the primary contrast and at the level "
+        "Holm's rule leaves the others. p tests the claim's boundary: 0, or the margin. Detectable: the effect that "
+        "as many pairs of this spread show with power 0.8 at alpha 0.05, two-sided. A/A floor: where 95 % of such "
+        "differences lie when nothing but dropout noise differs."
+    )
+    if not rows:
+        return HTML("<p>No contrast was planned for this stage.</p>")
+    return table(pd.DataFrame(rows), note, text=("Contrast", "Claim", "Measure", "Verdict"))
+
+
+def _with_unit(quantity: Measure, value: float) -> str:
+    """The size of a difference and its unit."""
+    return f"{quantity.number(value)} {quantity.difference_unit}".rstrip()

@@ -1,0 +1,174 @@
+"""One variant run, whatever happens: skipped where it is done, locked, executed, recorded, published.
+
+    python -m nbutils run 04_cosine_mixing --params params/quick.yaml --variant cosine-alpha0.5-seed1-noise_seed0
+
+Exit codes: 0 finished, now or before; 1 a cell failed; 2 a mistake in parameters, data or model that the user can mend;
+138 the kernel died; 143 the runner was asked to stop (SIGTERM, Ctrl-C).
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nbutils import errors
+from nbutils.attempts import Place
+from nbutils.errors import PlanError, RunError, WorkbookError
+from nbutils.keys import read_inputs, run_key
+from nbutils.manifest import FAILED, FINISHED, KILLED, Manifest, begin, end
+from nbutils.params import RUN_FOLDER, read_schema
+from nbutils.places import relative
+from nbutils.plans import Variant
+from nbutils.preflight import check_variant
+from nbutils.runs import DRIVEN_FOLDER
+
+DONE, BROKEN, REFUSED, KERNEL_DIED, STOPPED = 0, 1, 2, 138, 143
+MISTAKES = {
+    kind.__name__ for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, WorkbookError)
+}
+NOTEBOOK = "notebook.ipynb"
+
+
+class Stopped(BaseException):
+    """SIGTERM: end the kernel, record, leave. Not an Exception, so that no library takes it for one of its own."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `skipped`: it was finished before. `message` says why it is not finished."""
+
+    variant: str
+    status: str
+    exit_code: int
+    message: str = ""
+    seconds: float = 0.0
+    skipped: bool = False
+
+
+def run_variant(variant: Variant, plan: str, plan_folder: Path) -> Outcome:
+    """Run one variant of `plan` unless it is finished; its results are then in `plan_folder`/<variant name>.
+
+    Raises WorkbookError where the run cannot be made or recorded at all: another runner is at work, a run it needs is
+    not finished, the folder cannot be written. What happens in the notebook is in the outcome and never raised.
+    """
+    start = time.monotonic()
+    place = Place(plan_folder, variant.name)
+    with place.lock():
+        place.mend()
+        variant = place_needs(variant, plan_folder)
+        if place.is_finished(run_key(variant.notebook, variant.params, read_inputs(variant.params))):
+            return Outcome(variant.name, FINISHED, DONE, skipped=True)
+        manifest = _attempt(place, plan, variant)
+    message = summary(manifest)
+    return Outcome(variant.name, manifest["status"], manifest["exit_code"], message, time.monotonic() - start)
+
+
+def place_needs(variant: Variant, plan_folder: Path) -> Variant:
+    """`variant` with the folders of the runs it needs as parameters. Raises RunError where one is not finished."""
+    folders = {}
+    for parameter, needed in variant.needs.items():
+        place = Place(plan_folder, needed)
+        result = place.result()
+        if result is None or result["status"] != FINISHED:
+            state = result["status"] if result else "not run yet"
+            raise RunError(f"{variant.name} needs {needed} for {parameter}, which is {state}. Run {needed} first.")
+        folders[parameter] = relative(place.published)
+    return replace(variant, params=variant.params | folders)
+
+
+def flat_variant(notebook: Path, name: str, params: dict[str, Any]) -> Variant:
+    """A variant of no plan, from parameters alone. Raises ParameterError where they do not fit the notebook."""
+    schema = read_schema(notebook)
+    if RUN_FOLDER in params:
+        raise PlanError(f"{RUN_FOLDER} is set by the runner. Leave it out, and say where with --out.")
+    resolved = schema.resolve(params)
+    resolved.pop(RUN_FOLDER, None)
+    return Variant(name, "", notebook, resolved)
+
+
+def summary(manifest: Manifest) -> str:
+    """Why a run is not finished, in one line; empty where it is, or still runs."""
+    error = manifest["error"]
+    if not error:
+        return ""
+    first = error["message"].strip().splitlines()[0] if error["message"].strip() else ""
+    return f"{error['type']}: {first}" + (f" ({error['cell']})" if error["cell"] else "")
+
+
+def _attempt(place: Place, plan: str, variant: Variant) -> Manifest:
+    """One attempt from an empty folder to the published run; returns its manifest."""
+    earlier = _earlier_attempts(place)
+    with _told_where(place):
+        place.clear()
+        manifest = begin(place.attempt, plan, variant, earlier)
+    status, exit_code, error = _ending(place, variant)
+    with _told_where(place):
+        manifest = end(place.attempt, manifest, status, exit_code, error)
+        place.publish()
+    return manifest
+
+
+@contextmanager
+def _told_where(place: Place) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        folder = relative(place.attempt)
+        raise RunError(f"{folder} cannot be written: {error.strerror}. Make room or mend it, then run again.") from None
+
+
+def _earlier_attempts(place: Place) -> list[dict[str, Any]]:
+    """The attempts so far: a folder's manifest has those of the folders before it."""
+    histories = [manifest["attempts"] for manifest in (place.result(), place.unpublished()) if manifest]
+    return max(histories, key=len, default=[])
+
+
+def _ending(place: Place, variant: Variant) -> tuple[str, int, dict[str, Any] | None]:
+    """Check and execute; (status, exit code, error) of how that ended. The notebook's metadata is not asked."""
+    from nbutils.kernels import KernelDied, NotebookFailed, execute  # papermill: over a second
+
+    folder = place.attempt
+    has_folder = RUN_FOLDER in read_schema(variant.notebook).parameters
+    params = variant.params | ({RUN_FOLDER: str(folder)} if has_folder else {})
+    try:
+        with stop_on_sigterm():
+            check_variant(variant)
+            execute(variant.notebook, folder / NOTEBOOK, params, {DRIVEN_FOLDER: str(folder)})
+    except KernelDied as death:
+        return KILLED, KERNEL_DIED, death.record
+    except NotebookFailed as failure:
+        return FAILED, REFUSED if failure.record["type"] in MISTAKES else BROKEN, failure.record
+    except WorkbookError as mistake:
+        return FAILED, REFUSED, _outside(mistake)
+    except (Stopped, KeyboardInterrupt):
+        return KILLED, STOPPED, _outside(Stopped("the run was asked to stop. Run it again."))
+    except Exception as error:  # of the machinery, not of the notebook: recorded like any other ending
+        return FAILED, BROKEN, _outside(error)
+    return FINISHED, DONE, None
+
+
+def _outside(error: BaseException) -> dict[str, Any]:
+    return {"type": type(error).__name__, "message": str(error), "cell": None, "log": []}
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """Raise Stopped where SIGTERM arrives, which would else end the runner and leave its kernel."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Stopped
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread, which alone gets signals: someone else takes care of them
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

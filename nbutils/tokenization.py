@@ -1,0 +1,173 @@
+"""Tokenizers: of a published model, trained on our train split, or single characters; and text turned into token ids.
+
+Every tokenizer that leaves here has an end token (`tokenizer.eos_token_id`), which stands after each document, and a
+pad token, which is the end token where the published tokenizer has none (GPT-2, Llama 3).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nbutils.errors import ModelError
+from nbutils.places import resolve
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+END_TOKEN = "<|endoftext|>"
+UNKNOWN_TOKEN = "<|unknown|>"
+SMALLEST_VOCABULARY = 257  # all 256 bytes and the end token
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+TEXTS_AT_ONCE = 256
+HUB_SECONDS = 5.0  # transformers itself would try for 47 s before it says that there is no network
+
+
+def check_tokenizer(tokenizer: str, vocab_size: int) -> None:
+    """What can be known before a kernel starts. Raises ModelError with cause and cure.
+
+    tokenizer: "train", "characters", a folder, or a name on the Hugging Face Hub (asked for at most 5 s, and not at all
+    where the tokenizer lies in the local cache).
+    """
+    if tokenizer == "train":
+        if vocab_size < SMALLEST_VOCABULARY:
+            raise ModelError(
+                f"vocab_size {vocab_size} is too small for a byte-level tokenizer: 256 bytes and the end token make "
+                f"{SMALLEST_VOCABULARY}. Raise vocab_size, or set tokenizer to characters."
+            )
+    elif tokenizer != "characters":
+        _locate(tokenizer)
+
+
+def make_tokenizer(tokenizer: str, train_texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer that `tokenizer` names (as in `check_tokenizer`), made from `train_texts` where it is our own."""
+    check_tokenizer(tokenizer, vocab_size)
+    if tokenizer == "train":
+        return train_byte_level_bpe(train_texts, vocab_size)
+    if tokenizer == "characters":
+        return character_tokenizer(train_texts)
+    return load_tokenizer(tokenizer)
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """A published tokenizer by folder or Hub name; no code from outside is run. Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    place, local = _locate(str(name))
+    try:
+        # False, not the default: that would ask on the terminal whether to run code from outside.
+        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local, trust_remote_code=False)
+    except Exception as error:  # the Rust reader raises bare Exceptions, the Hub's client its own kinds
+        raise ModelError(_unusable(str(name), error)) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer {str(name)!r} names no end token, which must stand between documents. "
+            'Add "eos_token" to its tokenizer_config.json, or use another tokenizer.'
+        )
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+def train_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """GPT-2's kind of tokenizer: 256 bytes, merges learned from `texts`, the end token last.
+
+    Any text is encoded without loss. Texts too small for `vocab_size` merges give a smaller vocabulary.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _published(tokenizer, eos_token=END_TOKEN, pad_token=END_TOKEN)
+
+
+def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """One token a character, sorted, then the unknown token (a character that `texts` lack) and the end token."""
+    from tokenizers import Tokenizer, decoders, models
+
+    characters = sorted(set().union(*texts))
+    vocabulary = {token: number for number, token in enumerate([*characters, UNKNOWN_TOKEN, END_TOKEN])}
+    # BPE without merges is a character tokenizer, and six times as fast as splitting by a regular expression.
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN_TOKEN))
+    tokenizer.decoder = decoders.Fuse()
+    return _published(tokenizer, eos_token=END_TOKEN, pad_token=END_TOKEN, unk_token=UNKNOWN_TOKEN)
+
+
+def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
+    """The token ids of each text: int32 of shape (tokens,), nothing added.
+
+    Special tokens written out in a text ("<|endoftext|>" in a page about GPT-2) are encoded as the plain text they are.
+    """
+    ids: list[np.ndarray] = []
+    with _parallel():
+        for begin in range(0, len(texts), TEXTS_AT_ONCE):
+            batch = tokenizer(
+                list(texts[begin : begin + TEXTS_AT_ONCE]),
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+            ids.extend(np.array(row, np.int32) for row in batch["input_ids"])
+    return ids
+
+
+def _published(tokenizer: Tokenizer, **special_tokens: str) -> PreTrainedTokenizerBase:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special_tokens)
+
+
+@contextmanager
+def _parallel() -> Iterator[None]:
+    """All cores for tokenising, none after: processes forked later (data loaders) would hang or warn."""
+    name = "TOKENIZERS_PARALLELISM"
+    wanted = os.environ.get(name)
+    os.environ[name] = wanted or "true"
+    try:
+        yield
+    finally:
+        os.environ[name] = wanted or "false"
+
+
+def _locate(name: str) -> tuple[str, bool]:
+    """What from_pretrained needs to find the tokenizer, and whether that is on this machine. Raises ModelError."""
+    folder = resolve(name)
+    if folder.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+            raise ModelError(
+                f"tokenizer {name!r}: {folder} is not a tokenizer folder, it has none of "
+                f"{', '.join(TOKENIZER_FILES)}. Give a folder written by save_pretrained, a Hub name, or one of: "
+                "train, characters."
+            )
+        return str(folder), True
+    from huggingface_hub import HfApi, try_to_load_from_cache
+
+    try:
+        if isinstance(try_to_load_from_cache(name, "tokenizer.json"), str):
+            return name, True
+        HfApi().model_info(name, timeout=HUB_SECONDS)
+    except Exception as error:  # whatever the Hub's HTTP client raises, the cause and the cure are the same
+        raise ModelError(_unusable(name, error)) from error
+    return name, False
+
+
+def _unusable(name: str, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return (
+        f"The tokenizer {name!r} cannot be loaded ({reason}). Check the name on the Hugging Face Hub; without a "
+        "network, set tokenizer to a folder written by save_pretrained, to train or to characters."
+    )

@@ -1,0 +1,144 @@
+"""What training leaves behind while it runs: metrics.csv, the best model, progress, and the seed of its noise."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import resource
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, TrainerCallback
+
+from nbutils.objectives import Objective
+
+logger = logging.getLogger(__name__)
+PROGRESS_SECONDS = 1.0  # a live display needs no more
+
+
+class MetricsWriter(TrainerCallback):
+    """metrics.csv: one line per logged set of values, flushed at once; cells that were not logged stay empty."""
+
+    def __init__(self, path: Path, objective: Objective) -> None:
+        self.path = path
+        self.columns = [
+            *(
+                "step",
+                "epoch",
+                "wall_seconds",
+                "tokens_seen",
+                "tokens_per_second",
+                "learning_rate",
+                "grad_norm",
+                "loss",
+            ),
+            *(f"{term.name}_loss" for term in objective.terms),
+            *("eval_loss", "eval_ce_loss", "eval_perplexity", "eval_token_acc"),
+            *("eval_cosine", "eval_cosine_centred", "eval_cosine_unigram"),
+            *(f"eval_{term.name}_loss" for term in objective.terms if term.name != "ce"),
+        ]
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = self.path.open("w", newline="")
+        self.rows = csv.DictWriter(self.file, self.columns, extrasaction="ignore")
+        self.rows.writeheader()
+        self.start = self.last_time = time.perf_counter()
+        self.last_tokens = 0
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        if "loss" not in logs and "eval_loss" not in logs:
+            return  # the Trainer's closing summary: averages that result.json has exactly
+        now = time.perf_counter()
+        row = {"step": state.global_step, "wall_seconds": round(now - self.start, 3), **logs}
+        if "loss" in logs:
+            row["tokens_per_second"] = round((logs["tokens_seen"] - self.last_tokens) / (now - self.last_time), 1)
+        self.last_time, self.last_tokens = now, logs["tokens_seen"]
+        self.rows.writerow(row)
+        self.file.flush()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self.file.close()
+
+
+class BestModel(TrainerCallback):
+    """Keeps the weights with the lowest eval_ce_loss in a folder of their own, replaced by rename."""
+
+    def __init__(self, folder: Path, model: PreTrainedModel) -> None:
+        self.folder, self.model = folder, model
+        self.value = float("inf")
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if metrics["eval_ce_loss"] < self.value:
+            self.value = metrics["eval_ce_loss"]
+            beside = self.folder.with_name(self.folder.name + ".new")
+            self.model.save_pretrained(beside)
+            replace_folder(beside, self.folder)
+
+
+class Progress(TrainerCallback):
+    """progress.json for whoever watches, and a line in the log at every evaluation."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.written = path, 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start, self.loss = time.perf_counter(), float("nan")
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if time.monotonic() - self.written >= PROGRESS_SECONDS:
+            self.written = time.monotonic()
+            beside = self.path.with_suffix(".new")
+            beside.write_text(json.dumps({"step": state.global_step, "steps": state.max_steps}))
+            beside.replace(self.path)
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self.loss = logs.get("loss", self.loss)
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        elapsed = time.perf_counter() - self.start
+        left = elapsed * (state.max_steps / max(1, state.global_step) - 1)
+        logger.info(
+            "step %6d/%d | loss %7.4f | validation ce %7.4f, perplexity %9.2f, accuracy %.3f, cosine %.3f | %s left",
+            state.global_step,
+            state.max_steps,
+            self.loss,
+            metrics["eval_ce_loss"],
+            metrics["eval_perplexity"],
+            metrics["eval_token_acc"],
+            metrics["eval_cosine"],
+            time.strftime("%H:%M:%S", time.gmtime(left)),
+        )
+
+
+class Noise(TrainerCallback):
+    """Seeds dropout apart from weights and data order: two runs that differ in noise_seed alone are an A/A pair."""
+
+    def __init__(self, seed: int, noise_seed: int) -> None:
+        self.seed, self.noise_seed = seed, noise_seed
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        state_of = np.random.SeedSequence([self.seed, self.noise_seed, args.process_index])
+        torch.manual_seed(int(state_of.generate_state(1)[0]))
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """`new` takes the place of `old`, which may not exist; a reader finds one of the two or, for an instant, none."""
+    aside = old.with_name(old.name + ".old")
+    if old.exists():
+        old.replace(aside)
+    new.replace(old)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def memory_mib() -> float:
+    """Peak memory of this process in MiB: the GPU's where one is used, otherwise resident memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -1,0 +1,239 @@
+"""Training: a thin subclass of transformers.Trainer that minimises an Objective and writes metrics.csv.
+
+    from nbutils.launching import launch
+    result = launch(train, TrainingConfig(data_folder=..., run_folder=..., objective=cosine_mixing(0.5)), processes=1)
+
+Loss and gradients are exact under gradient accumulation and over ranks: every term's positions are counted over the
+whole optimiser step before its first forward pass.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers.utils import logging as logging_of_transformers
+
+from nbutils.evaluation import combine, evaluate
+from nbutils.models import load_model
+from nbutils.objectives import Objective, ObjectiveModel
+from nbutils.preparation import load_data
+from nbutils.tracking import BestModel, MetricsWriter, Noise, Progress, memory_mib
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What a training run is; the names are those of the notebooks' parameters."""
+
+    data_folder: Path
+    run_folder: Path
+    objective: Objective
+    model_name: str = "tiny"
+    from_scratch: bool = True
+    dropout: float = 0.1
+    num_train_epochs: float = 1.0
+    max_steps: int = 0  # 0: by epochs
+    per_device_train_batch_size: int = 8
+    per_device_eval_batch_size: int = 8
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 5e-5
+    lr_scheduler_type: str = "linear"
+    warmup_ratio: float = 0.03
+    weight_decay: float = 0.01
+    adam_beta2: float = 0.999
+    max_grad_norm: float = 1.0
+    eval_steps: int = 0  # 0: ten times in all
+    logging_steps: int = 1
+    precision: str = "auto"  # auto, float32, bf16, fp16
+    deterministic: bool = True
+    seed: int = 42
+    noise_seed: int = 0
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Any], **fixed: Any) -> TrainingConfig:
+        """The config whose fields are a notebook's parameters of the same names, and `fixed`."""
+        names = {field.name for field in fields(cls)} - fixed.keys()
+        return cls(**{name: value for name, value in parameters.items() if name in names}, **fixed)
+
+
+def train(config: TrainingConfig) -> dict[str, float]:
+    """Train one variant; writes metrics.csv, model/ (the last) and model_best/ (by eval_ce_loss) into the run folder.
+
+    Returns the numbers of the training itself: parameters, steps, tokens_seen, train_seconds, tokens_per_second,
+    peak_memory_mib, best_eval_ce_loss. Same config, same machine: same weights, bit for bit, where `deterministic`.
+    """
+    logging_of_transformers.disable_progress_bar()  # a bar for each saved model is noise
+    data = load_data(config.data_folder)
+    make_deterministic(config.deterministic)
+    set_seed(config.seed)
+    block_size = data.card["block_size"]
+    model = load_model(config.model_name, data.tokenizer, block_size, config.from_scratch, config.dropout)
+    trainer = ObjectiveTrainer(
+        config, ObjectiveModel(model, config.objective), data.blocks["train"], data.blocks["validation"]
+    )
+    start = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - start - trainer.evaluation_seconds
+    if trainer.is_world_process_zero():
+        model.save_pretrained(config.run_folder / "model")
+        data.tokenizer.save_pretrained(config.run_folder / "model")
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "steps": trainer.state.global_step,
+        "tokens_seen": trainer.tokens_seen,
+        "train_seconds": seconds,
+        "tokens_per_second": trainer.tokens_seen / seconds,
+        "peak_memory_mib": memory_mib(),
+        "best_eval_ce_loss": trainer.best_model.value,
+    }
+
+
+class ObjectiveTrainer(Trainer):
+    """transformers.Trainer for an ObjectiveModel on packed blocks.
+
+    Logs at every `logging_steps`: loss (the objective), <term>_loss (raw, unweighted), gradient norm, learning rate and
+    tokens; at every evaluation, the metrics of `evaluation.evaluate`.
+    """
+
+    def __init__(self, config: TrainingConfig, model: ObjectiveModel, train_blocks, eval_blocks) -> None:
+        self.objective_model = model
+        self.tokens_seen = 0
+        self.evaluation_seconds = 0.0
+        self._term_sums: dict[str, Tensor] = {}
+        self._term_counts: dict[str, Tensor] = {}
+        super().__init__(
+            model=model,
+            args=training_arguments(config, len(train_blocks)),
+            train_dataset=train_blocks.with_format("numpy", columns=["input_ids"]),
+            eval_dataset=eval_blocks,
+            data_collator=collate,
+        )
+        self.remove_callback(PrinterCallback)
+        self.loss_is_scaled_for_ga = True  # counts span the accumulation steps
+        self.best_model = BestModel(config.run_folder / "model_best", model.model)
+        self.add_callback(Noise(config.seed, config.noise_seed))
+        if self.args.process_index == 0:
+            self.add_callback(MetricsWriter(config.run_folder / "metrics.csv", config.objective))
+            self.add_callback(self.best_model)
+            self.add_callback(Progress(config.run_folder / "progress.json"))
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of one optimiser step, and each term's count of positions in them over all ranks."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        labels = [batch["labels"][:, 1:] for batch in batches]
+        counts = {
+            term.name: self.accelerator.reduce(sum(term.rows(y).sum() for y in labels).to(device), "sum")
+            for term in self.objective_model.objective.terms
+        }
+        for name, count in counts.items():
+            self._term_counts[name] = self._term_counts.get(name, 0) + count
+        self.tokens_seen += self.args.world_size * sum(batch["input_ids"].numel() for batch in batches)
+        self.objective_model.progress = self.state.global_step / self.state.max_steps
+        return batches, counts
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: Mapping[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Mapping[str, Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """This rank's share of the step's loss, times the ranks, because DDP averages gradients over them."""
+        outputs = model(**inputs, counts=num_items_in_batch)
+        for name, value in outputs.items():
+            if name != "loss":
+                self._term_sums[name] = self._term_sums.get(name, 0) + value
+        loss = outputs["loss"] * self.args.world_size
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add each term's mean since the last log, and the tokens seen."""
+        if "loss" in logs:
+            for name, value in self._term_sums.items():
+                total = self.accelerator.reduce(value, "sum")
+                logs[f"{name}_loss"] = (total / self._term_counts[name].clamp_min(1)).item()
+            self._term_sums, self._term_counts = {}, {}
+        logs["tokens_seen"] = self.tokens_seen
+        super().log(logs, start_time)
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Metrics of `evaluation.evaluate` over all ranks."""
+        start = time.perf_counter()
+        with self.compute_loss_context_manager():
+            shard = self.args.process_index, self.args.world_size
+            blocks = eval_dataset if eval_dataset is not None else self.eval_dataset
+            result = evaluate(self.objective_model, blocks, self.args.per_device_eval_batch_size, shard)
+        if self.args.world_size > 1:
+            result = combine(result, lambda sums: self.accelerator.reduce(sums.to(self.args.device), "sum"))
+        metrics = result.metrics(metric_key_prefix)
+        self.evaluation_seconds += time.perf_counter() - start
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+def collate(rows: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+    """input_ids and labels, (batch, time): the model shifts them, so they are the same tokens."""
+    input_ids = torch.from_numpy(np.stack([row["input_ids"] for row in rows]).astype(np.int64))
+    return {"input_ids": input_ids, "labels": input_ids}
+
+
+def training_arguments(config: TrainingConfig, train_blocks: int) -> TrainingArguments:
+    """The Trainer's arguments; saving and logging are ours."""
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+    return TrainingArguments(
+        output_dir=str(config.run_folder / "checkpoints"),
+        num_train_epochs=config.num_train_epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.per_device_train_batch_size,
+        per_device_eval_batch_size=config.per_device_eval_batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        learning_rate=config.learning_rate,
+        lr_scheduler_type=config.lr_scheduler_type,
+        lr_scheduler_kwargs={"min_lr_rate": 0.1} if config.lr_scheduler_type == "cosine_with_min_lr" else {},
+        warmup_steps=config.warmup_ratio,  # below 1 the Trainer reads it as a ratio
+        weight_decay=config.weight_decay,
+        adam_beta2=config.adam_beta2,
+        max_grad_norm=config.max_grad_norm,
+        eval_strategy="steps",
+        eval_steps=config.eval_steps or max(1, total_steps(config, train_blocks) // 10),
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,  # a loss that is not a number must be seen
+        save_strategy="no",
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        seed=config.seed,
+        data_seed=config.seed,
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
+        ddp_find_unused_parameters=False,
+    )
+
+
+def total_steps(config: TrainingConfig, train_blocks: int) -> int:
+    """Optimiser steps of the whole run; the last, smaller batch of an epoch counts."""
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    batches = -(-train_blocks // (config.per_device_train_batch_size * ranks))
+    return config.max_steps or int(config.num_train_epochs * -(-batches // config.gradient_accumulation_steps))
+
+
+def make_deterministic(wanted: bool) -> None:
+    """Kernels whose results repeat bit for bit, where PyTorch has them; it warns where it has not."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted, warn_only=True)

@@ -1,0 +1,194 @@
+"""Run folders made up on disk, file by file, for tests of what reads them: no notebook, no training."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000d49444154789c6360606060000000050001a5f645400000000049454e44ae426082"
+)
+PARAMETERS = """data_folder: str = ""  # a data-prep run folder
+alpha: float = 0.5  # weight of the cosine term, in [0, 1]
+max_steps: int = 200  # optimiser steps
+seed: int = 42  # weights and data order
+noise_seed: int = 0  # dropout
+run_folder: str = ""  # where results go"""
+STEPS, EVALUATE_EVERY = 200, 20
+UNIGRAM = 6.2  # nats per token
+
+
+def write_plan(folder: Path, **changes: Any) -> Path:
+    """A plan file with one study and its A/A pair, and the notebook it names, in `folder`."""
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": PARAMETERS, "outputs": []}
+    cell["execution_count"] = None
+    notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell | {"id": "parameters"}]}
+    (folder / "study.ipynb").write_text(json.dumps(notebook))
+    shared = {"stage": "cosine", "better": "lower", "claim": "no worse", "control": {"alpha": 0.0, "noise_seed": 0}}
+    plan = {
+        "name": "toy",
+        "stages": [
+            {
+                "name": "cosine",
+                "notebook": str(folder / "study.ipynb"),
+                "params": {"max_steps": STEPS},
+                "matrix": {"alpha": [0.0, 0.5, 1.0], "seed": [1, 2, 3, 4, 5], "noise_seed": [0, 1]},
+                "exclude": [{"alpha": 0.5, "noise_seed": 1}, {"alpha": 1.0, "noise_seed": 1}],
+            }
+        ],
+        "contrasts": [
+            shared
+            | {
+                "name": "mixing-perplexity",
+                "question": "Is alpha 0.5 no worse than cross entropy in perplexity?",
+                "metric": "test_ce_loss",
+                "treatment": {"alpha": 0.5, "noise_seed": 0},
+                "smallest_effect": 0.01,
+                "primary": True,
+            },
+            shared
+            | {
+                "name": "mixing-proxy",
+                "question": "Does alpha 0.5 raise the cosine of the expected with the true embedding?",
+                "metric": "test_cosine",
+                "treatment": {"alpha": 0.5, "noise_seed": 0},
+                "better": "higher",
+                "claim": "better",
+                "smallest_effect": 0.005,
+            },
+            shared
+            | {
+                "name": "cosine-alone",
+                "question": "Is the cosine term alone no worse than cross entropy in perplexity?",
+                "metric": "test_ce_loss",
+                "treatment": {"alpha": 1.0, "noise_seed": 0},
+                "smallest_effect": 0.01,
+            },
+            shared
+            | {
+                "name": "mixing-accuracy",
+                "question": "Does alpha 0.5 raise token accuracy?",
+                "metric": "test_token_acc",
+                "treatment": {"alpha": 0.5, "noise_seed": 0},
+                "better": "higher",
+                "claim": "better",
+                "smallest_effect": 0.002,
+            },
+        ],
+        "noise_floor": {
+            "stage": "cosine",
+            "treatment": {"alpha": 0.0, "noise_seed": 1},
+            "control": {"alpha": 0.0, "noise_seed": 0},
+        },
+    }
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(plan | changes, sort_keys=False))
+    return path
+
+
+def final_numbers(alpha: float, seed: int, noise_seed: int) -> dict[str, float]:
+    """Results in which alpha 0.5 gains 0.004 nats and 0.02 of cosine, alpha 1 loses 0.5 nats; seeds matter more."""
+    of_seed, of_run = np.random.default_rng(seed), np.random.default_rng([seed, round(alpha * 10), noise_seed])
+    ce = 4.1 + 0.03 * of_seed.normal() + 0.004 * of_run.normal() + {0.0: 0.0, 0.5: -0.004, 1.0: 0.5}[alpha]
+    cosine = 0.35 + 0.04 * alpha + 0.01 * of_seed.normal() + 0.002 * of_run.normal()
+    accuracy = 0.31 + 0.0005 * of_run.normal() - 0.05 * (alpha == 1.0) + 0.001 * (alpha == 0.5)
+    numbers = {}
+    for split, shift in (("eval", 0.0), ("test", 0.02)):
+        numbers |= {f"{split}_ce_loss": ce + shift, f"{split}_perplexity": float(np.exp(ce + shift))}
+        numbers |= {f"{split}_loss": ce + shift, f"{split}_cosine": cosine, f"{split}_token_acc": accuracy}
+        numbers[f"unigram_{split}_ce_loss"] = UNIGRAM
+    return numbers | {
+        "parameters": 1_234_567,
+        "steps": STEPS,
+        "tokens_seen": STEPS * 1024,
+        "train_seconds": 20 + 3 * (alpha > 0) + of_run.normal(),
+        "tokens_per_second": STEPS * 1024 / (20 + 3 * (alpha > 0)),
+        "peak_memory_mib": 640 + 40 * (alpha > 0),
+        "best_eval_ce_loss": ce,
+    }
+
+
+def write_run(plan_folder: Path, stage: str, matrix: Mapping[str, Any], result: Mapping[str, float], **changes) -> Path:
+    """One run folder with everything a finished run leaves; `changes` replace entries of its manifest."""
+    from nbutils.plans import variant_name
+
+    variant = variant_name(stage, matrix)
+    folder = plan_folder / variant
+    folder.mkdir(parents=True)
+    manifest = {
+        "plan": plan_folder.name, "stage": stage, "variant": variant, "notebook": "notebooks/study.ipynb",
+        "key": "0123456789abcdef" * 4, "status": "finished", "exit_code": 0, "error": None,
+        "params": {"data_folder": "", "max_steps": STEPS, **matrix}, "matrix": dict(matrix), "inputs": {},
+        "fingerprint": "f" * 64, "data_fingerprint": "d" * 64,
+        "source": {"git_commit": "c" * 40, "git_dirty": False, "notebook_sha256": "n" * 64, "nbutils_sha256": "b" * 64},
+        "packages": {"python": "3.11.2", "torch": "2.13.0", "unrelated": "1"},
+        "hardware": {"machine": "node", "processor": "CPU", "cores": 2, "threads": 1, "memory_gib": 8.0, "gpus": []},
+        "attempts": [
+            {"start": "2026-11-18T10:00:00.000+00:00", "end": "2026-11-18T10:01:30.000+00:00", "exit_code": 0,
+             "status": "finished"}
+        ],
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
+    (folder / "params.yaml").write_text(yaml.safe_dump(manifest["params"]))
+    if manifest | changes == manifest or (manifest | changes)["status"] == "finished":
+        (folder / "result.json").write_text(json.dumps(dict(result)))
+        _write_metrics(folder, result, matrix)
+        _write_documents(folder, result)
+        _write_samples(folder, str(matrix))
+    return folder
+
+
+def _write_metrics(folder: Path, result: Mapping[str, float], matrix: Mapping[str, Any]) -> None:
+    """Curves that fall from near the unigram level to the final numbers."""
+    noise = np.random.default_rng([matrix.get("seed", 0), 7])
+    columns = ["step", "tokens_seen", "loss", "ce_loss", "cosine_loss", "eval_loss", "eval_ce_loss", "eval_perplexity"]
+    with (folder / "metrics.csv").open("w", newline="") as file:
+        rows = csv.DictWriter(file, [*columns, "eval_cosine"])
+        rows.writeheader()
+        for step in range(1, STEPS + 1):
+            ce = result["eval_ce_loss"] + 3 * np.exp(-step / 40)
+            row = {"step": step, "tokens_seen": step * 1024, "ce_loss": ce + 0.05 * noise.normal()}
+            rows.writerow(row | {"loss": row["ce_loss"], "cosine_loss": 0.6 + 0.3 * np.exp(-step / 40)})
+            if step % EVALUATE_EVERY == 0:
+                evaluated = {"eval_loss": ce, "eval_ce_loss": ce, "eval_perplexity": np.exp(ce)}
+                rows.writerow({"step": step} | evaluated | {"eval_cosine": result["eval_cosine"] * step / STEPS})
+
+
+def _write_documents(folder: Path, result: Mapping[str, float]) -> None:
+    generator = np.random.default_rng(11)
+    tokens = generator.integers(50, 3000, 40)
+    rates = generator.normal(result["test_ce_loss"], 0.3, 40)
+    frame = pd.DataFrame({"split": "test", "document": range(40), "tokens": tokens, "ce_sum": rates * tokens})
+    frame.to_parquet(folder / "per_document.parquet")
+
+
+def _write_samples(folder: Path, who: str) -> None:
+    samples = [
+        {
+            "prompt": f"The function number {n} returns",
+            "reference": " the mean of the data, or None where there is none.",
+            "completion": f" a list of values that {who} would write.",
+            "document": n,
+        }
+        for n in range(7)
+    ]
+    (folder / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+
+
+def write_runs(folder: Path, keep: Callable[[dict[str, Any]], bool] = lambda matrix: True) -> Path:
+    """The runs folder of the plan of `write_plan`, every variant finished but those `keep` refuses; returns it."""
+    for alpha in (0.0, 0.5, 1.0):
+        for seed in range(1, 6):
+            for noise_seed in (0, 1) if alpha == 0 else (0,):
+                matrix = {"alpha": alpha, "seed": seed, "noise_seed": noise_seed}
+                if keep(matrix):
+                    write_run(folder / "toy", "cosine", matrix, final_numbers(alpha, seed, noise_seed))
+    return folder

@@ -20,9 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nbutils.errors import RunError
-from nbutils.manifest import FINISHED, RUNNING, Manifest, as_killed, find_manifest
+from nbutils.manifest import FINISHED, KILLED, RUNNING, Manifest, as_killed, find_manifest
 from nbutils.places import relative
 
 ATTEMPTS, PREVIOUS, LOCKS, LOGS = ".attempts", ".previous", ".locks", ".logs"
@@ -87,15 +88,26 @@ class Place:
             return False
         return False
 
+    def result_folder(self) -> Path:
+        """Where the published run lies: in its place, but for the moment in which it is being replaced."""
+        return self.previous if self.previous.is_dir() and not self.published.is_dir() else self.published
+
     def result(self) -> Manifest | None:
         """The manifest of the published run, None where there is none."""
-        return find_manifest(self.published) or find_manifest(self.previous)
+        return find_manifest(self.result_folder())
 
     def unpublished(self) -> Manifest | None:
         """The manifest of a run that is being made or that was not published, None where there is none."""
         locked = self.is_locked()  # asked before reading: a run that ends in between is then seen as ended
         manifest = find_manifest(self.attempt)
         return as_killed(manifest) if manifest and manifest["status"] == RUNNING and not locked else manifest
+
+    def history(self) -> list[dict[str, Any]]:
+        """The attempts so far; each manifest has those of the manifests before it. Needs the lock."""
+        manifests = [manifest for manifest in (self.result(), find_manifest(self.attempt)) if manifest]
+        attempts = max((manifest["attempts"] for manifest in manifests), key=len, default=[])
+        # whoever has the lock knows that no other attempt runs
+        return [each | {"status": KILLED} if each["status"] == RUNNING else each for each in attempts]
 
     def is_finished(self, key: str) -> bool:
         """Whether the published run is finished and has this key."""
@@ -107,7 +119,7 @@ class Place:
         attempt = find_manifest(self.attempt)
         if attempt and attempt["status"] == FINISHED:
             self.publish()
-        elif self.previous.is_dir() and not self.published.is_dir():
+        elif self.result_folder() == self.previous:
             self.previous.rename(self.published)
 
     def clear(self) -> None:

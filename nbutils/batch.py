@@ -28,7 +28,7 @@ from nbutils.manifest import FAILED, FINISHED, KILLED
 from nbutils.places import relative
 from nbutils.plans import Plan, Variant
 from nbutils.preflight import check_variant
-from nbutils.progress import BLOCKED, Display, Running, Tally
+from nbutils.progress import BLOCKED, Display, Running, Tally, duration, text_table
 from nbutils.runner import BROKEN, DONE, REFUSED, Outcome, Stopped, place_needs, run_variant, stop_on_sigterm
 
 TICK_SECONDS = 0.5  # between looks at the running variants
@@ -107,6 +107,19 @@ class Batch:
             except (KeyboardInterrupt, Stopped):
                 self._stop()
                 raise
+
+    def exit_code(self) -> int:
+        """0 where every variant is finished, else 1."""
+        return DONE if all(self._is_done(variant.name) for variant in self.variants) else BROKEN
+
+    def table(self) -> str:
+        """The variants with how they ended, for the end of a batch."""
+        outcomes = [self.outcomes[variant.name] for variant in self.variants]
+        rows = [
+            (each.variant, each.status, "before" if each.skipped else duration(each.seconds), each.message)
+            for each in outcomes
+        ]
+        return text_table(("variant", "status", "time", "message"), rows)
 
     def tally(self) -> Tally:
         """Where the batch stands."""

@@ -104,10 +104,10 @@ def read_text(path: Path) -> str:
 
 
 def corpus_versions(dataset_name: str) -> dict[str, str]:
-    """Versions of what the embedded corpus is made of; {} for the user's own files."""
+    """Versions of what the embedded corpus is made of, builds (`+cpu`) left out; {} for the user's own files."""
     if dataset_name != "pydoc":
         return {}
-    packages = {package: importlib.metadata.version(package) for package in PYDOC_PACKAGES}
+    packages = {package: importlib.metadata.version(package).split("+")[0] for package in PYDOC_PACKAGES}
     return {"python": platform.python_version(), **packages}
 
 

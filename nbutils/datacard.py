@@ -88,6 +88,18 @@ def data_card(
     }
 
 
+def headline(card: dict[str, Any]) -> dict[str, float]:
+    """The card's numbers by the names of result.json, where `eval` is the validation split."""
+    numbers = {"vocab_size": card["vocab_size"], "block_size": card["block_size"]}
+    for split, short in (("train", "train"), ("validation", "eval"), ("test", "test")):
+        counts, leakage = card["splits"].get(split, {}), card["leakage"].get(split, {})
+        numbers |= {f"{short}_{unit}": counts[unit] for unit in ("documents", "tokens", "blocks") if counts}
+        numbers |= {f"{short}_leaked_{share}": leakage[share] for share in ("ngram_share", "document_share") if leakage}
+        if split in card["unigram_ce"]:
+            numbers[f"unigram_{short}_ce_loss"] = card["unigram_ce"][split]
+    return numbers
+
+
 def _split_counts(table: DataFrame, split: str, blocks: Blocks, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """`tokens` are those of the texts; with the end tokens and without the dropped ones they fill the blocks."""
     rows = table[table["split"] == split]

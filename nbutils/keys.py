@@ -23,7 +23,17 @@ from nbutils.places import ROOT, relative, resolve
 # They start, record, watch or show runs and change no number: an edit of one of them repeats no training.
 NOT_IN_KEY = frozenset(
     {
-        *("__main__", "batch", "progress", "runner", "kernels", "preflight", "attempts"),  # start and watch
+        *(
+            "__main__",
+            "batch",
+            "progress",
+            "runner",
+            "kernels",
+            "preflight",
+            "attempts",
+            "status",
+            "listing",
+        ),  # start and watch
         *("runs", "manifest", "environment", "keys", "files", "places", "errors"),  # record
         *("plans", "contrasts", "params", "notebooks", "yamlfile", "cost"),  # say what to run
         *("report", "figures", "statistics", "studies", "measures"),  # show

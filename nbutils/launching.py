@@ -8,6 +8,7 @@ peer"; here the rank that failed first is named, with its own error.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import threading
@@ -67,6 +68,7 @@ def _rank(function: Callable[[Any], Any], config: Any, log_folder: str) -> Any:
     log = (Path(log_folder) / f"rank{rank}.log").open("w")
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return function(config)
     except BaseException as error:

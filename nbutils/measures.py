@@ -73,6 +73,8 @@ MEASURES = {
     "perplexity": Measure("perplexity", "", "lower", digits=2),
     "token_acc": Measure("token accuracy", "%", "higher", digits=2, scale=100.0),
     "cosine": Measure("cosine proxy", "", "higher"),
+    "cosine_centred": Measure("centred cosine proxy", "", "higher"),
+    "cosine_unigram": Measure("cosine proxy of the unigram model", "", ""),
     "train_seconds": Measure("training time", "s", "lower", digits=1),
     "tokens_per_second": Measure("speed", "tokens/s", "higher", digits=0),
     "peak_memory_mib": Measure("peak memory", "MiB", "lower", digits=0),

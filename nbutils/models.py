@@ -144,9 +144,11 @@ def _own_tokenizer(model_name: str) -> PreTrainedTokenizerBase | None:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(_place(model_name))
+        own = AutoTokenizer.from_pretrained(_place(model_name))
     except (OSError, ValueError, ImportError):  # a model folder need not hold a tokenizer; then sizes must do
         return None
+    made_up = len(own) <= len(own.all_special_tokens)  # what transformers returns where there are no tokenizer files
+    return None if made_up else own
 
 
 def _with_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:

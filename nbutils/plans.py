@@ -13,8 +13,16 @@ stage needs, whether every contrast has pairs. A plan that loads can be started.
         needs: {data_folder: data}     # this parameter is the folder of that stage's run
         matrix: {alpha: [0.0, 0.5], seed: [1, 2, 3]}
     contrasts:
-      - {name: mixing, question: Is alpha 0.5 better?, stage: cosine, metric: test_ce_loss, treatment: {alpha: 0.5},
-         control: {alpha: 0.0}, better: lower, claim: better, smallest_effect: 0.01, primary: true}
+      - name: mixing
+        question: Is alpha 0.5 better in perplexity?
+        stage: cosine
+        metric: test_ce_loss
+        treatment: {alpha: 0.5}
+        control: {alpha: 0.0}
+        better: lower                  # or higher
+        claim: better                  # or no worse
+        smallest_effect: 0.01          # in the metric's unit; for "no worse" the margin
+        primary: true
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +32,8 @@ class Running:
         return time.monotonic() - self.start
 
     def steps(self) -> tuple[int, int] | None:
-        """(step, of how many) from the run's progress.json, None where it writes none or has not begun."""
-        try:
-            progress = read_json(self.folder / "progress.json")
-            return int(progress["step"]), int(progress["steps"])
-        except (OSError, ValueError, KeyError, TypeError):  # not there yet, or half written
-            return None
+        """(step, of how many), None where the run writes no progress.json or has not begun."""
+        return read_steps(self.folder)
 
 
 @dataclass
@@ -50,35 +47,33 @@ class Tally:
     waiting: list[str] = field(default_factory=list)  # the stage of each variant that waits
     known: dict[str, list[float]] = field(default_factory=dict)  # seconds that variants of a stage took
 
-    def seconds_left(self) -> float | None:
-        """An estimate from the mean of each stage's ended variants and the steps of the running ones, or None."""
-        expected = {stage: sum(seconds) / len(seconds) for stage, seconds in self.known.items() if seconds}
+    def time_left(self) -> str:
+        """`about 3 min left`, by the mean of each stage's ended variants and the steps of the running ones.
+
+        `at least` where a stage that waits has shown no time yet.
+        """
+        expected = {stage: sum(seconds) / len(seconds) for stage, seconds in self.known.items()}
         left = []
         for each in self.running:
             step, steps = each.steps() or (0, 0)
             if step > 0:
-                expected.setdefault(each.stage, each.elapsed * steps / step)
                 left.append(each.elapsed * (steps - step) / step)
+                expected.setdefault(each.stage, each.elapsed + left[-1])
             elif each.stage in expected:
                 left.append(max(0.0, expected[each.stage] - each.elapsed))
-            else:
-                return None
-        if any(stage not in expected for stage in self.waiting):
-            return None
-        work = sum(left) + sum(expected[stage] for stage in self.waiting)
-        return max([work / self.workers, *left])
+        shown = [stage for stage in self.waiting if stage in expected]
+        if not left and not shown:
+            return "time left not known yet"
+        seconds = max([(sum(left) + sum(expected[stage] for stage in shown)) / self.workers, *left])
+        complete = len(left) == len(self.running) and len(shown) == len(self.waiting)
+        return f"{'about' if complete else 'at least'} {duration(seconds)} left"
 
     def headline(self) -> str:
         """`7 of 21 finished, 1 failed, about 3 min left`."""
-        counts: dict[str, int] = {}
-        for outcome in self.ended:
-            counts[outcome.status] = counts.get(outcome.status, 0) + 1
-        finished = counts.pop(FINISHED, 0)
-        words = [f"{finished} of {self.total} finished", *(f"{n} {status}" for status, n in counts.items())]
-        left = self.seconds_left()
-        if self.running or self.waiting:
-            words.append("time left not known yet" if left is None else f"about {duration(left)} left")
-        return ", ".join(words)
+        counts = Counter(outcome.status for outcome in self.ended)
+        others = [f"{number} {status}" for status, number in counts.items() if status != FINISHED]
+        left = [self.time_left()] if self.running or self.waiting else []
+        return ", ".join([f"{counts[FINISHED]} of {self.total} finished", *others, *left])
 
 
 class Display(Protocol):
@@ -152,18 +147,28 @@ class LiveDisplay:
         from rich.table import Table
         from rich.text import Text
 
+        bar = Table.grid()
+        bar.add_row(ProgressBar(total=max(1, tally.total), completed=len(tally.ended), width=60))
         table = Table.grid(padding=(0, 2))
         for each in tally.running:
             steps = each.steps()
             told = f"step {steps[0]} of {steps[1]}" if steps else ""
             table.add_row(Text(f"  {each.variant}"), Text(told, style="cyan"), Text(duration(each.elapsed)))
-        bar = ProgressBar(total=max(1, tally.total), completed=len(tally.ended), width=60)
         self.live.update(Group(Text(f"{self.title}: {tally.headline()}", style="bold"), bar, table))
 
 
 def make_display(title: str, stream: TextIO = sys.stdout) -> Display:
     """A live display in a terminal, plain lines elsewhere."""
     return LiveDisplay(title) if stream.isatty() else LogDisplay(stream)
+
+
+def read_steps(folder: Path) -> tuple[int, int] | None:
+    """(step, of how many) from the progress.json of a run that goes on in `folder`, None where there is none."""
+    try:
+        progress = read_json(folder / "progress.json")
+        return int(progress["step"]), int(progress["steps"])
+    except (OSError, ValueError, KeyError, TypeError):  # not there yet, or half written
+        return None
 
 
 def duration(seconds: float) -> str:
@@ -177,8 +182,8 @@ def duration(seconds: float) -> str:
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns padded to their widest entry; the last column is not padded."""
+    """Columns padded to their widest entry."""
     cells = [[str(each) for each in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    widths[-1] = 0
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join(line.rstrip() for line in lines)

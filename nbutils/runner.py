@@ -102,7 +102,7 @@ def summary(manifest: Manifest) -> str:
 
 def _attempt(place: Place, plan: str, variant: Variant) -> Manifest:
     """One attempt from an empty folder to the published run; returns its manifest."""
-    earlier = _earlier_attempts(place)
+    earlier = place.history()
     with _told_where(place):
         place.clear()
         manifest = begin(place.attempt, plan, variant, earlier)
@@ -120,12 +120,6 @@ def _told_where(place: Place) -> Iterator[None]:
     except OSError as error:
         folder = relative(place.attempt)
         raise RunError(f"{folder} cannot be written: {error.strerror}. Make room or mend it, then run again.") from None
-
-
-def _earlier_attempts(place: Place) -> list[dict[str, Any]]:
-    """The attempts so far: a folder's manifest has those of the folders before it."""
-    histories = [manifest["attempts"] for manifest in (place.result(), place.unpublished()) if manifest]
-    return max(histories, key=len, default=[])
 
 
 def _ending(place: Place, variant: Variant) -> tuple[str, int, dict[str, Any] | None]:

@@ -19,6 +19,7 @@ import logging
 import math
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -69,10 +70,6 @@ class RunFolder:
         """Write a JSON Lines file of the folder atomically, a record a line; returns its path."""
         return self.write_text(name, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
-    def write_lines(self, name: str, rows: Iterable[Mapping[str, Any]]) -> Path:
-        """Write one JSON object a line (samples.jsonl) atomically; returns its path."""
-        return self.write_text(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
     def write_result(self, result: Mapping[str, float]) -> None:
         """Write the run's final numbers, the notebook's last act. Raises RunError where one is no number."""
         for name, value in result.items():
@@ -90,6 +87,7 @@ def start_run(notebook: str, parameters: Mapping[str, Any]) -> RunFolder:
     `parameters` may hold more than the notebook's parameters, as `globals()` does. Raises ParameterError where one is
     not what its declaration allows, RunError where the folder holds a result of a plan.
     """
+    _show_log()
     path = find_notebook(notebook)
     schema = read_schema(path)
     params = schema.resolve({name: value for name, value in parameters.items() if name in schema.parameters})
@@ -98,6 +96,14 @@ def start_run(notebook: str, parameters: Mapping[str, Any]) -> RunFolder:
     if not driven:
         _start_interactive(folder, Variant(folder.name, "", path, params))
     return RunFolder(folder, params, driven)
+
+
+def _show_log() -> None:
+    """What nbutils logs appears under the cell that caused it, as plain lines."""
+    log = logging.getLogger("nbutils")
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler(sys.stdout))
+        log.setLevel(logging.INFO)
 
 
 def _start_interactive(folder: Path, variant: Variant) -> None:
@@ -164,6 +170,11 @@ class Run:
     def key(self) -> str:
         return self.manifest["key"]
 
+    @property
+    def attempt_folder(self) -> Path:
+        """Where an attempt at it writes while it runs."""
+        return self.folder.parent / ATTEMPTS / self.variant if self.newer else self.folder
+
     @cached_property
     def result(self) -> dict[str, float]:
         """The final numbers by name, NaN where a number was not finite; empty where the run wrote none."""
@@ -204,7 +215,7 @@ def load_runs(folder: Path) -> list[Run]:
     folder = resolve(folder)
     if (folder / MANIFEST).is_file():
         return [Run(folder, read_manifest(folder))]
-    plans = [folder, *sorted(each for each in folder.glob("*") if each.is_dir())]
+    plans = [folder, *sorted(each for each in folder.glob("[!.]*") if each.is_dir())]
     places = [Place(plan, name) for plan in plans for name in sorted(_variants(plan), key=_natural)]
     return [run for place in places if (run := _load(place)) is not None]
 
@@ -225,7 +236,7 @@ def _load(place: Place) -> Run | None:
         return Run(place.attempt, newer) if newer else None
     if newer and len(newer["attempts"]) <= len(result["attempts"]):
         newer = None  # it was published between the two looks
-    return Run(place.published, result, newer)
+    return Run(place.result_folder(), result, newer)
 
 
 def _natural(name: str) -> list[tuple[int, float, str]]:

@@ -88,8 +88,8 @@ class Study:
 
     @property
     def runs(self) -> list[Run]:
-        """The usable runs, the A/A repeats included."""
-        return [slot.run for slot in self.slots if slot.run is not None and not slot.trouble]
+        """The runs of all arms; without the A/A repeats."""
+        return [run for arm in self.arms for run in arm.runs]
 
     def reports(self, metric: str) -> bool:
         """Whether any arm has a result called `metric`."""
@@ -190,15 +190,6 @@ def fill_slots(runs: Sequence[Run], plan: Plan | None) -> tuple[list[Slot], list
     return slots, list(found.values())
 
 
-def one_run(folder: Path) -> Study:
-    """A single run, finished or not, as a study of one arm: what a study notebook shows of itself."""
-    from nbutils.runs import load_runs
-
-    run = load_runs(folder)[0]
-    slot = Slot(run.stage, run.variant, run.matrix, run)
-    return Study(run.plan, run.stage, (slot,), (Arm(run.variant, {}, (run,), 1),))
-
-
 def plan_studies(name: str, slots: Sequence[Slot], plan: Plan | None) -> list[Study]:
     """The stages of one plan that train or judge a model, with the plan's contrasts judged as one family."""
     contrasts = plan.contrasts if plan else ()
@@ -214,10 +205,18 @@ def plan_studies(name: str, slots: Sequence[Slot], plan: Plan | None) -> list[St
             values = _without_seeds(judged[0].contrast.control)
             control = next((arm for arm in arms if arm.values == values), None)
             arms.sort(key=lambda arm: arm is not control)
-        evaluated = any(key.startswith(FINAL) for arm in arms for run in arm.runs for key in run.result)
-        if judged or evaluated:
-            studies.append(Study(name, stage, tuple(own), tuple(arms), control, tuple(judged)))
+        study = Study(name, stage, tuple(own), tuple(arms), control, tuple(judged))
+        if judged or study.final("ce_loss"):
+            studies.append(study)
     return studies
+
+
+def one_run(folder: Path) -> Study:
+    """The run in `folder`, finished or not, as a study of its own: for figures in the notebook that makes it."""
+    from nbutils.runs import load_runs
+
+    (run,) = load_runs(folder)
+    return Study(run.plan, run.stage or run.variant, (), (Arm(run.variant, run.matrix, (run,), 1),))
 
 
 def group_arms(slots: Sequence[Slot]) -> list[Arm]:

@@ -17,6 +17,7 @@ from nbutils.errors import CorpusError
 
 ARTICLES = {
     "train": " \n = First = \n \n Text . \n = = Part = = \n \n More . \n Pld \n = Played , W = \n Won . \n"
+    " Key \n = Ties , L = \n \n = Goals ; A = \n Assists \n"
     " \n = Second = \n \n End . \n",
     "valid": " \n = Only one = \n \n Words . \n",
     "test": "\n = A = b = \n \n Equals signs inside . \n \n",
@@ -85,6 +86,13 @@ def test_pydoc_leaves_tests_out() -> None:
     assert not [name for name in modules if "tests" in name.split(".")]
     assert {"statistics", "os", "json.decoder", "torch.nn.functional", "numpy", "nltk.tokenize"} <= modules.keys()
     assert modules["numpy"].name == "__init__.py"
+
+
+def test_versions_are_those_of_the_documentation_not_of_the_build() -> None:
+    versions = corpora.corpus_versions("pydoc")
+    assert versions.keys() == {"python", *corpora.PYDOC_PACKAGES}
+    assert all(version.replace(".", "").isalnum() for version in versions.values())
+    assert corpora.corpus_versions("text") == {}
 
 
 def test_pydoc_without_one_of_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:

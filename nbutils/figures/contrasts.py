@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import fill
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,6 +16,7 @@ from nbutils.figures.style import INK, LINE, QUIET, WIDTH, empty, styled
 from nbutils.measures import Measure, measure
 from nbutils.studies import Judged, Study
 
+NAME_WIDTH = 26  # characters of a contrast's name in one line
 FAR = 6.0  # an interval this many times beyond every threshold is drawn as an arrow, or it would flatten the rest
 # Shape as well as colour: filled for an answer, hollow for none.
 MARKS = {
@@ -61,7 +63,7 @@ def _draw_group(axes: Axes, group: Sequence[Judged]) -> None:
         else:
             _draw_beyond(axes, judged, row, metric, right if verdict.difference > 0 else left)
     axes.axvline(0, color=INK, linewidth=0.9, zorder=2)
-    axes.set_yticks(range(len(group)), [judged.contrast.name for judged in group])
+    axes.set_yticks(range(len(group)), [fill(judged.contrast.name, NAME_WIDTH) for judged in group])
     axes.set(ylim=(len(group) - 0.5, -0.5), xlim=(left, right))
     axes.grid(axis="y", visible=False)
     unit = f", {metric.difference_unit}" if metric.unit else ""

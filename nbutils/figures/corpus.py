@@ -42,15 +42,12 @@ def document_lengths(documents: pd.DataFrame) -> Figure:
     styles = look(splits)
     figure, (axes,) = canvas(height=2.2)
     edges = np.geomspace(lengths["tokens"].min(), lengths["tokens"].max() + 1, 31)
-    log_axis(axes, "x")
     for split in splits:
         tokens = lengths.loc[lengths["split"] == split, "tokens"]
-        share = 100 / len(tokens)
-        line = sns.histplot(
-            x=tokens, weights=np.full(len(tokens), share), bins=edges, element="step", fill=False,
-            color=styles[split]["color"], label=f"{split} ({len(tokens):,})", ax=axes,
-        ).lines[-1]  # fmt: skip
-        line.set_dashes(styles[split]["dash"] or (None, None))
+        look_of = {"color": styles[split]["color"], "label": f"{split} ({len(tokens):,})"}
+        sns.histplot(x=tokens, stat="percent", bins=edges, element="step", fill=False, ax=axes, **look_of)
+        axes.lines[-1].set_dashes(styles[split]["dash"] or (None, None))
+    log_axis(axes, "x")
     axes.set(xlabel="length of a document (tokens)", ylabel="documents (% of the split)")
     axes.legend(title="split (documents)", alignment="left")
     return figure

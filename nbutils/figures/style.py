@@ -1,7 +1,8 @@
 """How every figure looks, and how it is saved and shown.
 
-Colours are the Okabe-Ito-like "colorblind" palette of seaborn; each arm also has its own dash and marker,
-so a grey print still tells them apart. Text is never read as TeX: an arm called "$x" is shown, not parsed.
+Colours are those of seaborn's "colorblind" palette with a grey for the control and a darker green that does
+not look like it; each arm also has its own dash and marker, so a grey print still tells them apart. Text is
+never read as TeX: an arm called "$x" is shown, not parsed.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ INK, QUIET, LINE = "#1b1f24", "#5b6570", "#d8dee4"
 
 # Colour, dash and marker of the first, second, ... arm. The control comes first: grey, and drawn wide, so
 # that a dashed line upon it still shows both.
-COLOURS = ("#7f7f7f", "#0173b2", "#de8f05", "#029e73", "#cc78bc", "#d55e00", "#56b4e9", "#ca9161")
+COLOURS = ("#8a8a8a", "#0173b2", "#de8f05", "#cc78bc", "#00684b", "#d55e00", "#56b4e9", "#ca9161")
 DASHES = ("", (4, 1.5), (1, 1), (3, 1.25, 1.5, 1.25), (5, 1, 1, 1, 1, 1), (2, 2), (6, 2), (3, 1, 1, 1, 1, 1))
 MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p")
 
@@ -76,7 +77,7 @@ def styled() -> Iterator[None]:
         yield
 
 
-def canvas(panels: int = 1, height: float = 2.6, columns: int = 3) -> tuple[Figure, list]:
+def canvas(panels: int = 1, height: float = 2.3, columns: int = 3) -> tuple[Figure, list]:
     """A figure of the page's width with `panels` axes in rows of at most `columns`; `height` inches a row."""
     columns = min(panels, columns)
     rows = -(-panels // columns)
@@ -129,6 +130,7 @@ def show(figure: Figure, name: str, caption: str, folder: Path = FIGURES) -> HTM
 
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "figure"
     folder.mkdir(parents=True, exist_ok=True)
+    _settle(figure)
     png = _with_palette(_rendered(figure, "png", dpi=DOTS_PER_INCH))
     atomic_write(folder / f"{name}.png", png)
     atomic_write(folder / f"{name}.svg", _rendered(figure, "svg", metadata={"Date": None, "Creator": None}))
@@ -136,6 +138,15 @@ def show(figure: Figure, name: str, caption: str, folder: Path = FIGURES) -> HTM
     caption = html.escape(caption)
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return HTML(f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>')
+
+
+def _settle(figure: Figure) -> None:
+    """Lay out once and round: the solver's last bits differ from call to call, and with them the SVG's ids."""
+    with styled():
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position([round(number, 4) for number in axes.get_position().bounds])
 
 
 def _with_palette(png: bytes) -> bytes:

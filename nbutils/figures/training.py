@@ -32,14 +32,20 @@ def loss_curves(study: Study) -> Figure:
 
 
 @styled()
-def perplexity_curves(study: Study) -> Figure:
-    """Validation perplexity over steps on a log axis, and the level of the unigram model, which knows no context."""
+def perplexity_curves(study: Study, unigram_ce: float | None = None) -> Figure:
+    """Validation perplexity over steps on a log axis, and the level of the unigram model, which knows no context.
+
+    `unigram_ce` in nats per token; not given: what the runs report, which they do when they end.
+    """
     figure = _curves(study, ["eval_perplexity"], "a validation perplexity")
     levels = [number(run.result.get("unigram_eval_ce_loss")) for run in study.runs]
-    if figure.legends and np.isfinite(levels).any():
-        axes = figure.axes[0]
+    if unigram_ce is None and np.isfinite(levels).any():
+        unigram_ce = float(np.nanmean(levels))
+    axes = figure.axes[0]
+    if axes.lines:
         log_axis(axes, "y")
-        level = float(np.exp(np.nanmean(levels)))
+    if axes.lines and unigram_ce is not None:
+        level = float(np.exp(unigram_ce))
         axes.axhline(level, color=QUIET, linewidth=1, linestyle=(0, (6, 3)))
         text = f"unigram model: {level:,.0f}"
         place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (0, 3)}
@@ -165,7 +171,9 @@ def _draw_by_arm(axes: Axes, study: Study, metric: str) -> None:
 
 
 def _arm_legend(figure: Figure, arms: Sequence[Arm]) -> None:
-    """One legend above all panels: colour, dash and marker of every arm."""
+    """One legend above all panels: colour, dash and marker of every arm. A single arm needs none."""
+    if len(arms) < 2:
+        return
     handles = []
     for label, style in look([arm.label for arm in arms]).items():
         line = Line2D([], [], color=style["color"], marker=style["marker"], markersize=4, label=label)

@@ -37,7 +37,9 @@ class ExpectedEmbeddingCosine(Term):
         top = None
         if 0 < self.top_k < probabilities.shape[-1]:
             probabilities, top = probabilities.topk(self.top_k, dim=-1, sorted=False)  # (rows, k) each
-        mu = _mixture(probabilities, top, embeddings)  # (rows, width)
+            mu = _mixture(probabilities, top, embeddings)  # (rows, width)
+        else:
+            mu = chunk.expected_embedding(self.temperature)
         gold = embeddings[chunk.labels].to(mu.dtype)  # (rows, width)
         mu_unit, mu_norm = _unit(mu)
         gold_unit, gold_norm = _unit(gold)
@@ -66,7 +68,7 @@ class CosineProxy(Term):
     uses_embeddings = True
 
     def add(self, chunk: Chunk, coefficients: Tensor | None = None, gradients: Gradients | None = None) -> Tensor:
-        mu = matrix_product(chunk.probabilities(), chunk.embeddings)  # (rows, width)
+        mu = chunk.expected_embedding()  # (rows, width)
         gold = chunk.embeddings[chunk.labels].to(mu.dtype)
         centre = 0 if self.frequencies is None else _mean_embedding(self.frequencies, chunk)  # probabilities sum to 1
         return (_unit(mu - centre)[0] * _unit(gold - centre)[0]).sum(-1)
@@ -96,10 +98,8 @@ def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
     return vectors / norm, norm
 
 
-def _mixture(probabilities: Tensor, top: Tensor | None, embeddings: Tensor) -> Tensor:
-    """mu = sum_j p_j E_j, (rows, width); `top` (rows, k) names the columns of `probabilities` (rows, k)."""
-    if top is None:
-        return matrix_product(probabilities, embeddings)
+def _mixture(probabilities: Tensor, top: Tensor, embeddings: Tensor) -> Tensor:
+    """sum_j p_j E_j over the columns `top` (rows, k) that `probabilities` (rows, k) belong to: (rows, width)."""
     weights = probabilities.to(embeddings.dtype)
     return F.embedding_bag(top, embeddings, per_sample_weights=weights, mode="sum").to(probabilities.dtype)
 

@@ -40,6 +40,7 @@ class Chunk:
     labels: Tensor
     embeddings: Tensor | None = None
     _probabilities: dict[float, Tensor] = field(default_factory=dict)
+    _expected_embeddings: dict[float, Tensor] = field(default_factory=dict)
 
     def probabilities(self, temperature: float = 1.0) -> Tensor:
         """softmax(z / T), (rows, vocab), formed once per temperature."""
@@ -47,6 +48,13 @@ class Chunk:
             logits = self.logits if temperature == 1.0 else self.logits / temperature
             self._probabilities[temperature] = logits.softmax(-1)
         return self._probabilities[temperature]
+
+    def expected_embedding(self, temperature: float = 1.0) -> Tensor:
+        """mu = softmax(z / T) E, (rows, width), formed once per temperature."""
+        if temperature not in self._expected_embeddings:
+            mu = matrix_product(self.probabilities(temperature), self.embeddings)
+            self._expected_embeddings[temperature] = mu
+        return self._expected_embeddings[temperature]
 
     def log_probabilities(self, columns: Tensor) -> Tensor:
         """log softmax(z) at `columns` (rows, k), taken from the most probable entry: precise where that is near 1."""

@@ -116,7 +116,10 @@ def manifest(evidence: Evidence) -> HTML:
         for run, own in zip(runs, facts, strict=True)
     ]
     common = pd.DataFrame([{"Fact": name, "Value": value} for name, value in shared.items()])
-    parts = [table(common, "The same for every run.", text=common.columns).data] if shared else []
+    parts = []
+    if shared:
+        all_alike = table(common, "The same for every run.", text=common.columns)
+        parts.append(details(f"What all {len(runs)} runs share", all_alike.data))
     each = table(pd.DataFrame(rows), "Hashes are cut to twelve characters; manifest.json has them whole.", text=rows[0])
     parts.append(details(f"{len(runs)} runs, one by one", each.data))
     for study in evidence.studies:

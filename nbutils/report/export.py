@@ -15,8 +15,12 @@ import html
 import re
 import unicodedata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nbutils.errors import WorkbookError
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 PNG = "data:image/png;base64,"
@@ -122,24 +126,27 @@ def _only_png(tag: str, attribute: str, value: str) -> str | None:
     return value if value.startswith(PNG) and content.startswith(PNG_SIGNATURE) else None
 
 
-def _read(path: Path):
+def _read(path: Path) -> NotebookNode:
     """The notebook at `path`, checked to be one."""
     import nbformat
 
+    cure = "Make it from notebooks/08_report.ipynb: python -m nbutils report."
     try:
-        return nbformat.read(path, as_version=4)
-    except FileNotFoundError:
-        raise ReportError(f"There is no notebook {path}. Run notebooks/08_report.ipynb with papermill first.") from None
-    except (ValueError, nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
-        raise ReportError(f"{path} is not a notebook ({error}). Run notebooks/08_report.ipynb again.") from error
+        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
+        nbformat.validate(notebook)
+    except OSError as error:
+        raise ReportError(f"{path} cannot be read: {error.strerror}. {cure}") from None
+    except Exception as error:  # nbformat raises what its converters happen to meet: TypeError, AttributeError, ...
+        raise ReportError(f"{path} is not a notebook ({type(error).__name__}). {cure}") from error
+    return notebook
 
 
-def _outputs(notebook) -> list:
+def _outputs(notebook: NotebookNode) -> list[NotebookNode]:
     """Every output of every code cell."""
     return [output for cell in notebook.cells for output in cell.get("outputs", [])]
 
 
-def _render(notebook) -> str:
+def _render(notebook: NotebookNode) -> str:
     """The cells as HTML, not yet safe: markdown and outputs without inputs, prompts and papermill's own banners."""
     from nbconvert import HTMLExporter
 

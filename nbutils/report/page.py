@@ -62,9 +62,7 @@ def table(frame: pd.DataFrame, caption: str, marked: Sequence[bool] = (), text: 
 
 def _cell(tag: str, value: object, is_text: bool) -> str:
     """One cell of a table, its lines apart."""
-    content = ""
-    for line in str(value).split("\n"):
-        small = line.startswith(("[", "("))  # a block of its own
-        content += f"<small>{html.escape(line)}</small>" if small else f"<br>{html.escape(line)}"
+    lines = [html.escape(line) for line in str(value).split("\n")]
+    content = "<br>".join(f"<small>{line}</small>" if line.startswith(("[", "(")) else line for line in lines)
     kind = ' class="text"' if is_text else ""
-    return f"<{tag}{kind}>{content.removeprefix('<br>')}</{tag}>"
+    return f"<{tag}{kind}>{content}</{tag}>"

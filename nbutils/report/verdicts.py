@@ -90,8 +90,9 @@ def warnings(evidence: Evidence) -> list[str]:
         )
     found += [f"Plan {plan}: {CHANGED}" for plan, changed in evidence.contrasts_changed.items() if changed]
     for study in evidence.studies:
-        data = {run.manifest.get("data_fingerprint") for run in study.runs}
-        code = {run.manifest.get("source", {}).get("nbutils_sha256") for run in study.runs}
+        runs = [slot.run for slot in study.slots if slot.run and not slot.trouble]
+        data = {run.manifest.get("data_fingerprint") for run in runs}
+        code = {run.manifest.get("source", {}).get("nbutils_sha256") for run in runs}
         for what, values in (("data", data), ("versions of the code", code)):
             if len(values) > 1:
                 found.append(

@@ -1,0 +1,217 @@
+"""The workbook's command line: check a plan, run its variants, look at them, make the report.
+
+    python -m nbutils check params/quick.yaml
+    python -m nbutils batch params/quick.yaml --workers 2
+    python -m nbutils status
+    python -m nbutils report
+
+Commands import what they need when they are called: `status` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from nbutils.errors import PlanError, WorkbookError, did_you_mean
+from nbutils.places import REPORTS, RUNS, relative, resolve
+
+INTERRUPTED = 130  # what shells say of a command ended by Ctrl-C
+EXAMPLES = """examples:
+  python -m nbutils check params/quick.yaml --gpu A100     what a plan would run, and what that would cost
+  python -m nbutils batch params/quick.yaml --workers 2    run all of it that is not finished
+  python -m nbutils batch quick --only 'cosine-alpha0.5-*' some of it, and what that needs
+  python -m nbutils run 04_cosine_mixing --params quick --variant cosine-alpha0.5-seed1-noise_seed0
+  python -m nbutils status quick                           what is finished, running, failed, waiting
+  python -m nbutils report                                 run folders become reports/<ISO week>.html
+"""
+RUN_HELP = """exit codes: 0 finished, now or before; 1 a cell failed; 2 a mistake in parameters, data or model; 138 the
+kernel died; 143 asked to stop. Safe to repeat: a finished run is not run again, and two runners never share a run."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code. Users' mistakes are one line on stderr and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args = _parser().parse_args(arguments)
+    args.again = shlex.join(["python", "-m", "nbutils", *arguments])
+    try:
+        return args.command(args)
+    except WorkbookError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
+
+
+def check(args: argparse.Namespace) -> int:
+    """List a plan's variants with their parameters and costs; starts nothing."""
+    from nbutils.cost import check_gpu
+    from nbutils.listing import plan_listing
+    from nbutils.plans import find_plan, load_plan
+
+    check_gpu(args.gpu, args.utilisation)
+    print(plan_listing(load_plan(find_plan(args.plan)), args.gpu, args.utilisation))
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run one variant."""
+    from nbutils.progress import duration
+    from nbutils.runner import run_variant
+
+    variant, plan, folder = _requested(args)
+    outcome = run_variant(variant, plan, folder)
+    told = "was finished before" if outcome.skipped else f"{outcome.status} in {duration(outcome.seconds)}"
+    print(f"{variant.name}: {told} -> {relative(folder / variant.name)}")
+    if outcome.message:
+        print(f"error: {outcome.message}", file=sys.stderr)
+    return outcome.exit_code
+
+
+def batch(args: argparse.Namespace) -> int:
+    """Run all variants of a plan that are not finished."""
+    from nbutils.batch import Batch, default_workers, register_plan, select
+    from nbutils.plans import find_plan, load_plan
+    from nbutils.progress import make_display
+    from nbutils.runner import STOPPED, Stopped
+
+    if args.workers is not None and args.workers < 1:
+        raise PlanError(f"--workers is {args.workers}. Give the number of variants to run at a time, at least 1.")
+    plan = load_plan(find_plan(args.plan))
+    folder = resolve(args.out) if args.out else RUNS / plan.name
+    work = Batch(plan, folder, select(plan, args.only), args.workers or default_workers())
+    work.check()
+    register_plan(plan, folder)
+    try:
+        work.run(make_display(plan.name))
+    except (KeyboardInterrupt, Stopped) as stop:
+        print(f"\nStopped: {work.tally().headline()}. Finished variants are kept; go on with: {args.again}")
+        return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else STOPPED
+    print(work.table())
+    return work.exit_code()
+
+
+def status(args: argparse.Namespace) -> int:
+    """Show the table of one plan's variants, or of all plans with runs."""
+    from nbutils.plans import find_plan, load_plan
+    from nbutils.status import folder_status, plan_status
+
+    if args.plan is None:
+        print(folder_status(resolve(args.out) if args.out else RUNS))
+    else:
+        plan = load_plan(find_plan(args.plan))
+        print(plan_status(plan, resolve(args.out) if args.out else RUNS / plan.name))
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    """Execute the report notebook and export it as one HTML file."""
+    import tempfile
+
+    from nbutils.kernels import NotebookFailed, execute
+    from nbutils.notebooks import find_notebook
+    from nbutils.params import read_schema
+    from nbutils.report import export
+
+    notebook = find_notebook("08_report")
+    week = f"{date.today():%G-W%V}"
+    html = resolve(args.out) if args.out else REPORTS / f"{week}.html"
+    params = read_schema(notebook).convert({"runs_folder": str(resolve(args.runs)), "plan": args.plan, "week": week})
+    with tempfile.TemporaryDirectory() as folder:
+        executed = Path(folder) / notebook.name
+        try:
+            execute(notebook, executed, params, environment={})
+        except NotebookFailed as failure:
+            print("\n".join(failure.record["log"]), file=sys.stderr)
+            print(f"error: {relative(notebook)}, {failure}", file=sys.stderr)
+            return 1
+        print(export(executed, html))
+    return 0
+
+
+def _requested(args: argparse.Namespace) -> tuple[Any, str, Path]:
+    """(variant, plan name, folder of the plan's runs) that `run` was asked for."""
+    from nbutils.batch import register_plan
+    from nbutils.notebooks import find_notebook
+    from nbutils.plans import SLUG, find_plan, load_plan
+    from nbutils.runner import flat_variant
+    from nbutils.yamlfile import read_yaml
+
+    notebook, file = find_notebook(args.notebook), find_plan(args.params)
+    given = read_yaml(file) or {}
+    if isinstance(given, dict) and "stages" in given:
+        plan = load_plan(file)
+        variant, name = plan.variant(args.variant), plan.name
+        if variant.notebook != notebook:
+            near = did_you_mean(notebook.stem, [variant.notebook.stem])
+            raise PlanError(f"{variant.name} of {relative(file)} is a run of another notebook. {near}")
+        folder = resolve(args.out) if args.out else RUNS / name
+        register_plan(plan, folder)
+        return variant, name, folder
+    if not isinstance(given, dict):
+        raise PlanError(f"{relative(file)} is neither a plan nor a mapping of parameters, `name: value` on each line.")
+    if not SLUG.fullmatch(args.variant):
+        raise PlanError(f"--variant {args.variant!r} becomes a folder. Use a-z, 0-9 and ._- only.")
+    return flat_variant(notebook, args.variant, given), file.stem, resolve(args.out) if args.out else RUNS / file.stem
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m nbutils",
+        description="Run notebooks from plan files and report on their runs.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], **settings: Any) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=command.__doc__, description=command.__doc__, **settings)
+        added.set_defaults(command=command)
+        return added
+
+    plan_help = "a plan file, or the name of one in params/"
+    out_help = "folder that holds the plan's runs, each in a folder of its own (default: runs/<plan>)"
+
+    sub = add("check", check)
+    sub.add_argument("plan", metavar="PLAN", help=plan_help)
+    sub.add_argument("--gpu", default="A100", help="GPU to estimate hours for (default: %(default)s)")
+    sub.add_argument(
+        "--utilisation",
+        type=float,
+        default=0.4,
+        help="fraction of its peak that training reaches (default: %(default)s)",
+    )
+
+    sub = add("run", run, epilog=RUN_HELP)
+    sub.add_argument("notebook", metavar="NOTEBOOK", help="name or path, such as 04_cosine_mixing")
+    sub.add_argument("--params", metavar="FILE", required=True, help="a plan, or a YAML file of `name: value` lines")
+    sub.add_argument("--variant", metavar="NAME", required=True, help="a variant of the plan, or a name for this run")
+    sub.add_argument("--out", metavar="FOLDER", help=out_help)
+
+    sub = add("batch", batch)
+    sub.add_argument("plan", metavar="PLAN", help=plan_help)
+    sub.add_argument("--workers", type=int, help="variants at a time (default: half the cores, 1 with a GPU)")
+    sub.add_argument("--only", metavar="PATTERN", default="*", help="variants by name, as 'cosine-*-seed1'")
+    sub.add_argument("--out", metavar="FOLDER", help=out_help)
+
+    sub = add("status", status)
+    sub.add_argument("plan", metavar="PLAN", nargs="?", help=f"{plan_help} (default: all plans with runs)")
+    sub.add_argument("--out", metavar="FOLDER", help=f"with PLAN: {out_help}; without: the folder of all plans")
+
+    sub = add("report", report)
+    sub.add_argument("--runs", metavar="FOLDER", default=str(RUNS), help="folder of all plans' runs (default: runs)")
+    sub.add_argument("--plan", default="", help="one plan's name (default: every plan with runs)")
+    sub.add_argument("--out", metavar="FILE", help="the HTML file (default: reports/<ISO week>.html)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""What `check` prints: a plan's stages with their parameters, its variants with tokens and costs, its contrasts."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from nbutils.cost import Cost, estimate, quantity
+from nbutils.errors import WorkbookError
+from nbutils.places import relative
+from nbutils.plans import Plan, Stage
+from nbutils.preflight import check_variant
+from nbutils.progress import text_table
+
+WIDTH = 110
+LEAST_HOURS = 0.001  # less is not worth a number
+HEADER = ("variant", "parameters", "tokens", "training FLOPs", "memory", "hours")
+
+
+def plan_listing(plan: Plan, gpu: str, utilisation: float) -> str:
+    """The listing of a plan. Raises WorkbookError, naming the variant, where one could not run."""
+    for variant in plan.variants:
+        try:
+            check_variant(variant, plan)
+        except WorkbookError as error:
+            raise type(error)(f"{variant.name}: {error}") from None
+    costs = {variant.name: estimate(variant, plan, gpu, utilisation) for variant in plan.variants}
+    counts = {"stage": plan.stages, "variant": plan.variants, "contrast": plan.contrasts}
+    told = ", ".join(f"{len(each)} {word}{'' if len(each) == 1 else 's'}" for word, each in counts.items())
+    parts = [f"{plan.name} ({relative(plan.file)}): {told}"]
+    parts += [_stage_listing(stage, plan, costs) for stage in plan.stages]
+    parts += ["\n".join(_contrast_lines(plan))] if plan.contrasts else []
+    return "\n\n".join([*parts, "\n".join(_total_lines(costs, gpu, utilisation))])
+
+
+def _stage_listing(stage: Stage, plan: Plan, costs: dict[str, Cost | None]) -> str:
+    variants = [variant for variant in plan.variants if variant.stage == stage.name]
+    shared = {name: value for name, value in variants[0].params.items() if name not in stage.matrix}
+    lines = [f"stage {stage.name}: {relative(stage.notebook)}"]
+    lines += [f"  needs     {name} from {needed}" for name, needed in stage.needs.items()]
+    lines += [f"  varies    {name}: {', '.join(map(str, values))}" for name, values in stage.matrix.items()]
+    lines += _wrapped("  set       ", {name: value for name, value in shared.items() if name in stage.params})
+    lines += _wrapped("  defaults  ", {name: value for name, value in shared.items() if name not in stage.params})
+    rows = [(variant.name, *_cost_cells(costs[variant.name])) for variant in variants]
+    return "\n".join([*lines, textwrap.indent(text_table(HEADER, rows), "  ")])
+
+
+def _wrapped(label: str, params: dict[str, Any]) -> list[str]:
+    told = ", ".join(f"{name}={value!r}" for name, value in params.items())
+    return textwrap.wrap(label + told, WIDTH, subsequent_indent=" " * len(label)) if params else []
+
+
+def _cost_cells(cost: Cost | None) -> tuple[str, ...]:
+    if cost is None:
+        return ("-",) * (len(HEADER) - 1)
+    tokens = "by the data" if cost.tokens is None else f"{cost.tokens:,}"
+    hours = "-" if cost.hours is None else _hours(cost.hours)
+    return quantity(cost.parameters), tokens, quantity(cost.flops), quantity(cost.memory, "B"), hours
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.3g}" if hours >= LEAST_HOURS else f"under {LEAST_HOURS}"
+
+
+def _contrast_lines(plan: Plan) -> Iterator[str]:
+    for contrast in plan.contrasts:
+        pairs = len(contrast.pairs(plan.variants))
+        primary = ", primary" if contrast.primary else ""
+        treatment, control = (
+            ", ".join(f"{name} {value}" for name, value in side.items())
+            for side in (contrast.treatment, contrast.control)
+        )
+        yield f"contrast {contrast.name}{primary}: {contrast.question}"
+        yield (
+            f"  {contrast.metric}: {treatment} against {control}, {pairs} pairs; "
+            f"{contrast.better} is better, claim: {contrast.claim}, smallest effect {contrast.smallest_effect:g}"
+        )
+
+
+def _total_lines(costs: dict[str, Cost | None], gpu: str, utilisation: float) -> Iterator[str]:
+    known = [cost for cost in costs.values() if cost and cost.flops is not None]
+    if not any(costs.values()):
+        yield "No stage trains a model whose size is known before the data are. Nothing was started."
+        return
+    flops, hours = sum(cost.flops for cost in known), sum(cost.hours for cost in known)
+    time = f"{_hours(hours)} hours on one {gpu} at {utilisation:.0%} of its peak"
+    yield f"In all {quantity(flops, 'FLOP')} in {len(known)} training runs, {time}."
+    unknown = sum(cost is not None and cost.flops is None for cost in costs.values())
+    if unknown:
+        yield f"Not counted: {unknown} runs by epochs, whose tokens are known once the data stage has run."
+    yield (
+        "Memory is weights, gradients, AdamW and, roughly, activations; the formulas are in nbutils/cost.py. "
+        "Nothing was started."
+    )

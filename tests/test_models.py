@@ -1,0 +1,129 @@
+"""Models: sizes of published ones, what is refused and how it is said, samples.
+
+python -m pytest tests/test_models.py
+"""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from nbutils.errors import ModelError
+from nbutils.generation import sample_continuations
+from nbutils.models import CONFIGURATIONS, build_config, check_model, count_parameters, load_model
+from nbutils.objectives.objective import head_matrices
+
+
+def tokenizer(words):
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+
+    vocabulary = {word: i for i, word in enumerate(words)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, words[0])), eos_token=words[0])
+
+
+WORDS = tokenizer([f"w{i}" for i in range(50)])
+
+
+@pytest.mark.parametrize(
+    "name, published",
+    [("distilgpt2", 81_912_576), ("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080)],
+)
+def test_sizes_of_published_models(name, published):
+    assert count_parameters(build_config(name, 0, 1024)) == published
+
+
+def test_the_small_configuration_has_10_to_20_million_parameters_with_gpt2s_vocabulary():
+    assert 10e6 < count_parameters(build_config("small", 50257, 512)) < 20e6
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_configurations_run(name):
+    torch.manual_seed(0)
+    model = load_model(name, WORDS, 16, from_scratch=True)
+    assert model(torch.zeros(1, 16, dtype=torch.long)).logits.shape == (1, 16, 50)
+    assert model.config.eos_token_id == WORDS.eos_token_id
+
+
+def test_weights_from_scratch_follow_torchs_seed():
+    models = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        models.append(next(load_model("micro", WORDS, 16, from_scratch=True).parameters()))
+    assert torch.equal(models[0], models[1]) and not torch.equal(models[0], models[2])
+
+
+def test_a_saved_model_is_loaded_with_its_weights_and_the_wanted_dropout(tmp_path):
+    model = load_model("micro", WORDS, 16, from_scratch=True)
+    model.save_pretrained(tmp_path)
+    WORDS.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path), WORDS, 16, from_scratch=False, dropout=0.25)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), loaded.parameters(), strict=True))
+    assert loaded.config.resid_pdrop == loaded.transformer.h[0].mlp.dropout.p == 0.25
+
+
+def test_a_vocabulary_that_is_not_the_tokenizers_is_refused(tmp_path):
+    load_model("micro", WORDS, 16, from_scratch=True).save_pretrained(tmp_path)
+    with pytest.raises(
+        ModelError, match=r"has 50 tokens, the tokenizer of the data 60.*Prepare the data with tokenizer"
+    ):
+        load_model(str(tmp_path), tokenizer([f"w{i}" for i in range(60)]), 16, from_scratch=False)
+    WORDS.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="as many tokens, but other ones"):
+        load_model(str(tmp_path), tokenizer([f"v{i}" for i in range(50)]), 16, from_scratch=False)
+
+
+def test_a_padded_vocabulary_is_accepted(tmp_path):
+    AutoModelForCausalLM.from_config(build_config("micro", 64, 16)).save_pretrained(tmp_path)
+    assert load_model(str(tmp_path), WORDS, 16, from_scratch=False).config.vocab_size == 64
+
+
+@pytest.mark.parametrize(
+    "name, from_scratch, block_size, message",
+    [
+        ("micro", False, 16, "is a configuration and has no pretrained weights. Set from_scratch to true"),
+        ("distilgpt2", True, 2048, "block_size 2048 is longer than the 1024 positions of 'distilgpt2'"),
+        ("./nowhere", True, 16, r"is not a model folder \(it has no config.json\)"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_it_starts(name, from_scratch, block_size, message):
+    with pytest.raises(ModelError, match=message):
+        check_model(name, from_scratch, block_size)
+
+
+def test_an_unknown_name_without_a_network_names_the_local_cure(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ModelError, match=r"'distil-gpt-2' is neither a folder.*set model_name to a folder.*'distilgpt2'"
+    ):
+        check_model("distil-gpt-2", True, 16)
+
+
+def test_logits_that_are_more_than_a_product_are_refused():
+    model = load_model("micro", WORDS, 16, from_scratch=True)
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(ModelError, match="final_logit_softcapping changes the logits"):
+        head_matrices(model)
+    model.config.final_logit_softcapping = None
+    model.lm_head.bias = torch.nn.Parameter(torch.zeros(50))
+    with pytest.raises(ModelError, match="output layer has a bias"):
+        head_matrices(model)
+
+
+def test_samples_have_the_same_prompts_for_every_model_and_repeat():
+    tokens = np.random.default_rng(0).integers(1, 50, (9, 16)).astype(np.int32)
+    blocks = Dataset.from_dict({"input_ids": tokens.tolist(), "document_ids": (tokens * 0 + 3).tolist()})
+    torch.manual_seed(0)
+    models = [load_model("micro", WORDS, 16, from_scratch=True) for _ in range(2)]
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    first, again, other = (sample_continuations(m, WORDS, blocks, number=3) for m in (models[0], models[0], models[1]))
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert first == again
+    assert (
+        [s["prompt"] for s in first] == [s["prompt"] for s in other] == [WORDS.decode(tokens[i, :8]) for i in (0, 4, 8)]
+    )
+    assert [s["reference"] for s in first] == [WORDS.decode(tokens[i, 8:]) for i in (0, 4, 8)]
+    assert [s["completion"] for s in first] != [s["completion"] for s in other]
+    assert all(s["document"] == 3 for s in first)

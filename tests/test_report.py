@@ -1,0 +1,390 @@
+"""The report says what the runs say, and its HTML file is safe, whole and the same every time.
+
+python -m pytest tests/test_report.py -v
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+import scipy.stats
+from synthetic_runs import PNG, final_numbers, write_plan, write_run, write_runs
+
+from nbutils import report, statistics
+from nbutils.places import NOTEBOOKS
+from nbutils.report.export import CLASSES, TAGS, clean
+from nbutils.studies import gather
+
+HOSTILE = [
+    "<script>document.title='owned'</script>",
+    "<scr<script>ipt>document.title='owned'</scr</script>ipt>",
+    "<img src=x onerror=\"document.title='owned'\">",
+    "<img src='https://example.com/pixel.png'>",
+    "<img src='data:text/html;base64,PHNjcmlwdD4='>",
+    "<img src='data:image/svg+xml;base64,PHN2ZyBvbmxvYWQ9ImFsZXJ0KDEpIi8+'>",
+    "<img src='data:image/png;base64,PHNjcmlwdD4='>",
+    "<svg onload=\"document.title='owned'\"><script>1</script></svg>",
+    "<svg><a xlink:href='javascript:document.title=1'>x</a></svg>",
+    "<math><mtext><table><mglyph><style><img src=x onerror=\"document.title='owned'\">",
+    "<a href=\"javascript:document.title='owned'\">x</a>",
+    "<a href='https://example.com'>x</a>",
+    "<iframe src='https://example.com'></iframe>",
+    "<iframe srcdoc=\"<script>parent.document.title='owned'</script>\"></iframe>",
+    "<object data='https://example.com'></object><embed src='https://example.com'>",
+    "<link rel=stylesheet href='https://example.com/x.css'>",
+    "<style>@import 'https://example.com/x.css'; body { display: none }</style>",
+    "<div style='position:fixed;inset:0;background:url(https://example.com)'>over all</div>",
+    "<meta http-equiv=refresh content='0;url=https://example.com'>",
+    "<base href='https://example.com/'>",
+    "<form action='https://example.com'><input name=x><button>go</button></form>",
+    "<video src='https://example.com/x.mp4' autoplay></video>",
+    "<details open ontoggle=\"document.title='owned'\">x</details>",
+    "<body onload=\"document.title='owned'\">",
+    "<template><script>document.title='owned'</script></template>",
+    "<noscript><p title=\"</noscript><script>document.title='owned'</script>\">",
+    "<!--><script>document.title='owned'</script>-->",
+    "<p id='section-1' class='verdict supported'>Supported.</p>",
+    "</td></tr></table></main></body><h2>Forged</h2>",
+    "]]><![CDATA[<script>document.title='owned'</script>]]>",
+    "&lt;script&gt;document.title='owned'&lt;/script&gt;",
+    "\u202egnp.elif\u202c \u200b\u2066hidden\u2069",
+    "$\\href{javascript:document.title='owned'}{x}$ `code` **bold** # not a heading",
+]
+
+
+class Structure(HTMLParser):
+    """Collects a page's tags, attributes and text as a browser would read them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str | None]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value) for name, value in attrs]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def assert_safe(page: str) -> Structure:
+    """Nothing in `page` can run, ask a server, restyle the page or forge its structure."""
+    structure = Structure(page)
+    body = Structure(page[page.index("<main>") : page.index("</main>")])
+    assert set(body.tags) <= TAGS | {"main", "nav", "a"}
+    assert structure.tags.count("style") == 1 and "script" not in structure.tags
+    for tag, name, value in body.attributes:
+        assert name in {"src", "alt", "class", "colspan", "rowspan", "scope", "id", "href", "aria-label"}, (tag, name)
+        if name == "src":
+            assert base64.b64decode(value.removeprefix("data:image/png;base64,")).startswith(b"\x89PNG")
+        if name == "href":
+            assert re.fullmatch(r"#section-\d+", value)
+        if name == "id":
+            assert tag == "h2" and re.fullmatch(r"section-\d+", value)
+    assert [value for _, name, value in structure.attributes if name in {"href", "src"} and value == "data:,"]
+    return structure
+
+
+def notebook_with(*outputs, markdown: str = "# A title") -> nbformat.NotebookNode:
+    cells = [nbformat.v4.new_markdown_cell(markdown), nbformat.v4.new_code_cell("secret_input = 1", outputs=[*outputs])]
+    for number, cell in enumerate(cells):
+        cell["id"] = f"cell-{number}"
+    return nbformat.v4.new_notebook(cells=cells, nbformat_minor=5)
+
+
+def exported(notebook: nbformat.NotebookNode, folder: Path) -> str:
+    nbformat.write(notebook, folder / "executed.ipynb")
+    return report.export(folder / "executed.ipynb", folder / "report.html").read_text()
+
+
+def html_output(data: str):
+    return nbformat.v4.new_output("display_data", {"text/html": data})
+
+
+def text_of(html) -> str:
+    return " ".join(Structure(html.data).text.split())
+
+
+@pytest.fixture(scope="module")
+def study(toy_evidence):
+    return toy_evidence.studies[0]
+
+
+# --- what the report says -------------------------------------------------------------------------
+
+
+def test_verdicts_come_first_in_words_the_primary_on_top(toy_evidence):
+    text = text_of(report.verdicts(toy_evidence))
+    assert text.startswith("Supported. Is alpha 0.5 no worse than cross entropy in perplexity?")
+    differences = [
+        final_numbers(0.5, s, 0)["test_ce_loss"] - final_numbers(0, s, 0)["test_ce_loss"] for s in range(1, 6)
+    ]
+    low, high = scipy.stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    written = f"{np.mean(differences):+.4f} nats per token, 95 % interval [{low:+.4f}, {high:+.4f}], 5 seed pairs"
+    assert written.replace("-", "−") in text
+    assert (
+        "Not supported. Is the cosine term alone no worse" in text and "worse by more than the margin of 0.01" in text
+    )
+    assert "smaller than the smallest effect of interest" in text  # accuracy: real, but too small to matter
+    assert f"perplexity {100 * np.expm1(np.mean(differences)):+.2f} %".replace("-", "−") in text
+
+
+def test_an_undecided_contrast_says_what_would_have_been_seen_and_how_many_seeds_it_takes(tmp_path):
+    runs = write_runs(tmp_path / "runs", keep=lambda matrix: matrix["seed"] <= 2)
+    evidence = gather(runs, str(write_plan(tmp_path)))
+    judged = evidence.studies[0].judged[0]
+    assert judged.verdict.outcome == statistics.NOT_SEEN
+    text = text_of(report.verdicts(evidence))
+    assert "Could not have been seen at this size. Is alpha 0.5 no worse" in text
+    needed = statistics.pairs_needed(judged.verdict.spread, 0.01)
+    assert f"can show a margin of {judged.verdict.minimum_detectable:.4f} nats per token or more" in text
+    assert f"asks about 0.01 nats per token, which needs about {needed} pairs" in text
+    assert "3 of 5 planned pairs are missing" in text
+    assert "12 of 20 planned runs are missing from these numbers" in text
+
+
+def test_the_verdict_table_holds_every_number_behind_a_verdict(study):
+    text = text_of(report.verdict_table(study))
+    for judged in study.judged:
+        assert judged.contrast.name in text and judged.verdict.outcome in text
+    for needed in ("primary", "secondary", "(margin 0.01)", "(smallest effect 0.2)", "(98.3 %)", "percentage points"):
+        assert needed in text
+    assert f"{study.judged[0].verdict.minimum_detectable:.4f}" in text
+    assert f"±{study.judged[0].floor.band(5):.4f}" in text
+
+
+def test_the_headline_table_marks_the_control_and_what_is_exploratory(study):
+    html = report.headline_table(study).data
+    assert html.count('<tr class="control">') == 1 and "alpha 0.0<br><small>(control)" in html
+    values = study.arms[1].results("test_perplexity")
+    low, high = scipy.stats.t.interval(0.95, 4, np.mean(values), scipy.stats.sem(values))
+    assert f"{np.mean(values):.2f}<br><small>[{low:.2f}, {high:.2f}]</small>" in html
+    text = text_of(report.headline_table(study))
+    assert re.search(r"Δ [+−]0\.\d\d †", text)  # perplexity: no contrast asks it
+    judged = study.judged[0].verdict
+    assert f"Δ −{abs(judged.difference):.4f}[" in html.replace("<br><small>", "") and "† exploratory" in text
+
+
+def test_runs_of_different_data_or_code_are_called_out(tmp_path):
+    runs = write_runs(tmp_path / "runs", keep=lambda matrix: matrix["seed"] <= 2)
+    path = next(runs.glob("toy/*/manifest.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data_fingerprint": "e" * 64}))
+    text = text_of(report.verdicts(gather(runs, str(write_plan(tmp_path)))))
+    assert "used 2 different data" in text and "versions of the code" not in text
+
+
+def test_failed_runs_name_cause_and_cell(tmp_path):
+    matrix = {"alpha": 0.5, "seed": 1, "noise_seed": 0}
+    runs = write_runs(tmp_path / "runs", keep=lambda each: each != matrix)
+    error = {"type": "ValueError", "message": "alpha is <b>odd</b>", "cell": 7, "log": []}
+    write_run(runs / "toy", "cosine", matrix, {}, status="failed", exit_code=1, error=error)
+    evidence = gather(runs, str(write_plan(tmp_path)))
+    html = report.failed_runs(evidence)
+    for needed in ("cosine-alpha0.5-seed1-noise_seed0", "failed", "ValueError: alpha is <b>odd</b>", "7"):
+        assert needed in text_of(html)
+    assert "<b>" not in html.data
+    assert "4 of 5" in text_of(report.headline_table(evidence.studies[0]))
+    assert "1 of 5 planned pairs are missing (cosine-alpha0.5-seed1-noise_seed0: failed)" in text_of(
+        report.verdicts(evidence)
+    )
+
+
+def test_all_finished_says_so(toy_evidence):
+    assert text_of(report.failed_runs(toy_evidence)) == "None: every planned run finished."
+
+
+def test_samples_stand_side_by_side_for_prompts_all_arms_share(study):
+    html = report.samples(study).data
+    assert html.count('<tr class="prompt">') == 5
+    first_row = re.search(r"number 0 returns.*?</tr><tr>(.*?)</tr>", html)[1]
+    assert first_row.count("<td>") == 4  # the true continuation and three arms
+    assert [m in first_row for m in ("&#x27;alpha&#x27;: 0.0", "&#x27;alpha&#x27;: 0.5", "&#x27;alpha&#x27;: 1.0")]
+    other = replace(study.arms[2], runs=study.arms[2].runs[:0])
+    assert "alpha 1.0" not in report.samples(replace(study, arms=(*study.arms[:2], other))).data
+
+
+def test_cost_is_compared_with_the_control(study):
+    times = [np.mean(arm.results("train_seconds")) for arm in study.arms]
+    assert f"× {times[1] / times[0]:.2f}" in text_of(report.cost_table(study))
+
+
+def test_document_intervals_use_the_sums_of_the_test_documents(study):
+    text = text_of(report.document_table(study))
+    frame = study.arms[0].runs[0].per_document()
+    assert f"test{len(frame)}" in text.replace(" ", "") and "No comparison of arms" in text
+
+
+def test_the_manifest_says_once_what_all_share(toy_evidence):
+    html = report.manifest(toy_evidence).data
+    assert html.count("dddddddddddd") == 1 and html.count("torch 2.13.0") == 1 and "unrelated" not in html
+    assert "0.0, 0.5, 1.0" in text_of(report.manifest(toy_evidence))  # alpha, among the parameters
+    assert "20 runs, one by one" in html
+
+
+def test_the_period_is_the_newest_runs_week_unless_given(toy_evidence):
+    assert text_of(report.period(toy_evidence)).startswith("Week 2026-W47. 20 of 20 planned runs (toy)")
+    assert text_of(report.period(toy_evidence, "2027-W01")).startswith("Week 2027-W01.")
+
+
+def test_no_runs_explains_how_to_get_some(tmp_path):
+    evidence = gather(tmp_path / "runs")
+    text = text_of(report.verdicts(evidence))
+    assert "no runs" in text and "make report" in text and "python -m nbutils batch params/quick.yaml" in text
+    for show in (report.failed_runs, report.manifest, report.contrasts_changed, report.period):
+        show(evidence)
+    assert "Nothing to show" in text_of(report.by_study(evidence, report.headline_table))
+
+
+# --- the file -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("payload", HOSTILE)
+def test_hostile_output_is_disarmed_wherever_it_stands(payload, tmp_path):
+    outputs = [
+        html_output(payload),
+        nbformat.v4.new_output("execute_result", {"text/html": f"<table><tr><td>{payload}</td></tr></table>"}),
+        nbformat.v4.new_output("display_data", {"text/markdown": payload}),
+        nbformat.v4.new_output("display_data", {"image/svg+xml": payload, "text/plain": payload}),
+        nbformat.v4.new_output("display_data", {"application/javascript": payload}),
+        nbformat.v4.new_output("display_data", {"text/latex": payload}),
+        nbformat.v4.new_output("stream", name="stdout", text=payload),
+        nbformat.v4.new_output("error", ename=payload, evalue=payload, traceback=[payload]),
+    ]
+    page = exported(
+        notebook_with(*outputs, markdown=f"# Title {payload}\n\n{payload}\n\n## Section {payload}"), tmp_path
+    )
+    structure = assert_safe(page)
+    assert structure.text.count("\u202e") == 0
+    assert page.count("</main>") == page.count("</body>") == 1
+
+
+@pytest.mark.parametrize("payload", HOSTILE)
+def test_hostile_data_is_shown_as_the_text_it_is(payload, tmp_path, study):
+    """Labels, prompts, completions and error messages are escaped where they enter HTML, before any cleaning."""
+    runs = write_runs(tmp_path / "runs", keep=lambda m: m["seed"] == 1 and m["noise_seed"] == 0)
+    for path in runs.glob("toy/*/samples.jsonl"):
+        sample = dict.fromkeys(("prompt", "reference", "completion"), payload) | {"document": 0}
+        path.write_text(json.dumps(sample) + "\n")
+    error = {"type": payload, "message": payload, "cell": payload, "log": [payload]}
+    matrix = {"alpha": 0.5, "seed": 2, "noise_seed": 0}
+    write_run(runs / "toy", "cosine", matrix, {}, status="failed", error=error, notebook=payload)
+    evidence = gather(runs, str(write_plan(tmp_path)))
+    own = evidence.studies[0]
+    arms = tuple(replace(arm, label=f"{payload} {index}") for index, arm in enumerate(own.arms))
+    own = replace(own, arms=arms, control=arms[0], stage=payload)
+    shown = [
+        report.verdicts(replace(evidence, studies=(own, own), problems=(payload,))),
+        report.samples(own),
+        report.failed_runs(evidence),
+        report.headline_table(own),
+        report.cost_table(own),
+        report.manifest(evidence),
+    ]
+    page = exported(notebook_with(*map(lambda each: html_output(each.data), shown)), tmp_path)
+    assert_safe(page)
+    visible = re.sub(r"\\u[0-9a-f]{4}", "", Structure(page).text)
+    expected = " ".join(re.sub("[\u202a-\u202e\u2066-\u2069\u200b]", "", payload).split())
+    assert " ".join(visible.split()).count(expected) >= 10
+    assert page.count("<tr") == sum(each.data.count("<tr") for each in shown)
+    assert all(set(Structure(each.data).tags) <= TAGS for each in shown)
+
+
+def test_what_the_report_makes_itself_survives_cleaning(toy_evidence, study):
+    for html in (report.verdicts(toy_evidence), report.headline_table(study), report.samples(study)):
+        assert Structure(clean(html.data)).tags.count("td") == Structure(html.data).tags.count("td")
+        assert sorted(re.findall('class="(.*?)"', clean(html.data))) == sorted(re.findall('class="(.*?)"', html.data))
+    picture = f'<figure><img alt="a" src="data:image/png;base64,{base64.b64encode(PNG).decode()}"></figure>'
+    assert clean(picture) == picture
+
+
+def test_every_class_that_survives_is_styled():
+    template = (Path(report.__file__).parent / "page.html.j2").read_text()
+    for names in CLASSES.values():
+        for name in names:
+            assert f".{name}" in template, name
+
+
+def test_the_page_is_complete_in_itself(tmp_path):
+    markdown = "# The title & more\n\nA question.\n\n## First part\n\ntext\n\n## Second <em>part</em>"
+    page = exported(notebook_with(html_output("<p>shown</p>"), markdown=markdown), tmp_path)
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    assert f'http-equiv="Content-Security-Policy" content="{policy}' in page
+    assert "<title>The title &amp; more</title>" in page
+    assert '<a href="#section-2">Second part</a>' in page and '<h2 id="section-2">Second <em>part</em></h2>' in page
+    assert "shown" in page and "secret_input" not in page
+    assert not re.search(r"https?://", page)
+    assert "@media print" in page and page.startswith("<!DOCTYPE html>")
+
+
+def test_the_same_notebook_gives_the_same_bytes(tmp_path):
+    notebook = notebook_with(html_output("<p>a</p>"), markdown="# T\n\n## S")
+    assert exported(notebook, tmp_path) == exported(notebook, tmp_path)
+
+
+def test_a_report_that_stopped_says_so_and_papermills_banner_is_left_out(tmp_path):
+    error = nbformat.v4.new_output("error", ename="ValueError", evalue="no", traceback=["\x1b[31mValueError: no"])
+    notebook = notebook_with(error)
+    banner = nbformat.v4.new_markdown_cell("<span>An Exception was encountered</span>")
+    banner["metadata"]["tags"] = ["papermill-error-cell-tag"]
+    notebook.cells.insert(0, banner)
+    page = exported(notebook, tmp_path)
+    assert "This report is incomplete" in page and "ValueError: no" in page
+    assert "An Exception was encountered" not in page and "\x1b" not in page
+    assert "incomplete" not in exported(notebook_with(), tmp_path)
+
+
+@pytest.mark.parametrize("content", [None, "", "not json", "[]", '{"cells": 3}'])
+def test_what_is_no_notebook_is_refused_with_the_cure(content, tmp_path):
+    path = tmp_path / "executed.ipynb"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(report.ReportError, match=r"08_report\.ipynb"):
+        report.export(path, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+# --- the notebook ---------------------------------------------------------------------------------
+
+
+def run_notebook(runs: Path, plan: str, folder: Path) -> Path:
+    import papermill
+
+    executed = folder / "executed.ipynb"
+    parameters = {"runs_folder": str(runs), "plan": plan, "figures_folder": str(folder / "figures")}
+    papermill.execute_notebook(NOTEBOOKS / "08_report.ipynb", executed, parameters, progress_bar=False)
+    return executed
+
+
+@pytest.mark.slow
+def test_the_notebook_makes_a_light_safe_report_of_a_whole_plan(tmp_path):
+    runs, plan = write_runs(tmp_path / "runs"), write_plan(tmp_path)
+    page = report.export(run_notebook(runs, str(plan), tmp_path), tmp_path / "report.html").read_text()
+    structure = assert_safe(page)
+    assert structure.tags.count("img") == 5
+    assert len(re.sub(r"data:image/png;base64,[^\"]*", "", page).encode()) < 100_000
+    assert len(page) < 1_000_000
+    order = ["Supported.", "Numbers by arm", "Verdicts in numbers", "Training", "Perplexity over steps", "Samples"]
+    places = [page.index(f">{name}") for name in order if name != "Supported."]
+    assert places == sorted(places) and page.index('<span class="outcome">Supported.') < page.index(
+        ">Numbers by arm</h2>"
+    )
+    assert len(list((tmp_path / "figures").glob("toy-cosine-*.svg"))) == 5
+
+
+@pytest.mark.slow
+def test_the_notebook_without_runs_explains_how_to_get_some(tmp_path):
+    page = report.export(run_notebook(tmp_path / "runs", "", tmp_path), tmp_path / "report.html").read_text()
+    assert_safe(page)
+    assert "There are no runs to report on yet." in page and "make report" in page
+    assert "incomplete" not in page

@@ -1,0 +1,257 @@
+"""One variant run in a real kernel: every ending leaves the right record, exit code, message and notebook."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tiny_notebooks import write_notebook
+
+from nbutils.attempts import Place
+from nbutils.errors import ParameterError, PlanError, RunError
+from nbutils.files import read_json
+from nbutils.plans import Variant
+from nbutils.runner import flat_variant, place_needs, run_variant
+from nbutils.runs import load_runs
+
+pytestmark = pytest.mark.slow
+WRITE = "from pathlib import Path\nPath(run_folder, 'out.txt').write_text(f'{alpha} {seed}')"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs"
+
+
+def run(folder: Path, *cells: str, name: str = "variant", parameters: dict | None = None, **given: object):
+    """Write a notebook of these cells and run it; returns (outcome, run)."""
+    notebook = write_notebook(folder.parent / f"{name}.ipynb", *cells)
+    outcome = run_variant(flat_variant(notebook, name, given), "plan", folder)
+    return outcome, next(each for each in load_runs(folder) if each.variant == name)
+
+
+def cells_of(folder: Path) -> list[tuple[str, str]]:
+    """(source, what papermill's metadata says of it) of the code cells a user wrote, parameters left out."""
+    notebook = read_json(folder / "notebook.ipynb")
+    return [
+        ("".join(cell["source"]), cell["metadata"]["papermill"]["status"])
+        for cell in notebook["cells"]
+        if cell["cell_type"] == "code" and not cell["metadata"].get("tags")
+    ]
+
+
+def test_a_finished_run_is_recorded_and_not_run_again(folder):
+    outcome, record = run(folder, WRITE, "print('hello')", alpha="1e-4")
+    assert (outcome.status, outcome.exit_code, outcome.skipped) == ("finished", 0, False)
+    assert (record.status, record.manifest["exit_code"], record.manifest["error"]) == ("finished", 0, None)
+    assert (record.folder / "out.txt").read_text() == "0.0001 0"
+    assert record.params == {"alpha": 1e-4, "seed": 0}
+    assert record.folder == folder / "variant"
+    modified = (record.folder / "out.txt").stat().st_mtime_ns
+    start = time.monotonic()
+    outcome, record = run(folder, WRITE, "print('hello')", alpha=0.0001)
+    assert (outcome.status, outcome.exit_code, outcome.skipped) == ("finished", 0, True)
+    assert time.monotonic() - start < 0.5
+    assert (record.folder / "out.txt").stat().st_mtime_ns == modified
+    outcome, record = run(folder, WRITE, "print('hello')", alpha=0.25)
+    assert not outcome.skipped
+    assert (record.folder / "out.txt").read_text() == "0.25 0"
+    assert len(record.manifest["attempts"]) == 2
+
+
+def test_an_exception_names_its_cell_and_the_last_lines(folder):
+    outcome, record = run(folder, "for i in range(50): print('line', i)", "# why\n1 / 0", "never = 1")
+    assert (outcome.status, outcome.exit_code) == ("failed", 1)
+    error = record.manifest["error"]
+    assert (error["type"], error["message"]) == ("ZeroDivisionError", "division by zero")
+    assert error["cell"].endswith("1 / 0")
+    assert error["log"] == [f"line {i}" for i in range(30, 50)]
+    assert outcome.message.startswith("ZeroDivisionError: division by zero (In [")
+    assert record.folder == folder / "variant"  # a failed first run is published
+    assert [status for _, status in cells_of(record.folder)] == ["completed", "failed", "pending"]
+
+
+def test_terminal_codes_are_stripped(folder):
+    code = "print('\\x1b[31mred\\x1b[0m \\x1b]8;;http://a\\x07link\\x1b[K')\nraise ValueError('\\x1b[1mbold\\x1b[0m')"
+    _, record = run(folder, code)
+    assert record.manifest["error"]["message"] == "bold"
+    assert record.manifest["error"]["log"] == ["red link"]
+
+
+def test_a_killed_kernel_is_killed_in_the_record_and_in_the_notebook(folder):
+    cells = (
+        "print('start')",
+        "import os, signal, time\nprint('doom')\ntime.sleep(0.5)\nos.kill(os.getpid(), signal.SIGKILL)",
+        "x = 1",
+    )
+    outcome, record = run(folder, *cells)
+    assert (outcome.status, outcome.exit_code) == ("killed", 138)
+    assert "SIGKILL" in record.manifest["error"]["message"]
+    assert "out of memory" in record.manifest["error"]["message"]
+    assert record.manifest["error"]["log"] == ["start", "doom"]
+    assert record.manifest["attempts"][-1]["status"] == "killed"
+    assert [status for _, status in cells_of(record.folder)] == ["completed", "failed", "pending"]
+    notebook = read_json(record.folder / "notebook.ipynb")
+    assert notebook["metadata"]["papermill"]["exception"] is True
+    (error,) = [o for cell in notebook["cells"] for o in cell.get("outputs", []) if o["output_type"] == "error"]
+    assert error["ename"] == "KernelDied"
+
+
+def test_what_a_dead_kernel_left_behind_is_ended(folder):
+    start = "import subprocess, os\nchild = subprocess.Popen(['sleep', '300'])"
+    note = "open(run_folder + '/pid', 'w').write(str(child.pid))"
+    outcome, record = run(folder, start, note, "os._exit(3)")
+    assert (outcome.status, outcome.exit_code) == ("killed", 138)
+    assert "exit code 3" in outcome.message
+    assert not is_alive(int((record.folder / "pid").read_text()))
+
+
+@pytest.mark.parametrize("code", ["", "0", "3"])
+def test_sys_exit_is_a_failure(folder, code):
+    """papermill calls a notebook that left by sys.exit(0) a success, with the cells after it never run."""
+    outcome, record = run(folder, f"import sys; sys.exit({code})", "never = 1")
+    assert (outcome.status, outcome.exit_code) == ("failed", 1)
+    assert record.manifest["error"]["type"] == "SystemExit"
+    assert "ends nothing well" in outcome.message
+
+
+def test_a_mistake_told_by_the_workbook_is_exit_code_2(folder):
+    outcome, record = run(folder, "from nbutils.errors import CorpusError\nraise CorpusError('No text. Add some.')")
+    assert (outcome.status, outcome.exit_code) == ("failed", 2)
+    assert outcome.message.startswith("CorpusError: No text. Add some.")
+    assert record.status == "failed"
+
+
+def test_a_good_result_survives_a_failed_rerun(folder):
+    _, good = run(folder, WRITE)
+    outcome, record = run(folder, "1 / 0")
+    assert outcome.exit_code == 1
+    assert (record.status, record.key) == ("finished", good.key)
+    assert (record.folder / "out.txt").read_text() == "0.5 0"
+    assert record.newer["status"] == "failed"
+    assert (folder / ".attempts" / "variant" / "notebook.ipynb").is_file()
+    outcome, record = run(folder, "x = 1")
+    assert (record.status, record.newer, len(record.manifest["attempts"])) == ("finished", None, 3)
+
+
+def test_a_folder_name_with_braces_is_a_folder_name(tmp_path):
+    """papermill would fill {alpha} in from the parameters."""
+    folder = tmp_path / "runs {alpha} {x}"
+    outcome, record = run(folder, WRITE)
+    assert outcome.status == "finished"
+    assert (record.folder / "out.txt").is_file()
+
+
+def test_text_parameters_arrive_as_they_are(folder):
+    notebook = write_notebook(
+        folder.parent / "text.ipynb",
+        "from pathlib import Path\nPath(run_folder, 'out.txt').write_text(text, encoding='utf-8')",
+        parameters='run_folder: str = ""  # r\ntext: str = ""  # any\n',
+    )
+    text = '\'"\\ {alpha} \n\t\x07 é 漢 \u2028 """ # $(x)'
+    assert run_variant(flat_variant(notebook, "text", {"text": text}), "plan", folder).status == "finished"
+    assert (folder / "text" / "out.txt").read_text(encoding="utf-8") == text
+
+
+def test_a_kernel_is_this_python_in_the_notebooks_folder(folder, tmp_path, monkeypatch):
+    other = tmp_path / "home" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    spec = {"argv": ["/bin/false"], "display_name": "Another Python", "language": "python"}
+    (other / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "home"))
+    code = "Path(run_folder, 'out.txt').write_text(f'{sys.executable} {os.getcwd()}')"
+    _, record = run(folder, f"import os, sys\nfrom pathlib import Path\n{code}")
+    assert (record.folder / "out.txt").read_text() == f"{sys.executable} {folder.parent}"
+
+
+def start_cli(folder: Path, *cells: str) -> subprocess.Popen:
+    notebook = write_notebook(folder.parent / "variant.ipynb", *cells)
+    params = folder.parent / "params.yaml"
+    params.write_text("seed: 1\n")
+    command = [sys.executable, "-m", "nbutils", "run", str(notebook), "--params", str(params)]
+    command += ["--variant", "variant", "--out", str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(path: Path) -> str:
+    for _ in range(600):
+        if path.is_file() and path.read_text():
+            return path.read_text()
+        time.sleep(0.05)
+    raise AssertionError(f"{path} never came")
+
+
+PID = "import os, time\nopen(run_folder + '/pid', 'w').write(str(os.getpid()))"
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_two_runners_never_share_a_run_and_a_dead_one_is_seen(folder):
+    place = Place(folder, "variant")
+    cells = (PID, "time.sleep(100)")
+    with start_cli(folder, *cells) as first:
+        pid = int(wait_for(place.attempt / "pid"))
+        with pytest.raises(RunError, match=rf"another runner is at work on it \(process {first.pid} "):
+            run(folder, *cells, seed=1)
+        assert load_runs(folder)[0].status == "running"
+        first.kill()
+    os.kill(pid, signal.SIGKILL)
+    (dead,) = load_runs(folder)
+    assert (dead.status, dead.manifest["error"]["type"]) == ("killed", "RunnerKilled")
+    outcome, record = run(folder, "x = 1")
+    assert (outcome.status, [a["status"] for a in record.manifest["attempts"]]) == ("finished", ["killed", "finished"])
+
+
+@pytest.mark.parametrize(
+    "busy", ["time.sleep(100)", "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**9)"]
+)
+def test_a_runner_asked_to_stop_ends_its_kernel_and_says_so(folder, busy):
+    """Also where the kernel is deep in C code and hears no interrupt."""
+    with start_cli(folder, PID, busy, "x = 1") as runner:
+        pid = int(wait_for(folder / ".attempts" / "variant" / "pid"))
+        time.sleep(0.3)
+        start = time.monotonic()
+        runner.terminate()
+        _, told = runner.communicate(timeout=20)
+    assert runner.returncode == 143
+    assert time.monotonic() - start < 10
+    assert "asked to stop" in told
+    assert not is_alive(pid)
+    (record,) = load_runs(folder)
+    assert (record.status, record.manifest["exit_code"]) == ("killed", 143)
+    assert [status for _, status in cells_of(record.folder)] == ["completed", "failed", "pending"]
+
+
+def test_a_need_that_is_not_finished_is_told(folder):
+    notebook = write_notebook(folder.parent / "study.ipynb")
+    variant = Variant("study", "study", notebook, {"seed": 1}, needs={"data_folder": "data"})
+    with pytest.raises(RunError, match=r"study needs data for data_folder, which is not run yet. Run data first"):
+        run_variant(variant, "plan", folder)
+    run(folder, "1 / 0", name="data")
+    with pytest.raises(RunError, match="which is failed"):
+        run_variant(variant, "plan", folder)
+    run(folder, "x = 1", name="data")
+    assert place_needs(variant, folder).params == {"seed": 1, "data_folder": str(folder / "data")}
+
+
+def test_parameters_are_refused_before_anything_is_made(folder):
+    notebook = write_notebook(folder.parent / "study.ipynb")
+    start = time.monotonic()
+    with pytest.raises(ParameterError, match="'alpha'"):
+        flat_variant(notebook, "study", {"alhpa": 1})
+    with pytest.raises(PlanError, match="run_folder is set by the runner"):
+        flat_variant(notebook, "study", {"run_folder": "here"})
+    assert time.monotonic() - start < 0.3
+    assert not folder.exists()

@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
     variant, plan, folder = _requested(args)
     outcome = run_variant(variant, plan, folder)
     told = "was finished before" if outcome.skipped else f"{outcome.status} in {duration(outcome.seconds)}"
-    print(f"{variant.name}: {told} -> {relative(folder / variant.name)}")
+    print(f"{variant.name}: {told} -> {relative(outcome.folder)}")
     if outcome.message:
-        print(f"error: {outcome.message}", file=sys.stderr)
+        print(*outcome.log, f"error: {outcome.message}", sep="\n", file=sys.stderr)
     return outcome.exit_code
 
 
@@ -130,8 +130,7 @@ def report(args: argparse.Namespace) -> int:
         try:
             execute(notebook, executed, params, environment={})
         except NotebookFailed as failure:
-            print("\n".join(failure.record["log"]), file=sys.stderr)
-            print(f"error: {relative(notebook)}, {failure}", file=sys.stderr)
+            print(*failure.record["log"], f"error: {relative(notebook)}, {failure}", sep="\n", file=sys.stderr)
             return 1
         print(export(executed, html))
     return 0

@@ -27,7 +27,7 @@ from nbutils.keys import read_inputs, run_key
 from nbutils.manifest import FAILED, FINISHED, KILLED
 from nbutils.places import relative
 from nbutils.plans import Plan, Variant
-from nbutils.preflight import check_variant
+from nbutils.preflight import check_inputs, check_variant
 from nbutils.progress import BLOCKED, Display, Running, Tally, duration, text_table
 from nbutils.runner import BROKEN, DONE, REFUSED, Outcome, Stopped, place_needs, run_variant, stop_on_sigterm
 
@@ -95,7 +95,10 @@ class Batch:
                 raise type(error)(f"{variant.name}: {error}") from None
 
     def run(self, display: Display) -> None:
-        """Run all variants that are not finished. Ctrl-C and SIGTERM end the running ones, each with its record."""
+        """Run all variants that are not finished. Ctrl-C and SIGTERM end the running ones, each with its record.
+
+        Runners are multiprocessing's: a script that calls this does so behind `if __name__ == "__main__":`.
+        """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["nbutils.runner", "nbutils.kernels"])
         with display, stop_on_sigterm():
@@ -212,7 +215,7 @@ def _work(connection: Connection, variant: Variant, plan: str, plan_folder: Path
     }
     start = time.monotonic()
     try:
-        outcome = run_variant(variant, plan, plan_folder)
+        outcome = run_variant(variant, plan, plan_folder, check_inputs)  # the rest was checked before the start
     except WorkbookError as error:
         outcome = Outcome(variant.name, FAILED, REFUSED, f"{type(error).__name__}: {error}")
     connection.send(replace(outcome, seconds=time.monotonic() - start))

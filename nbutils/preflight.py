@@ -35,13 +35,17 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
         _check_data(DataConfig(**{each.name: params[each.name] for each in fields(DataConfig) if each.name in params}))
     read_inputs(params)  # says which folder is missing
     if "model_name" in params:
-        from_scratch = params.get("from_scratch", False)
         block_size = data_facts(variant, plan).get("block_size", 0)
-        _check_model(params["model_name"], from_scratch, block_size)
-        card = data_card(params)
-        if card and not from_scratch:
-            tokenizer = resolve(params[DATA_FOLDER]) / "data" / "tokenizer"
-            _check_vocabulary(params["model_name"], tokenizer, card["fingerprint"])
+        _check_model(params["model_name"], params.get("from_scratch", False), block_size)
+    check_inputs(variant)
+
+
+def check_inputs(variant: Variant) -> None:
+    """The part of `check_variant` that only the runs it needs can answer: has its model the vocabulary of the data?"""
+    params, card = variant.params, data_card(variant.params)
+    if card and "model_name" in params and not params.get("from_scratch", False):
+        tokenizer = resolve(params[DATA_FOLDER]) / "data" / "tokenizer"
+        _check_vocabulary(params["model_name"], tokenizer, card["fingerprint"])
 
 
 def data_facts(variant: Variant, plan: Plan | None = None) -> dict[str, Any]:

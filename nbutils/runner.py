@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +40,7 @@ class Stopped(BaseException):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `skipped`: it was finished before. `message` says why it is not finished."""
+    """How a run ended. `skipped`: it was finished before. `message` and `log`, its last lines, say why it failed."""
 
     variant: str
     status: str
@@ -48,13 +48,18 @@ class Outcome:
     message: str = ""
     seconds: float = 0.0
     skipped: bool = False
+    folder: Path | None = None  # where it can be looked at
+    log: tuple[str, ...] = ()
 
 
-def run_variant(variant: Variant, plan: str, plan_folder: Path) -> Outcome:
+def run_variant(
+    variant: Variant, plan: str, plan_folder: Path, check: Callable[[Variant], None] = check_variant
+) -> Outcome:
     """Run one variant of `plan` unless it is finished; its results are then in `plan_folder`/<variant name>.
 
-    Raises WorkbookError where the run cannot be made or recorded at all: another runner is at work, a run it needs is
-    not finished, the folder cannot be written. What happens in the notebook is in the outcome and never raised.
+    `check` raises WorkbookError where the run would come to nothing, which is recorded as its end. Raises WorkbookError
+    where the run cannot be made or recorded at all: another runner is at work, a run it needs is not finished, the
+    folder cannot be written. What happens in the notebook is in the outcome and never raised.
     """
     start = time.monotonic()
     place = Place(plan_folder, variant.name)
@@ -62,10 +67,17 @@ def run_variant(variant: Variant, plan: str, plan_folder: Path) -> Outcome:
         place.mend()
         variant = place_needs(variant, plan_folder)
         if place.is_finished(run_key(variant.notebook, variant.params, read_inputs(variant.params))):
-            return Outcome(variant.name, FINISHED, DONE, skipped=True)
-        manifest = _attempt(place, plan, variant)
-    message = summary(manifest)
-    return Outcome(variant.name, manifest["status"], manifest["exit_code"], message, time.monotonic() - start)
+            return Outcome(variant.name, FINISHED, DONE, skipped=True, folder=place.published)
+        manifest, folder = _attempt(place, plan, variant, check)
+    return Outcome(
+        variant.name,
+        manifest["status"],
+        manifest["exit_code"],
+        summary(manifest),
+        time.monotonic() - start,
+        folder=folder,
+        log=tuple(manifest["error"]["log"]) if manifest["error"] else (),
+    )
 
 
 def place_needs(variant: Variant, plan_folder: Path) -> Variant:
@@ -100,17 +112,17 @@ def summary(manifest: Manifest) -> str:
     return f"{error['type']}: {first}" + (f" ({error['cell']})" if error["cell"] else "")
 
 
-def _attempt(place: Place, plan: str, variant: Variant) -> Manifest:
-    """One attempt from an empty folder to the published run; returns its manifest."""
+def _attempt(place: Place, plan: str, variant: Variant, check: Callable[[Variant], None]) -> tuple[Manifest, Path]:
+    """One attempt from an empty folder to the published run; returns its manifest and where it lies."""
     earlier = place.history()
     with _told_where(place):
         place.clear()
         manifest = begin(place.attempt, plan, variant, earlier)
-    status, exit_code, error = _ending(place, variant)
+    status, exit_code, error = _ending(place, variant, check)
     with _told_where(place):
         manifest = end(place.attempt, manifest, status, exit_code, error)
-        place.publish()
-    return manifest
+        published = place.publish()
+    return manifest, place.published if published else place.attempt
 
 
 @contextmanager
@@ -122,7 +134,7 @@ def _told_where(place: Place) -> Iterator[None]:
         raise RunError(f"{folder} cannot be written: {error.strerror}. Make room or mend it, then run again.") from None
 
 
-def _ending(place: Place, variant: Variant) -> tuple[str, int, dict[str, Any] | None]:
+def _ending(place: Place, variant: Variant, check: Callable[[Variant], None]) -> tuple[str, int, dict[str, Any] | None]:
     """Check and execute; (status, exit code, error) of how that ended. The notebook's metadata is not asked."""
     from nbutils.kernels import KernelDied, NotebookFailed, execute  # papermill: over a second
 
@@ -131,7 +143,7 @@ def _ending(place: Place, variant: Variant) -> tuple[str, int, dict[str, Any] | 
     params = variant.params | ({RUN_FOLDER: str(folder)} if has_folder else {})
     try:
         with stop_on_sigterm():
-            check_variant(variant)
+            check(variant)
             execute(variant.notebook, folder / NOTEBOOK, params, {DRIVEN_FOLDER: str(folder)})
     except KernelDied as death:
         return KILLED, KERNEL_DIED, death.record

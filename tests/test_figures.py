@@ -96,6 +96,8 @@ def test_bands_are_student_intervals_over_seeds(study):
     axes = figures.perplexity_curves(study).axes[0]
     last = [run.metrics()["eval_perplexity"].dropna().iloc[-1] for run in study.arms[0].runs]
     half = 2.7764451 * np.std(last, ddof=1) / np.sqrt(5)  # t(4, .975)
+    on_top = figures.contrast_forest(study).axes[0]
+    assert any(tuple(line.get_xdata()) == (0.01, 0.01) for line in on_top.lines)  # no worse: lower is better
     band = axes.collections[0].get_paths()[0].vertices
     at_end = band[band[:, 0] == STEPS][:, 1]
     assert (at_end.min(), at_end.max()) == pytest.approx((np.mean(last) - half, np.mean(last) + half))
@@ -116,6 +118,8 @@ def test_forest_shows_interval_threshold_and_floor_of_each_contrast(study):
     drawn = [tuple(line.get_xdata()) for line in axes.lines]
     assert (judged.verdict.low, judged.verdict.high) in drawn
     assert (0.005, 0.005) in drawn  # better: higher by at least .005
+    on_top = figures.contrast_forest(study).axes[0]
+    assert any(tuple(line.get_xdata()) == (0.01, 0.01) for line in on_top.lines)  # no worse: lower is better
     band = axes.collections[0].get_paths()[0].vertices[:, 0]
     assert (band.min(), band.max()) == pytest.approx((-judged.floor.band(5), judged.floor.band(5)))
 
@@ -195,8 +199,15 @@ def test_the_same_figure_gives_the_same_bytes(study, tmp_path):
         assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
 
 
+def test_layout_does_not_tremble(study, tmp_path):
+    """The layout solver's last bits differ between calls in one process; the saved file's must not."""
+    for number in range(6):
+        figures.show(figures.contrast_forest(study), str(number), "", tmp_path)
+    assert len({file.read_bytes() for file in tmp_path.glob("*.svg")}) == 1
+
+
 def test_labels_are_text_and_nothing_else(study, tmp_path):
-    hostile = "$\\frac{</text><script>alert(1)</script>"
+    hostile = "$\\frac{$</text><script>alert(1)</script>"  # TeX that does not parse, SVG that would end its text
     arms = tuple(replace(arm, label=f"{hostile}{index}") for index, arm in enumerate(study.arms))
     for name, figure in draw_all(replace(study, arms=arms, control=arms[0])).items():
         figures.show(figure, name, hostile, tmp_path)

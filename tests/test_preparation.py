@@ -112,13 +112,8 @@ def test_headline_has_the_names_of_results(prepared: PreparedData) -> None:
     assert numbers["unigram_test_ce_loss"] == card["unigram_ce"]["test"]
     assert numbers["eval_leaked_ngram_share"] == card["leakage"]["validation"]["ngram_share"]
     without_test = {**card, "splits": {"train": card["splits"]["train"]}, "leakage": {}, "unigram_ce": {}}
-    assert headline(without_test).keys() == {
-        "vocab_size",
-        "block_size",
-        "train_documents",
-        "train_tokens",
-        "train_blocks",
-    }
+    names = {"vocab_size", "block_size", "train_documents", "train_tokens", "train_blocks"}
+    assert headline(without_test).keys() == names
 
 
 def test_unigram_cross_entropy_is_between_the_limits(prepared: PreparedData) -> None:
@@ -304,18 +299,17 @@ def test_the_notebook_has_the_same_parameters_and_defaults() -> None:
 
 # ---- published settings
 
+AS_PUBLISHED = {"max_documents": 0, "clean": "none", "dedup": "off", "split": "contiguous"}
+
 
 @needs_real_data
 def test_wikitext2_has_the_published_gpt2_token_counts(tmp_path: Path) -> None:
     """Articles tokenised one by one and joined are the whole file tokenised."""
     data = prepare_data(
         DataConfig(
+            **AS_PUBLISHED,
             dataset_name="wikitext",
             data_files=f"{REAL_DATA}/wikitext2",
-            max_documents=0,
-            clean="none",
-            dedup="off",
-            split="contiguous",
             tokenizer=f"{REAL_DATA}/tokenizers/gpt2",
             block_size=1024,
         ),
@@ -335,12 +329,9 @@ def test_tinyshakespeare_as_nanogpt_splits_it(tmp_path: Path) -> None:
     file = Path(REAL_DATA, "tinyshakespeare/input.txt")
     data = prepare_data(
         DataConfig(
+            **AS_PUBLISHED,
             dataset_name="big_text",
             data_files=str(file),
-            max_documents=0,
-            clean="none",
-            dedup="off",
-            split="contiguous",
             tokenizer="characters",
             block_size=64,
         ),

@@ -282,9 +282,14 @@ def test_hostile_data_is_shown_as_the_text_it_is(payload, tmp_path, study):
     evidence = gather(runs, str(write_plan(tmp_path)))
     own = evidence.studies[0]
     arms = tuple(replace(arm, label=f"{payload} {index}") for index, arm in enumerate(own.arms))
-    own = replace(own, arms=arms, control=arms[0], stage=payload)
+    judged = tuple(
+        replace(each, missing=(payload,), contrast=replace(each.contrast, name=payload, question=payload))
+        for each in own.judged
+    )
+    own = replace(own, arms=arms, control=arms[0], stage=payload, judged=judged)
     shown = [
         report.verdicts(replace(evidence, studies=(own, own), problems=(payload,))),
+        report.verdict_table(own),
         report.samples(own),
         report.failed_runs(evidence),
         report.headline_table(own),
@@ -306,6 +311,10 @@ def test_what_the_report_makes_itself_survives_cleaning(toy_evidence, study):
         assert sorted(re.findall('class="(.*?)"', clean(html.data))) == sorted(re.findall('class="(.*?)"', html.data))
     picture = f'<figure><img alt="a" src="data:image/png;base64,{base64.b64encode(PNG).decode()}"></figure>'
     assert clean(picture) == picture
+
+
+def test_scripts_and_styles_do_not_even_leave_their_text():
+    assert clean("<script>a()</script><style>b {}</style><svg><text>c</text></svg><p>d</p>") == "<p>d</p>"
 
 
 def test_every_class_that_survives_is_styled():
@@ -342,6 +351,19 @@ def test_a_report_that_stopped_says_so_and_papermills_banner_is_left_out(tmp_pat
     assert "This report is incomplete" in page and "ValueError: no" in page
     assert "An Exception was encountered" not in page and "\x1b" not in page
     assert "incomplete" not in exported(notebook_with(), tmp_path)
+
+
+def test_an_error_in_a_hidden_cell_is_shown(tmp_path):
+    notebook = notebook_with(nbformat.v4.new_output("error", ename="E", evalue="no", traceback=["E: broken"]))
+    notebook.cells[1]["metadata"]["tags"] = ["not-in-report"]
+    page = exported(notebook, tmp_path)
+    assert "This report is incomplete" in page and "E: broken" in page
+
+
+def test_a_tag_left_open_swallows_nothing_of_the_next_cell(tmp_path):
+    notebook = notebook_with(html_output("<table><tr><td><style><b>"))
+    notebook.cells.append(nbformat.v4.new_markdown_cell("## The next section", id="next"))
+    assert '<h2 id="section-1">The next section</h2>' in exported(notebook, tmp_path)
 
 
 @pytest.mark.parametrize("content", [None, "", "not json", "[]", '{"cells": 3}'])

@@ -116,6 +116,8 @@ def test_contrasts_that_were_edited_after_the_first_run_are_found_out(tmp_path, 
         plan = yaml.safe_load(file.read_text())
         plan["contrasts"][0]["smallest_effect"] = 0.5
         file.write_text(yaml.safe_dump(plan))
+        assert gather(runs, str(file)).contrasts_changed == {"toy": True}  # edited, no batch since
+        record_contrasts(load_plan(file).contrasts, runs / "toy")
     assert gather(runs, str(file)).contrasts_changed == {"toy": changed}
 
 

@@ -69,7 +69,7 @@ def export(executed_notebook: Path, html_file: Path) -> Path:
     from nbutils.files import atomic_write
 
     notebook = _read(executed_notebook)
-    body, contents = _number_sections(clean(_render(notebook)))
+    body, contents = _number_sections(_render(notebook))
     heading = re.search(r"<h1>(.*?)</h1>", body, re.DOTALL)
     opening, sections = re.split(r"(?=<h2 |$)", body, maxsplit=1)
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -78,7 +78,7 @@ def export(executed_notebook: Path, html_file: Path) -> Path:
         opening=opening,
         sections=sections,
         contents=contents,
-        stopped=any(output.output_type == "error" for output in _outputs(notebook)),
+        stopped=any(map(_failed, notebook.cells)),
     )
     html_file.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(html_file, page)
@@ -141,16 +141,19 @@ def _read(path: Path) -> NotebookNode:
     return notebook
 
 
-def _outputs(notebook: NotebookNode) -> list[NotebookNode]:
-    """Every output of every code cell."""
-    return [output for cell in notebook.cells for output in cell.get("outputs", [])]
+def _failed(cell: NotebookNode) -> bool:
+    """Whether a cell stopped at an error."""
+    return any(output.output_type == "error" for output in cell.get("outputs", []))
 
 
 def _render(notebook: NotebookNode) -> str:
-    """The cells as HTML, not yet safe: markdown and outputs without inputs, prompts and papermill's own banners."""
-    from nbconvert import HTMLExporter
+    """The cells as clean HTML: markdown and outputs without inputs and prompts.
 
-    notebook.cells = [cell for cell in notebook.cells if not LEFT_OUT & {*cell.metadata.get("tags", [])}]
+    Each cell is cleaned by itself, so that a tag left open in one cannot swallow the next.
+    """
+    from nbconvert import HTMLExporter
+    from nbformat import NotebookNode
+
     exporter = HTMLExporter(
         template_name="basic",
         exclude_input=True,
@@ -158,8 +161,12 @@ def _render(notebook: NotebookNode) -> str:
         exclude_output_prompt=True,
         exclude_anchor_links=True,
     )
-    fragment, _ = exporter.from_notebook_node(notebook)
-    return fragment
+    parts = []
+    for cell in notebook.cells:
+        if _failed(cell) or not LEFT_OUT & {*cell.metadata.get("tags", [])}:
+            fragment, _ = exporter.from_notebook_node(NotebookNode(notebook | {"cells": [cell]}))
+            parts.append(clean(fragment))
+    return "".join(parts)
 
 
 def _number_sections(body: str) -> tuple[str, list[tuple[str, str]]]:

@@ -6,12 +6,13 @@ scratch with no network.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils.errors import ModelError, did_you_mean
-from nbutils.places import resolve
+from nbutils.hub import locate, unusable
+from nbutils.tokenization import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -36,6 +37,12 @@ LARGEST_PADDING = (
     128  # models pad their vocabulary up to a multiple of 128 for speed; a larger gap is another vocabulary
 )
 
+CURE = (
+    "Check the name on the Hugging Face Hub; without a network, set model_name to a folder written by save_pretrained, "
+    f"or train one of our configurations from scratch: {', '.join(CONFIGURATIONS)}."
+)
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
 
 def build_config(model_name: str, vocab_size: int, block_size: int, dropout: float = 0.1) -> PretrainedConfig:
     """The configuration `model_name` stands for: one of ours, a published model's, or that of a folder or Hub name.
@@ -47,7 +54,7 @@ def build_config(model_name: str, vocab_size: int, block_size: int, dropout: flo
 
     shape = CONFIGURATIONS.get(model_name) or PUBLISHED.get(model_name)
     if shape is None:
-        config = _reach(model_name, AutoConfig.from_pretrained)
+        config = _load(model_name, AutoConfig.from_pretrained, ["config.json"])
         config.vocab_size = vocab_size or config.vocab_size
     else:
         width, layers, heads = shape
@@ -85,7 +92,7 @@ def load_model(
     Raises ModelError where there is none of that name, it has fewer positions than `block_size`, or its vocabulary is
     not the tokenizer's.
     """
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     check_model(model_name, from_scratch, block_size)
     if from_scratch:
@@ -93,9 +100,9 @@ def load_model(
         config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
         config.pad_token_id = None
         return AutoModelForCausalLM.from_config(config)
-    config = _with_dropout(build_config(_place(model_name), 0, block_size), dropout)
+    config = _with_dropout(_load(model_name, AutoConfig.from_pretrained, ["config.json"]), dropout)
     check_vocabulary(model_name, config.vocab_size, tokenizer)
-    return _reach(model_name, AutoModelForCausalLM.from_pretrained, config=config, dtype="float32")
+    return _load(model_name, AutoModelForCausalLM.from_pretrained, WEIGHTS, config=config, dtype="float32")
 
 
 def load_trained(folder: Path) -> PreTrainedModel:
@@ -104,7 +111,7 @@ def load_trained(folder: Path) -> PreTrainedModel:
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return _reach(str(folder), AutoModelForCausalLM.from_pretrained, dtype="float32").to(device).eval()
+    return _load(str(folder), AutoModelForCausalLM.from_pretrained, WEIGHTS, dtype="float32").to(device).eval()
 
 
 def check_model(model_name: str, from_scratch: bool, block_size: int) -> None:
@@ -113,13 +120,6 @@ def check_model(model_name: str, from_scratch: bool, block_size: int) -> None:
         raise ModelError(
             f"model_name {model_name!r} is a configuration and has no pretrained weights. Set from_scratch to true, "
             "or give the name or the folder of a pretrained model."
-        )
-    if _looks_like_folder(model_name) and not (resolve(model_name) / "config.json").is_file():
-        raise ModelError(
-            f"model_name {model_name!r}: {resolve(model_name)} is not a model folder (it has no config.json). "
-            "Give a folder written by save_pretrained, a Hub name, or one of our configurations: "
-            + ", ".join(CONFIGURATIONS)
-            + "."
         )
     config = build_config(model_name, 0, block_size)
     positions = getattr(config, "max_position_embeddings", None)
@@ -141,14 +141,10 @@ def check_vocabulary(model_name: str, vocab_size: int, tokenizer: PreTrainedToke
 
 
 def _own_tokenizer(model_name: str) -> PreTrainedTokenizerBase | None:
-    from transformers import AutoTokenizer
-
     try:
-        own = AutoTokenizer.from_pretrained(_place(model_name))
-    except (OSError, ValueError, ImportError):  # a model folder need not hold a tokenizer; then sizes must do
+        return load_tokenizer(model_name)
+    except ModelError:  # a model folder need not hold a tokenizer; then sizes must do
         return None
-    made_up = len(own) <= len(own.all_special_tokens)  # what transformers returns where there are no tokenizer files
-    return None if made_up else own
 
 
 def _with_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
@@ -158,26 +154,10 @@ def _with_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
     return config
 
 
-def _reach(model_name: str, load: Callable[..., Any], **settings: Any) -> Any:
-    """load(name or folder), with the cure where neither the folder nor the Hub has it."""
+def _load(model_name: str, loader: Callable[..., Any], files: Sequence[str], **settings: Any) -> Any:
+    """loader(folder or Hub name); ModelError with the cure where there is no such model or it cannot be read."""
+    place = locate(model_name, files, "model", f"{CURE} {did_you_mean(model_name, [*CONFIGURATIONS, *PUBLISHED])}")
     try:
-        return load(_place(model_name), **settings)
+        return loader(place.name, **place.settings, **settings)
     except (OSError, ValueError) as error:
-        known = did_you_mean(model_name, [*CONFIGURATIONS, *PUBLISHED])
-        raise ModelError(
-            f"model_name {model_name!r} is neither a folder here nor found on the Hugging Face Hub "
-            f"({_first_line(error)}). Without a network, set model_name to a folder written by save_pretrained. {known}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
-
-
-def _looks_like_folder(name: str) -> bool:
-    return name.startswith(("/", "./", "../", "~")) or resolve(name).is_dir() or name.count("/") > 1
-
-
-def _place(name: str) -> str:
-    """An absolute folder where `name` is one, otherwise the Hub name as it is."""
-    return str(resolve(name)) if _looks_like_folder(name) and Path(resolve(name)).is_dir() else name
+        raise ModelError(unusable(model_name, "model", error, CURE)) from error

@@ -7,7 +7,7 @@ other parameters than it has now, are never averaged in: they are left out and t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,49 +118,82 @@ class Study:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """All that a report speaks of. `problems` are sentences on plans that are gone or do not load.
+class PlanEvidence:
+    """One plan with its runs. `problems` are sentences, on a plan that does not load or was edited since.
 
-    `contrasts_changed` says of each plan whether its contrasts are others than before its first run; None
-    where no batch has recorded them.
+    `unplanned` are runs in the plan's folder that it does not name. `contrasts_changed`: whether it asks
+    now what it did not ask before its first run, None where that was not recorded.
     """
 
+    name: str
+    studies: tuple[Study, ...]
+    slots: tuple[Slot, ...]
+    unplanned: tuple[Run, ...]
+    contrasts_changed: bool | None
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that a report speaks of."""
+
     folder: Path
-    studies: tuple[Study, ...] = ()
-    slots: tuple[Slot, ...] = ()
-    unplanned: tuple[Run, ...] = ()
-    plans: tuple[str, ...] = ()
-    contrasts_changed: dict[str, bool | None] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
+    plans: tuple[PlanEvidence, ...] = ()
+
+    @property
+    def studies(self) -> list[Study]:
+        return [study for plan in self.plans for study in plan.studies]
+
+    @property
+    def slots(self) -> list[Slot]:
+        return [slot for plan in self.plans for slot in plan.slots]
+
+    @property
+    def unplanned(self) -> list[Run]:
+        return [run for plan in self.plans for run in plan.unplanned]
 
 
 def gather(folder: Path, plan: str = "") -> Evidence:
     """The evidence in runs folder `folder`: of one plan, by name or file, or of every plan that has runs.
 
-    Runs started by hand in a notebook count only where `plan` is "interactive". A plan that is gone or does
-    not load leaves its runs without contrasts, and a sentence in `problems`.
+    A plan is read from the copy its last batch left with the runs, or from `plan` where that is a file. Runs
+    made by hand in a notebook count only where `plan` is "interactive". Raises PlanError where `plan` names
+    neither a plan nor runs.
     """
     from nbutils.plans import INTERACTIVE, find_plan, load_plan
     from nbutils.runs import load_runs
 
-    all_runs = load_runs(folder)
-    files = {plan: find_plan(plan)} if plan else {}
-    files = files or {name: find_plan(name) for name in sorted({run.plan for run in all_runs} - {INTERACTIVE})}
-    studies, slots, unplanned, names, changed, problems = [], [], [], [], {}, []
-    for name, file in files.items():
-        contents = None
-        try:
-            contents = load_plan(file) if name != INTERACTIVE else None
-        except WorkbookError as error:
-            problems.append(f"Plan {name}: {error} Its contrasts are unknown, so everything in it is exploratory.")
-        names.append(contents.name if contents else name)
-        runs = [run for run in all_runs if run.plan == names[-1]]
-        changed[names[-1]] = _contrasts_changed(folder / names[-1], contents)
-        own, extra = fill_slots(runs, contents)
-        slots += own
-        unplanned += extra
-        studies += plan_studies(names[-1], own, contents)
-    return Evidence(folder, tuple(studies), tuple(slots), tuple(unplanned), tuple(names), changed, tuple(problems))
+    runs = load_runs(folder)
+    names = sorted({run.plan for run in runs})
+    if not plan:
+        names = [name for name in names if name != INTERACTIVE]
+        return Evidence(folder, tuple(_plan_evidence(folder, name, runs) for name in names))
+    if plan not in names or plan.endswith((".yaml", ".yml")):
+        file = find_plan(plan)
+        return Evidence(folder, (_plan_evidence(folder, load_plan(file).name, runs, file),))
+    return Evidence(folder, (_plan_evidence(folder, plan, runs),))
+
+
+def _plan_evidence(folder: Path, name: str, all_runs: Sequence[Run], file: Path | None = None) -> PlanEvidence:
+    """What the runs of the plan called `name` show; from `file`, or from the copy kept with the runs."""
+    from nbutils.batch import PLAN_FILE
+    from nbutils.plans import INTERACTIVE, find_plan, load_plan
+
+    kept, current, problems, plan = folder / name / PLAN_FILE, find_plan(name), [], None
+    if file is None and kept.is_file() and current.is_file() and kept.read_bytes() != current.read_bytes():
+        problems.append(
+            f"Plan {name}: the file was edited after the last batch, whose copy is judged here. Run the batch "
+            "again to take the edit in; what has finished is not repeated."
+        )
+    try:
+        if name != INTERACTIVE:
+            plan = load_plan(file or (kept if kept.is_file() else current))
+    except WorkbookError as error:
+        problems.append(f"Plan {name}: {error} Its contrasts are unknown, so all of it is exploratory.")
+    slots, unplanned = fill_slots([run for run in all_runs if run.plan == name], plan)
+    studies = plan_studies(name, slots, plan)
+    changed = _contrasts_changed(folder / name, plan)
+    return PlanEvidence(name, tuple(studies), tuple(slots), tuple(unplanned), changed, tuple(problems))
 
 
 def _contrasts_changed(plan_folder: Path, plan: Plan | None) -> bool | None:
@@ -171,7 +204,7 @@ def _contrasts_changed(plan_folder: Path, plan: Plan | None) -> bool | None:
     record = plan_folder / USED_FILE
     if plan is None or not record.is_file():
         return None
-    return read_json(record)[0]["sha256"] != contrasts_sha256(plan.contrasts)
+    return read_json(record)[0]["sha256"] != contrasts_sha256(plan.comparisons)
 
 
 def fill_slots(runs: Sequence[Run], plan: Plan | None) -> tuple[list[Slot], list[Run]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nbutils.errors import ModelError
-from nbutils.places import resolve
+from nbutils.hub import locate, unusable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,7 +26,10 @@ UNKNOWN_TOKEN = "<|unknown|>"
 SMALLEST_VOCABULARY = 257  # all 256 bytes and the end token
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 TEXTS_AT_ONCE = 256
-HUB_SECONDS = 5.0  # transformers itself would try for 47 s before it says that there is no network
+CURE = (
+    "Check the name on the Hugging Face Hub; without a network, set tokenizer to a folder written by save_pretrained, "
+    "to train or to characters."
+)
 
 
 def check_tokenizer(tokenizer: str, vocab_size: int) -> None:
@@ -42,7 +45,7 @@ def check_tokenizer(tokenizer: str, vocab_size: int) -> None:
                 f"{SMALLEST_VOCABULARY}. Raise vocab_size, or set tokenizer to characters."
             )
     elif tokenizer != "characters":
-        _locate(tokenizer)
+        locate(tokenizer, TOKENIZER_FILES, "tokenizer", CURE)
 
 
 def make_tokenizer(tokenizer: str, train_texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerBase:
@@ -59,12 +62,11 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """A published tokenizer by folder or Hub name; no code from outside is run. Raises ModelError."""
     from transformers import AutoTokenizer
 
-    place, local = _locate(str(name))
+    place = locate(str(name), TOKENIZER_FILES, "tokenizer", CURE)
     try:
-        # False, not the default: that would ask on the terminal whether to run code from outside.
-        tokenizer = AutoTokenizer.from_pretrained(place, local_files_only=local, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place.name, **place.settings)
     except Exception as error:  # the Rust reader raises bare Exceptions, the Hub's client its own kinds
-        raise ModelError(_unusable(str(name), error)) from error
+        raise ModelError(unusable(str(name), "tokenizer", error, CURE)) from error
     if tokenizer.eos_token_id is None:
         raise ModelError(
             f"The tokenizer {str(name)!r} names no end token, which must stand between documents. "
@@ -141,33 +143,3 @@ def _parallel() -> Iterator[None]:
         yield
     finally:
         os.environ[name] = wanted or "false"
-
-
-def _locate(name: str) -> tuple[str, bool]:
-    """What from_pretrained needs to find the tokenizer, and whether that is on this machine. Raises ModelError."""
-    folder = resolve(name)
-    if folder.is_dir() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        if not any((folder / file).is_file() for file in TOKENIZER_FILES):
-            raise ModelError(
-                f"tokenizer {name!r}: {folder} is not a tokenizer folder, it has none of "
-                f"{', '.join(TOKENIZER_FILES)}. Give a folder written by save_pretrained, a Hub name, or one of: "
-                "train, characters."
-            )
-        return str(folder), True
-    from huggingface_hub import HfApi, try_to_load_from_cache
-
-    try:
-        if isinstance(try_to_load_from_cache(name, "tokenizer.json"), str):
-            return name, True
-        HfApi().model_info(name, timeout=HUB_SECONDS)
-    except Exception as error:  # whatever the Hub's HTTP client raises, the cause and the cure are the same
-        raise ModelError(_unusable(name, error)) from error
-    return name, False
-
-
-def _unusable(name: str, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    return (
-        f"The tokenizer {name!r} cannot be loaded ({reason}). Check the name on the Hugging Face Hub; without a "
-        "network, set tokenizer to a folder written by save_pretrained, to train or to characters."
-    )

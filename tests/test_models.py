@@ -84,7 +84,7 @@ def test_a_padded_vocabulary_is_accepted(tmp_path):
     [
         ("micro", False, 16, "is a configuration and has no pretrained weights. Set from_scratch to true"),
         ("distilgpt2", True, 2048, "block_size 2048 is longer than the 1024 positions of 'distilgpt2'"),
-        ("./nowhere", True, 16, r"is not a model folder \(it has no config.json\)"),
+        ("./nowhere", True, 16, r"is not a model folder, it has none of config.json"),
     ],
 )
 def test_what_cannot_work_is_refused_before_it_starts(name, from_scratch, block_size, message):
@@ -93,11 +93,26 @@ def test_what_cannot_work_is_refused_before_it_starts(name, from_scratch, block_
 
 
 def test_an_unknown_name_without_a_network_names_the_local_cure(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        ModelError, match=r"'distil-gpt-2' is neither a folder.*set model_name to a folder.*'distilgpt2'"
-    ):
+    def no_network(*_, **__):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", no_network)
+    wanted = r"'distil-gpt-2' cannot be loaded \(Name or service not known\).*set model_name to a folder.*'distilgpt2'"
+    with pytest.raises(ModelError, match=wanted):
         check_model("distil-gpt-2", True, 16)
+
+
+def test_a_model_in_the_hubs_cache_is_used_without_a_network(tmp_path, monkeypatch):
+    """A cache as the Hub's client lays it out, under the model's real name."""
+    snapshot = tmp_path / "models--someone--tiny" / "snapshots" / "abc"
+    load_model("micro", WORDS, 16, from_scratch=True).save_pretrained(snapshot)
+    WORDS.save_pretrained(snapshot)
+    (tmp_path / "models--someone--tiny" / "refs").mkdir()
+    (tmp_path / "models--someone--tiny" / "refs" / "main").write_text("abc")
+    for name in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.file_download.HF_HUB_CACHE"):
+        monkeypatch.setattr(name, str(tmp_path), raising=False)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path), raising=False)
+    assert load_model("someone/tiny", WORDS, 16, from_scratch=False).config.vocab_size == 50
 
 
 def test_logits_that_are_more_than_a_product_are_refused():

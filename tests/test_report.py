@@ -288,7 +288,9 @@ def test_hostile_data_is_shown_as_the_text_it_is(payload, tmp_path, study):
     )
     own = replace(own, arms=arms, control=arms[0], stage=payload, judged=judged)
     shown = [
-        report.verdicts(replace(evidence, studies=(own, own), problems=(payload,))),
+        report.verdicts(
+            replace(evidence, plans=(replace(evidence.plans[0], studies=(own, own), problems=(payload,)),))
+        ),
         report.verdict_table(own),
         report.samples(own),
         report.failed_runs(evidence),

@@ -15,7 +15,8 @@ import yaml
 from synthetic_runs import final_numbers, write_plan, write_run, write_runs
 
 from nbutils import statistics
-from nbutils.contrasts import record_contrasts
+from nbutils.batch import register_plan
+from nbutils.errors import PlanError
 from nbutils.plans import load_plan
 from nbutils.studies import gather
 
@@ -94,33 +95,57 @@ def test_a_plan_that_is_gone_leaves_its_runs_exploratory_and_says_so(tmp_path):
     (study,) = evidence.studies
     assert study.control is None and not study.judged
     assert len(study.arms) == 3
-    assert "toy" in evidence.problems[0] and "exploratory" in evidence.problems[0]
+    assert "toy" in evidence.plans[0].problems[0] and "exploratory" in evidence.plans[0].problems[0]
+
+
+def test_a_plan_that_is_neither_a_file_nor_has_runs_is_refused(tmp_path):
+    with pytest.raises(PlanError, match="toyy"):
+        gather(write_runs(tmp_path / "runs"), "toyy")
 
 
 def test_interactive_runs_are_shown_only_by_name_each_notebook_alone(tmp_path):
     for name in ("04_cosine_mixing", "03_distillation"):
         folder = write_run(tmp_path / "interactive", name, {}, final_numbers(0.0, 1, 0))
         edit_manifest(folder, stage="", plan="interactive")
-    assert gather(tmp_path).studies == ()
+    assert gather(tmp_path).studies == []
     studies = gather(tmp_path, "interactive").studies
     assert [study.stage for study in studies] == ["03_distillation", "04_cosine_mixing"]
     assert all(len(study.arms) == 1 for study in studies)
 
 
+def test_the_plan_is_read_from_the_copy_its_last_batch_left(tmp_path):
+    runs, file = write_runs(tmp_path / "runs", keep=lambda m: m["seed"] == 1), write_plan(tmp_path)
+    register_plan(load_plan(file), runs / "toy")
+    file.unlink()
+    evidence = gather(runs)
+    assert len(evidence.studies[0].judged) == 4
+    assert gather(runs, "toy").plans[0].problems == evidence.plans[0].problems == ()
+
+
+def test_an_edit_after_the_last_batch_is_called_out(tmp_path, monkeypatch):
+    runs, file = write_runs(tmp_path / "runs", keep=lambda m: m["seed"] == 1), write_plan(tmp_path)
+    monkeypatch.setattr("nbutils.plans.PARAMS", tmp_path)
+    register_plan(load_plan(file), runs / "toy")
+    file.write_text(file.read_text().replace("no worse than cross", "as good as cross"))
+    (plan,) = gather(runs).plans
+    assert "no worse than cross" in plan.studies[0].judged[0].contrast.question
+    assert "edited after the last batch" in plan.problems[0]
+
+
 @pytest.mark.parametrize("changed", [False, True])
 def test_contrasts_that_were_edited_after_the_first_run_are_found_out(tmp_path, changed):
     runs, file = write_runs(tmp_path / "runs", keep=lambda m: m["seed"] == 1), write_plan(tmp_path)
-    assert gather(runs, str(file)).contrasts_changed == {"toy": None}  # no batch has recorded them
-    record_contrasts(load_plan(file).contrasts, runs / "toy")
+    assert gather(runs, str(file)).plans[0].contrasts_changed is None  # no batch has recorded them
+    register_plan(load_plan(file), runs / "toy")
     if changed:
         plan = yaml.safe_load(file.read_text())
         plan["contrasts"][0]["smallest_effect"] = 0.5
         file.write_text(yaml.safe_dump(plan))
-        assert gather(runs, str(file)).contrasts_changed == {"toy": True}  # edited, no batch since
-        record_contrasts(load_plan(file).contrasts, runs / "toy")
-    assert gather(runs, str(file)).contrasts_changed == {"toy": changed}
+        assert gather(runs, str(file)).plans[0].contrasts_changed is True  # edited, no batch since
+        register_plan(load_plan(file), runs / "toy")
+    assert gather(runs).plans[0].contrasts_changed is changed
 
 
 def test_an_empty_folder_is_no_evidence(tmp_path):
     evidence = gather(tmp_path / "nothing")
-    assert (evidence.studies, evidence.slots, evidence.plans) == ((), (), ())
+    assert (evidence.studies, evidence.slots, evidence.plans) == ([], [], ())

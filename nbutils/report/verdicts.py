@@ -42,7 +42,7 @@ def period(evidence: Evidence, week: str = "") -> HTML:
         return HTML("")
     newest = datetime.fromisoformat(ends[-1])
     year, number, _ = newest.isocalendar()
-    plans = ", ".join(evidence.plans)
+    plans = ", ".join(plan.name for plan in evidence.plans)
     text = (
         f"Week {week or f'{year}-W{number:02d}'}. {len(usable)} of {len(evidence.slots)} planned runs "
         f"({plans}), the newest finished on {newest:%Y-%m-%d}."
@@ -57,17 +57,16 @@ def contrasts_changed(evidence: Evidence) -> HTML:
         True: f"{CHANGED} Read its verdicts as exploratory.",
         None: "Nothing recorded which contrasts stood when the first run began.",
     }
-    changed = evidence.contrasts_changed.items()
-    items = [f"<li>{code(plan)}: {html.escape(sentences[value])}</li>" for plan, value in changed]
+    items = [f"<li>{code(p.name)}: {html.escape(sentences[p.contrasts_changed])}</li>" for p in evidence.plans]
     return HTML(f"<ul>{''.join(items)}</ul>" if items else '<p class="note">No plan has runs yet.</p>')
 
 
 def verdicts(evidence: Evidence) -> HTML:
     """What the runs say, a paragraph for each planned contrast, the primary one first; or how to get runs."""
     if not any(slot.run for slot in evidence.slots) and not evidence.unplanned:
-        plan = f" for the plan {code(evidence.plans[0])}" if len(evidence.plans) == 1 else ""
+        plan = f" for the plan {code(evidence.plans[0].name)}" if len(evidence.plans) == 1 else ""
         return HTML(NO_RUNS.format(folder=code(evidence.folder.name), plan=plan))
-    parts = [_warning(sentence) for sentence in [*evidence.problems, *warnings(evidence)]]
+    parts = [_warning(sentence) for sentence in warnings(evidence)]
     for study in evidence.studies:
         if len(evidence.studies) > 1:
             parts.append(heading(study))
@@ -81,14 +80,14 @@ def verdicts(evidence: Evidence) -> HTML:
 
 def warnings(evidence: Evidence) -> list[str]:
     """Sentences on what a reader must know before believing a comparison."""
-    found = []
+    found = [problem for plan in evidence.plans for problem in plan.problems]
     troubled = [slot for slot in evidence.slots if slot.trouble]
     if troubled:
         found.append(
             f"{len(troubled)} of {len(evidence.slots)} planned runs are missing from these numbers; "
             "the section on failed runs names each with its cause."
         )
-    found += [f"Plan {plan}: {CHANGED}" for plan, changed in evidence.contrasts_changed.items() if changed]
+    found += [f"Plan {plan.name}: {CHANGED}" for plan in evidence.plans if plan.contrasts_changed]
     for study in evidence.studies:
         runs = [slot.run for slot in study.slots if slot.run and not slot.trouble]
         data = {run.manifest.get("data_fingerprint") for run in runs}

@@ -92,9 +92,9 @@ def batch(args: argparse.Namespace) -> int:
     register_plan(plan, folder)
     try:
         work.run(make_display(plan.name))
-    except (KeyboardInterrupt, Stopped) as stop:
-        print(f"\nStopped: {work.tally().headline()}. Finished variants are kept; go on with: {args.again}")
-        return INTERRUPTED if isinstance(stop, KeyboardInterrupt) else STOPPED
+    except KeyboardInterrupt as stop:
+        print(f"\nStopped with {work.tally().counts()}. Finished variants are kept; go on with: {args.again}")
+        return STOPPED if isinstance(stop, Stopped) else INTERRUPTED
     print(work.table())
     return work.exit_code()
 

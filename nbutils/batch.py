@@ -29,7 +29,7 @@ from nbutils.places import relative
 from nbutils.plans import Plan, Variant
 from nbutils.preflight import check_inputs, check_variant
 from nbutils.progress import BLOCKED, Display, Running, Tally, duration, text_table
-from nbutils.runner import BROKEN, DONE, REFUSED, Outcome, Stopped, place_needs, run_variant, stop_on_sigterm
+from nbutils.runner import BROKEN, DONE, REFUSED, Outcome, place_needs, run_variant, stop_on_sigterm
 
 TICK_SECONDS = 0.5  # between looks at the running variants
 STOP_SECONDS = 15  # a runner has to end its kernel and write its record; then it is killed
@@ -107,7 +107,7 @@ class Batch:
                     for connection in wait(list(self.at_work), TICK_SECONDS):
                         self._collect(connection, display)
                     display.tick(self.tally())
-            except (KeyboardInterrupt, Stopped):
+            except KeyboardInterrupt:  # or Stopped
                 self._stop()
                 raise
 
@@ -198,6 +198,7 @@ class Batch:
             for process in processes:
                 if process.is_alive():
                     process.kill()
+            self.at_work.clear()
 
 
 def _work(connection: Connection, variant: Variant, plan: str, plan_folder: Path, threads: int) -> None:

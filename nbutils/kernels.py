@@ -54,9 +54,8 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], environ
     The kernel gets `environment` on top of this process's. Raises NotebookFailed or its kind KernelDied; `output` then
     shows which cell it was. Whatever else ends it, `output` claims no cell that did not end.
     """
-    exits: list[int | None] = []
-    try:
-        with _private_kernel(exits) as config, _environment(THRIFT | dict(environment)):
+    with _private_kernel() as (settings, managers), _environment(THRIFT | dict(environment)):
+        try:
             execute_notebook(
                 _no_template(notebook),
                 _no_template(output),
@@ -68,48 +67,50 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], environ
                 iopub_timeout=IOPUB_SECONDS,
                 coalesce_streams=True,
                 resources={"metadata": {"path": str(notebook.parent)}},
-                **config,
+                **settings,
             )
-    except PapermillExecutionError:
-        pass  # the saved notebook has the error, and is read below
-    except DeadKernelError:
-        raise KernelDied(_mark_death(output, _death(exits[-1] if exits else None))) from None
-    except BaseException:
-        _mark_unfinished(output)
-        raise
+        except PapermillExecutionError:
+            pass  # the saved notebook has the error, and is read below
+        except DeadKernelError:
+            raise KernelDied(_mark_death(output, _death(managers[-1].provisioner.process.returncode))) from None
+        except BaseException:
+            _mark_unfinished(output)
+            raise
     failure = _failure(nbformat.read(output, as_version=4))
     if failure:
         raise NotebookFailed(failure)
 
 
 @contextmanager
-def _private_kernel(exits: list[int | None]) -> Iterator[dict[str, Any]]:
-    """Settings for nbclient: a kernel of this Python, over sockets in its own folder; `exits` gets how it ended."""
+def _private_kernel() -> Iterator[tuple[dict[str, Any], list[AsyncKernelManager]]]:
+    """(settings for nbclient, managers of the kernels it starts): this Python, sockets in a folder of its own.
+
+    Whatever the kernel started is ended with it, and the kernel itself where nbclient forgets it: after an interrupt
+    while it starts.
+    """
+    managers: list[AsyncKernelManager] = []
 
     class PrivateKernelManager(AsyncKernelManager):
-        async def _async_cleanup_resources(self, restart: bool = False) -> None:
-            process = getattr(self.provisioner, "process", None)
-            if process is not None and process.poll() is not None:  # died by itself: nobody has asked it to end
-                exits.append(process.returncode)
-                _end_group(self.provisioner.pgid)
-            await super()._async_cleanup_resources(restart)
-
-        cleanup_resources = _async_cleanup_resources
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            managers.append(self)
 
         @default("kernel_spec_manager")
         def _native_kernel(self) -> KernelSpecManager:
             return KernelSpecManager(kernel_dirs=[])  # a kernel called python3 in a home folder may be another Python
 
-    base = tempfile.gettempdir()
-    with tempfile.TemporaryDirectory(
-        prefix="kernel-", dir=base if len(base) < LONGEST_SOCKET_FOLDER else "/tmp"
-    ) as folder:
-        settings = {"transport": "ipc", "ip": f"{folder}/socket", "connection_file": f"{folder}/connection.json"}
-        yield {"config": Config({"KernelManager": settings}), "kernel_manager_class": PrivateKernelManager}
+    base = tempfile.gettempdir() if len(tempfile.gettempdir()) < LONGEST_SOCKET_FOLDER else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="kernel-", dir=base) as folder:
+        sockets = {"transport": "ipc", "ip": f"{folder}/socket", "connection_file": f"{folder}/connection.json"}
+        config = Config({"KernelManager": sockets})
+        try:
+            yield {"config": config, "kernel_manager_class": PrivateKernelManager}, managers
+        finally:
+            for manager in managers:
+                _end_group(getattr(manager.provisioner, "pgid", None))
 
 
 def _end_group(group: int | None) -> None:
-    """Kill what a dead kernel left behind: ranks of a training would hold their memory for ever."""
     if group:
         try:
             os.killpg(group, signal.SIGKILL)
@@ -136,8 +137,8 @@ def _no_template(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _death(code: int | None) -> str:
-    if code is None or code >= 0:
+def _death(code: int) -> str:
+    if code >= 0:
         return f"the kernel ended by itself (exit code {code}), as by os._exit. See the last lines of its log."
     name = signal.Signals(-code).name
     if name == "SIGKILL":
@@ -160,10 +161,15 @@ def _mark_death(output: Path, message: str) -> dict[str, Any]:
 
 
 def _mark_unfinished(output: Path) -> None:
-    if output.is_file():
+    if not output.is_file():
+        return
+    try:
         saved = nbformat.read(output, as_version=4)
-        _mark_cells(saved, _last_started(saved))
-        _save(saved, output)
+    except ValueError:  # ended in the middle of a save
+        output.unlink()
+        return
+    _mark_cells(saved, _last_started(saved))
+    _save(saved, output)
 
 
 def _mark_cells(saved: nbformat.NotebookNode, failed: int) -> None:

@@ -68,12 +68,15 @@ class Tally:
         complete = len(left) == len(self.running) and len(shown) == len(self.waiting)
         return f"{'about' if complete else 'at least'} {duration(seconds)} left"
 
-    def headline(self) -> str:
-        """`7 of 21 finished, 1 failed, about 3 min left`."""
+    def counts(self) -> str:
+        """`7 of 21 finished, 1 failed`."""
         counts = Counter(outcome.status for outcome in self.ended)
         others = [f"{number} {status}" for status, number in counts.items() if status != FINISHED]
-        left = [self.time_left()] if self.running or self.waiting else []
-        return ", ".join([f"{counts[FINISHED]} of {self.total} finished", *others, *left])
+        return ", ".join([f"{counts[FINISHED]} of {self.total} finished", *others])
+
+    def headline(self) -> str:
+        """`7 of 21 finished, 1 failed, about 3 min left`."""
+        return f"{self.counts()}, {self.time_left()}" if self.running or self.waiting else self.counts()
 
 
 class Display(Protocol):
@@ -157,9 +160,9 @@ class LiveDisplay:
         self.live.update(Group(Text(f"{self.title}: {tally.headline()}", style="bold"), bar, table))
 
 
-def make_display(title: str, stream: TextIO = sys.stdout) -> Display:
-    """A live display in a terminal, plain lines elsewhere."""
-    return LiveDisplay(title) if stream.isatty() else LogDisplay(stream)
+def make_display(title: str) -> Display:
+    """A live display where standard output is a terminal, plain lines elsewhere."""
+    return LiveDisplay(title) if sys.stdout.isatty() else LogDisplay(sys.stdout)
 
 
 def read_steps(folder: Path) -> tuple[int, int] | None:

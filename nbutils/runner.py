@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from nbutils.errors import PlanError, RunError, WorkbookError
 from nbutils.keys import read_inputs, run_key
 from nbutils.manifest import FAILED, FINISHED, KILLED, Manifest, begin, end
 from nbutils.params import RUN_FOLDER, read_schema
-from nbutils.places import relative
+from nbutils.places import relative, resolve
 from nbutils.plans import Variant
 from nbutils.preflight import check_variant
 from nbutils.runs import DRIVEN_FOLDER
@@ -34,8 +35,8 @@ MISTAKES = {
 NOTEBOOK = "notebook.ipynb"
 
 
-class Stopped(BaseException):
-    """SIGTERM: end the kernel, record, leave. Not an Exception, so that no library takes it for one of its own."""
+class Stopped(KeyboardInterrupt):
+    """SIGTERM: end the kernel, record, leave. A KeyboardInterrupt, because asyncio swallows most others."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,10 @@ def run_variant(
     folder cannot be written. What happens in the notebook is in the outcome and never raised.
     """
     start = time.monotonic()
-    place = Place(plan_folder, variant.name)
+    place = Place(resolve(plan_folder), variant.name)
     with place.lock():
         place.mend()
-        variant = place_needs(variant, plan_folder)
+        variant = place_needs(variant, place.plan_folder)
         if place.is_finished(run_key(variant.notebook, variant.params, read_inputs(variant.params))):
             return Outcome(variant.name, FINISHED, DONE, skipped=True, folder=place.published)
         manifest, folder = _attempt(place, plan, variant, check)
@@ -114,6 +115,7 @@ def summary(manifest: Manifest) -> str:
 
 def _attempt(place: Place, plan: str, variant: Variant, check: Callable[[Variant], None]) -> tuple[Manifest, Path]:
     """One attempt from an empty folder to the published run; returns its manifest and where it lies."""
+    import_module("nbutils.kernels")  # papermill takes over a second: a stop in it should find nothing begun
     earlier = place.history()
     with _told_where(place):
         place.clear()
@@ -136,7 +138,7 @@ def _told_where(place: Place) -> Iterator[None]:
 
 def _ending(place: Place, variant: Variant, check: Callable[[Variant], None]) -> tuple[str, int, dict[str, Any] | None]:
     """Check and execute; (status, exit code, error) of how that ended. The notebook's metadata is not asked."""
-    from nbutils.kernels import KernelDied, NotebookFailed, execute  # papermill: over a second
+    from nbutils.kernels import KernelDied, NotebookFailed, execute
 
     folder = place.attempt
     has_folder = RUN_FOLDER in read_schema(variant.notebook).parameters
@@ -151,7 +153,7 @@ def _ending(place: Place, variant: Variant, check: Callable[[Variant], None]) ->
         return FAILED, REFUSED if failure.record["type"] in MISTAKES else BROKEN, failure.record
     except WorkbookError as mistake:
         return FAILED, REFUSED, _outside(mistake)
-    except (Stopped, KeyboardInterrupt):
+    except KeyboardInterrupt:  # or Stopped
         return KILLED, STOPPED, _outside(Stopped("the run was asked to stop. Run it again."))
     except Exception as error:  # of the machinery, not of the notebook: recorded like any other ending
         return FAILED, BROKEN, _outside(error)

@@ -121,8 +121,10 @@ def describe(run: RunFolder) -> str:
     source, machine = manifest["source"], manifest["hardware"]
     commit = (source["git_commit"] or "no git commit")[:12] + (", with changes" if source["git_dirty"] else "")
     gpus = ", ".join(machine["gpus"]) or "no GPU"
+    # a driven run works in .attempts/<variant> and is moved when it ends
+    folder = run.path.parents[1] / run.path.name if run.driven else run.path
     return (
-        f"run     {manifest['plan']} / {manifest['variant']} -> {relative(run.path)}\n"
+        f"run     {manifest['plan']} / {manifest['variant']} -> {relative(folder)}\n"
         f"key     {manifest['key'][:12]}   data {(manifest['data_fingerprint'] or 'none yet')[:12]}   code {commit}\n"
         f"machine {machine['processor']}, {machine['cores']} cores, {machine['threads']} threads, "
         f"{machine['memory_gib']} GiB, {gpus}"

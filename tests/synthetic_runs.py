@@ -22,6 +22,41 @@ max_steps: int = 200  # optimiser steps
 seed: int = 42  # weights and data order
 noise_seed: int = 0  # dropout
 run_folder: str = ""  # where results go"""
+
+
+def _contrast(name: str, question: str, metric: str, alpha: float, effect: float, **changes: Any) -> dict[str, Any]:
+    told = {"name": name, "question": question, "stage": "cosine", "metric": metric, "smallest_effect": effect}
+    sides = {"treatment": {"alpha": alpha, "noise_seed": 0}, "control": {"alpha": 0.0, "noise_seed": 0}}
+    return told | sides | {"better": "lower", "claim": "no worse"} | changes
+
+
+GAIN = {"better": "higher", "claim": "better"}
+CONTRASTS = [
+    _contrast(
+        "mixing-perplexity",
+        "Is alpha 0.5 no worse than cross entropy in perplexity?",
+        "test_ce_loss",
+        0.5,
+        0.01,
+        primary=True,
+    ),
+    _contrast(
+        "mixing-proxy",
+        "Does alpha 0.5 raise the cosine of the expected with the true embedding?",
+        "test_cosine",
+        0.5,
+        0.005,
+        **GAIN,
+    ),
+    _contrast(
+        "cosine-alone",
+        "Is the cosine term alone no worse than cross entropy in perplexity?",
+        "test_ce_loss",
+        1.0,
+        0.01,
+    ),
+    _contrast("mixing-accuracy", "Does alpha 0.5 raise token accuracy?", "test_token_acc", 0.5, 0.002, **GAIN),
+]
 STEPS, EVALUATE_EVERY = 200, 20
 UNIGRAM = 6.2  # nats per token
 
@@ -32,63 +67,11 @@ def write_plan(folder: Path, **changes: Any) -> Path:
     cell["execution_count"] = None
     notebook = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": [cell | {"id": "parameters"}]}
     (folder / "study.ipynb").write_text(json.dumps(notebook))
-    shared = {"stage": "cosine", "better": "lower", "claim": "no worse", "control": {"alpha": 0.0, "noise_seed": 0}}
-    plan = {
-        "name": "toy",
-        "stages": [
-            {
-                "name": "cosine",
-                "notebook": str(folder / "study.ipynb"),
-                "params": {"max_steps": STEPS},
-                "matrix": {"alpha": [0.0, 0.5, 1.0], "seed": [1, 2, 3, 4, 5], "noise_seed": [0, 1]},
-                "exclude": [{"alpha": 0.5, "noise_seed": 1}, {"alpha": 1.0, "noise_seed": 1}],
-            }
-        ],
-        "contrasts": [
-            shared
-            | {
-                "name": "mixing-perplexity",
-                "question": "Is alpha 0.5 no worse than cross entropy in perplexity?",
-                "metric": "test_ce_loss",
-                "treatment": {"alpha": 0.5, "noise_seed": 0},
-                "smallest_effect": 0.01,
-                "primary": True,
-            },
-            shared
-            | {
-                "name": "mixing-proxy",
-                "question": "Does alpha 0.5 raise the cosine of the expected with the true embedding?",
-                "metric": "test_cosine",
-                "treatment": {"alpha": 0.5, "noise_seed": 0},
-                "better": "higher",
-                "claim": "better",
-                "smallest_effect": 0.005,
-            },
-            shared
-            | {
-                "name": "cosine-alone",
-                "question": "Is the cosine term alone no worse than cross entropy in perplexity?",
-                "metric": "test_ce_loss",
-                "treatment": {"alpha": 1.0, "noise_seed": 0},
-                "smallest_effect": 0.01,
-            },
-            shared
-            | {
-                "name": "mixing-accuracy",
-                "question": "Does alpha 0.5 raise token accuracy?",
-                "metric": "test_token_acc",
-                "treatment": {"alpha": 0.5, "noise_seed": 0},
-                "better": "higher",
-                "claim": "better",
-                "smallest_effect": 0.002,
-            },
-        ],
-        "noise_floor": {
-            "stage": "cosine",
-            "treatment": {"alpha": 0.0, "noise_seed": 1},
-            "control": {"alpha": 0.0, "noise_seed": 0},
-        },
-    }
+    stage = {"name": "cosine", "notebook": str(folder / "study.ipynb"), "params": {"max_steps": STEPS}}
+    stage["matrix"] = {"alpha": [0.0, 0.5, 1.0], "seed": [1, 2, 3, 4, 5], "noise_seed": [0, 1]}
+    stage["exclude"] = [{"alpha": 0.5, "noise_seed": 1}, {"alpha": 1.0, "noise_seed": 1}]
+    sides = {"treatment": {"alpha": 0.0, "noise_seed": 1}, "control": {"alpha": 0.0, "noise_seed": 0}}
+    plan = {"name": "toy", "stages": [stage], "contrasts": CONTRASTS, "noise_floor": {"stage": "cosine", **sides}}
     path = folder / "toy.yaml"
     path.write_text(yaml.safe_dump(plan | changes, sort_keys=False))
     return path

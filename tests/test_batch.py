@@ -254,8 +254,8 @@ with make_display("quick") as display:
     assert re.search(r"study-\[red\]1 +step 100 of 400 +1\d s", text)
 
 
-def test_a_log_gets_lines():
-    assert isinstance(make_display("quick", io.StringIO()), LogDisplay)
+def test_a_log_gets_lines(capsys):
+    assert isinstance(make_display("quick"), LogDisplay)
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,10 @@ def _is_number(text) -> bool:
 
 def test_units_stand_on_the_axes(study):
     loss = figures.loss_curves(study).axes
-    assert [axes.get_ylabel() for axes in loss[:2]] == ["objective (nats per token)", "cross entropy (nats per token)"]
+    assert [axes.get_ylabel() for axes in loss[:2]] == [
+        "objective\n(nats per token)",
+        "cross entropy\n(nats per token)",
+    ]
     assert {axes.get_xlabel() for axes in loss} == {"optimiser step"}
     cost = [axes.get_xlabel() for axes in figures.cost_quality(study).axes]
     assert cost == ["training time (s)", "peak memory (MiB)"]
@@ -89,7 +92,7 @@ def test_curves_are_means_over_seeds_and_the_unigram_level_is_drawn(study):
     assert axes.get_yscale() == "log"
     level = next(line for line in axes.lines if len(set(line.get_ydata())) == 1)
     assert level.get_ydata()[0] == pytest.approx(np.exp(UNIGRAM))
-    assert f"{np.exp(UNIGRAM):,.0f}" in " ".join(text.get_text() for text in axes.texts)
+    assert f"{np.exp(UNIGRAM):,.0f}" in " ".join(text.get_text() for text in axes.texts).replace("\n", " ")
 
 
 def test_bands_are_student_intervals_over_seeds(study):
@@ -229,3 +232,12 @@ def test_the_readers_own_style_and_open_figures_are_left_alone(study, tmp_path):
 def test_text_is_dark_enough_to_print():
     for colour in ("#1b1f24", "#5b6570"):
         assert sum(mpl.colors.to_rgb(to_hex(colour))) / 3 < 0.45
+
+
+def test_a_proxy_that_was_only_judged_at_the_end_is_drawn_by_arm(toy_evidence):
+    study = toy_evidence.studies[0]
+    for run in study.runs:
+        assert "eval_token_acc" not in run.metrics().columns
+    left, right = figures.proxy(study, "token_acc").axes
+    assert left.texts and not left.lines and right.get_xlabel() == "test token accuracy (%)"
+    assert len(right.collections) >= 3

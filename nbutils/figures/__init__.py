@@ -1,6 +1,8 @@
 """Every plot of the workbook. Each function returns a matplotlib Figure; `show` saves it and puts it into a notebook.
 
-figures.show(figures.loss_curves(study), "loss", "Training loss over steps, mean and 95 % band over seeds.")
+    figures.show(figures.loss_curves(study), "loss", "Training loss over steps, mean and 95 % band over seeds.")
+
+Figures are made without pyplot: nothing stays open, and the reader's own style is left alone.
 """
 
 from nbutils.figures.contrasts import contrast_forest

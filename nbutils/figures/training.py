@@ -47,9 +47,8 @@ def perplexity_curves(study: Study, unigram_ce: float | None = None) -> Figure:
     if axes.lines and unigram_ce is not None:
         level = float(np.exp(unigram_ce))
         axes.axhline(level, color=QUIET, linewidth=1, linestyle=(0, (6, 3)))
-        text = f"unigram model: {level:,.0f}"
-        place = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "xytext": (0, 3)}
-        axes.annotate(text, (1, level), ha="right", color=QUIET, **place)
+        text = f"unigram\nmodel {level:,.0f}"
+        axes.annotate(text, (1.01, level), xycoords=("axes fraction", "data"), va="center", color=QUIET)
     return figure
 
 
@@ -85,7 +84,7 @@ def cost_quality(study: Study) -> Figure:
             axes.scatter(*points.T, s=16, alpha=0.4, **mark)
             if len(points):
                 axes.scatter(*points.mean(axis=0), s=60, **mark)
-        axes.set(xlabel=measure(cost).axis, ylabel=measure(quality).axis)
+        axes.set(xlabel=measure(cost).axis, ylabel=_upright(quality))
     _arm_legend(figure, study.arms)
     return figure
 
@@ -122,6 +121,10 @@ def _curve_frame(study: Study, column: str) -> pd.DataFrame:
 
 def _draw_curves(axes: Axes, study: Study, frame: pd.DataFrame, column: str) -> None:
     """Mean and band of each arm over steps."""
+    axes.set(xlabel=STEPS, ylabel=_upright(column))
+    if frame.empty:
+        axes.text(0.5, 0.5, "not logged while training", transform=axes.transAxes, ha="center", color=QUIET)
+        return
     styles = look([arm.label for arm in study.arms])
     drawn = [arm.label for arm in study.arms if (frame["arm"] == arm.label).any()]
     sparse = frame["step"].nunique() <= 25
@@ -145,39 +148,47 @@ def _draw_curves(axes: Axes, study: Study, frame: pd.DataFrame, column: str) -> 
         legend=False,
         ax=axes,
     )
-    axes.set(xlabel=STEPS, ylabel=measure(column).axis)
 
 
 def _draw_by_arm(axes: Axes, study: Study, metric: str) -> None:
     """The final value of every seed as a faint mark, each arm's mean with its interval, arms from top to bottom."""
     styles = look([arm.label for arm in study.arms])
-    rows = [(arm.label, value) for arm in study.arms for value in arm.results(metric)]
-    labels = [arm.label for arm in study.arms]
+    arms = [arm for arm in study.arms if arm.runs]
+    rows = [(arm.label, value) for arm in arms for value in arm.results(metric)]
+    labels = [arm.label for arm in arms]
     palette = {label: styles[label]["color"] for label in labels}
     frame = pd.DataFrame(rows, columns=["arm", "value"])
     sns.stripplot(
         frame, x="value", y="arm", hue="arm", order=labels, hue_order=labels, palette=palette, jitter=False,
         size=4, alpha=0.4, legend=False, ax=axes,
     )  # fmt: skip
-    for place, arm in enumerate(study.arms):
+    for place, arm in enumerate(arms):
         values = arm.results(metric)
         low, high = mean_interval(values)
         style = styles[arm.label]
         if len(values):
             axes.plot([low, high], [place + 0.22] * 2, color=style["color"], linewidth=1.2)
             axes.plot(np.mean(values), place + 0.22, style["marker"], color=style["color"], markersize=5)
-    axes.set(xlabel=measure(metric).axis, ylabel="")
+    axes.set(xlabel=measure(metric).axis, ylabel="", ylim=(len(arms) - 0.5, -0.5))
     axes.grid(axis="y", visible=False)
 
 
+def _upright(name: str) -> str:
+    """The title of a vertical axis: the unit in a line of its own, for a panel is not high."""
+    return measure(name).axis.replace(" (", "\n(")
+
+
 def _arm_legend(figure: Figure, arms: Sequence[Arm]) -> None:
-    """One legend above all panels: colour, dash and marker of every arm. A single arm needs none."""
-    if len(arms) < 2:
+    """One legend above all panels: colour, dash and marker of every arm with runs. A single one needs none."""
+    styles = look([arm.label for arm in arms])
+    labels = [arm.label for arm in arms if arm.runs]
+    if len(labels) < 2:
         return
     handles = []
-    for label, style in look([arm.label for arm in arms]).items():
+    for label in labels:
+        style = styles[label]
         line = Line2D([], [], color=style["color"], marker=style["marker"], markersize=4, label=label)
         line.set_dashes(style["dash"] or (None, None))
         handles.append(line)
-    columns = max(1, min(len(handles), 90 // (8 + max(len(arm.label) for arm in arms))))
+    columns = max(1, min(len(handles), 90 // (8 + max(map(len, labels)))))
     figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=3)

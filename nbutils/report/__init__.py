@@ -1,8 +1,10 @@
 """The weekly report: run folders become sentences and tables, the executed notebook one safe HTML file.
 
-evidence = gather(resolve("runs"))                          # nbutils.studies
-report.verdicts(evidence)                                   # in a notebook cell
-report.export(Path("executed.ipynb"), Path("report.html"))  # afterwards, from outside
+    evidence = gather(resolve("runs"))                          # nbutils.studies
+    report.verdicts(evidence)                                   # in a notebook cell
+    report.export(Path("executed.ipynb"), Path("report.html"))  # afterwards, from outside
+
+It reads files that runs left behind and starts nothing.
 """
 
 from nbutils.report.appendix import failed_runs, manifest, samples

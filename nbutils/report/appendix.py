@@ -26,30 +26,32 @@ PACKAGES = ("python", "torch", "transformers", "datasets", "tokenizers", "accele
 
 def failed_runs(evidence: Evidence) -> HTML:
     """Every planned run without a usable result and every failed later attempt, with cause and failing cell."""
-    rows = [
-        _failure(slot.run.manifest, slot.variant, slot.trouble) for slot in evidence.slots if slot.run and slot.trouble
-    ]
-    for slot in evidence.slots:
-        if slot.run and not slot.trouble and slot.run.newer:
-            later = slot.run.newer
-            rows.append(_failure(later, slot.variant, f"{later['status']}; the earlier finished result stands"))
+    rows, absent, unplanned = [], [], []
+    for plan in evidence.plans:
+        for slot in plan.slots:
+            if slot.run is None:
+                absent.append(f"{plan.name}/{slot.variant}")
+            elif slot.trouble:
+                rows.append(_failure(slot.run.manifest, slot.trouble))
+            elif slot.run.newer:
+                later = slot.run.newer
+                rows.append(_failure(later, f"{later['status']}; the earlier finished result stands"))
+        unplanned += [f"{plan.name}/{run.variant}" for run in plan.unplanned]
     parts = []
     if rows:
         parts.append(table(pd.DataFrame(rows), "The cell is the one that raised the error.", text=rows[0]).data)
-    parts += _absent("planned runs have not been made yet", [s.variant for s in evidence.slots if s.run is None])
-    parts += _absent(
-        "runs in the folder are not in their plan and were left out", [run.variant for run in evidence.unplanned]
-    )
+    parts += _named("planned runs have not been made yet", absent)
+    parts += _named("runs in the folder are not in their plan and were left out", unplanned)
     return HTML("".join(parts) or "<p>None: every planned run finished.</p>")
 
 
-def _failure(manifest: dict[str, Any], variant: str, trouble: str) -> dict[str, str]:
+def _failure(manifest: dict[str, Any], trouble: str) -> dict[str, str]:
     """One row of the table of failures."""
     error = manifest.get("error") or {}
     cause = ": ".join(str(error[key]) for key in ("type", "message") if error.get(key)) or UNKNOWN
     cell = error.get("cell")
     return {
-        "Run": variant,
+        "Run": f"{manifest['plan']}/{manifest['variant']}",
         "What happened": trouble,
         "Cause": _shortened(cause),
         "Cell": UNKNOWN if cell is None else _shortened(str(cell)),
@@ -58,8 +60,8 @@ def _failure(manifest: dict[str, Any], variant: str, trouble: str) -> dict[str, 
     }
 
 
-def _absent(what: str, names: Sequence[str]) -> list[str]:
-    """A sentence on runs that are not there, their names to be opened."""
+def _named(what: str, names: Sequence[str]) -> list[str]:
+    """How many runs, their names to be opened."""
     if not names:
         return []
     return [details(f"{len(names)} {what}", f"<p>{html.escape(', '.join(names))}</p>")]
@@ -112,7 +114,7 @@ def manifest(evidence: Evidence) -> HTML:
     facts = [_facts(run) for run in runs]
     shared = {name: value for name, value in facts[0].items() if all(other[name] == value for other in facts)}
     rows = [
-        {"Run": run.variant, **{name: value for name, value in own.items() if name not in shared}}
+        {"Run": f"{run.plan}/{run.variant}", **{name: value for name, value in own.items() if name not in shared}}
         for run, own in zip(runs, facts, strict=True)
     ]
     common = pd.DataFrame([{"Fact": name, "Value": value} for name, value in shared.items()])
@@ -135,7 +137,6 @@ def _facts(run: Run) -> dict[str, str]:
     packages = content.get("packages", {})
     commit = str(source.get("git_commit") or UNKNOWN)[:SHORT] + (" with changes" if source.get("git_dirty") else "")
     return {
-        "Plan": run.plan,
         "Notebook": run.notebook,
         "Status": run.status,
         "Key": run.key[:SHORT],

@@ -66,7 +66,8 @@ def verdicts(evidence: Evidence) -> HTML:
     if not any(slot.run for slot in evidence.slots) and not evidence.unplanned:
         plan = f" for the plan {code(evidence.plans[0].name)}" if len(evidence.plans) == 1 else ""
         return HTML(NO_RUNS.format(folder=code(evidence.folder.name), plan=plan))
-    parts = [_warning(sentence) for sentence in warnings(evidence)]
+    sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in warnings(evidence))
+    parts = [f'<div class="warning">{sentences}</div>'] if sentences else []
     for study in evidence.studies:
         if len(evidence.studies) > 1:
             parts.append(heading(study))
@@ -98,11 +99,23 @@ def warnings(evidence: Evidence) -> list[str]:
                     f"The runs of {study.name} used {len(values)} different {what}: their differences may have "
                     "causes other than the arms. Run the batch again to repeat the outdated ones."
                 )
+        found += _learned_nothing(study)
     return found
 
 
-def _warning(sentence: str) -> str:
-    return f'<div class="warning"><p>{html.escape(sentence)}</p></div>'
+def _learned_nothing(study: Study) -> list[str]:
+    """A sentence on the arms whose cross entropy is no better than that of token frequencies."""
+    names = []
+    for arm in study.arms:
+        reached, unigram = arm.by_seed("eval_ce_loss"), arm.by_seed("unigram_eval_ce_loss")
+        if any(not value < unigram[seed] for seed, value in reached.items() if seed in unigram):
+            names.append(arm.label)
+    if not names:
+        return []
+    return [
+        f"{study.name}: some runs of {'; '.join(names)} ended no better than a unigram model, which knows nothing but "
+        "token frequencies. Differences to such an arm say little about its objective."
+    ]
 
 
 def _verdict(judged: Judged, study: Study) -> str:
@@ -174,7 +187,9 @@ def _caveats(judged: Judged) -> list[str]:
     found = [verdict.note] if verdict.outcome != statistics.NOT_JUDGED else []
     if judged.missing:
         planned = verdict.pairs + len(judged.missing)
-        found.append(f"{len(judged.missing)} of {planned} planned pairs are missing ({'; '.join(judged.missing)}).")
+        what, rest = judged.missing[0], len(judged.missing) - 1
+        more = f", and {rest} more" if rest else ""
+        found.append(f"{len(judged.missing)} of {planned} planned pairs are missing ({what}{more}).")
     band = judged.floor.band(verdict.pairs) if judged.floor else math.nan
     if band > 0 and abs(verdict.difference) <= band:
         found.append(
@@ -201,14 +216,17 @@ def verdict_table(study: Study) -> HTML:
         verdict, contrast, quantity = judged.verdict, judged.contrast, measure(judged.contrast.metric)
         band = judged.floor.band(verdict.pairs) if judged.floor else math.nan
         goal = "margin" if contrast.claim == "no worse" else "smallest effect"
-        interval = f"{quantity.difference_interval(verdict.low, verdict.high)}\n({level(verdict)})"
+        difference = UNKNOWN
+        if verdict.outcome != statistics.NOT_JUDGED:
+            interval = quantity.difference_interval(verdict.low, verdict.high)
+            difference = f"{quantity.difference(verdict.difference)}\n{interval}\n({level(verdict)})"
         rows.append(
             {
                 "Contrast": f"{contrast.name}\n({'primary' if contrast.primary else 'secondary'})",
                 "Verdict": verdict.outcome,
                 "Claim": f"{contrast.claim}\n({goal} {quantity.short(contrast.smallest_effect)})",
                 "Measure": quantity.label + (f"\n({quantity.difference_unit})" if quantity.unit else ""),
-                "Difference": f"{quantity.difference(verdict.difference)}\n{interval}",
+                "Difference": difference,
                 "p": p_text(verdict.p_value),
                 "Pairs": str(verdict.pairs),
                 "Detectable": quantity.number(verdict.minimum_detectable),

@@ -133,7 +133,9 @@ def _told_where(place: Place) -> Iterator[None]:
         yield
     except OSError as error:
         folder = relative(place.attempt)
-        raise RunError(f"{folder} cannot be written: {error.strerror}. Make room or mend it, then run again.") from None
+        raise RunError(
+            f"{folder} cannot be written ({error.strerror or error}). Make room or mend it, then run again."
+        ) from None
 
 
 def _ending(place: Place, variant: Variant, check: Callable[[Variant], None]) -> tuple[str, int, dict[str, Any] | None]:

@@ -113,12 +113,16 @@ def test_only_some_and_what_they_need(plan, tmp_path):
 @pytest.mark.slow
 def test_eight_at_a_time_never_meet(tmp_path):
     """Kernels on ports race for them; these have sockets in folders of their own."""
-    write_notebook(tmp_path / "study.ipynb", "print('hello')", parameters=STUDY)
+    note = "open(run_folder + '/socket', 'w').write('{transport} {ip}'.format(**get_connection_info(unpack=True)))"
+    write_notebook(tmp_path / "study.ipynb", f"from ipykernel import get_connection_info\n{note}", parameters=STUDY)
     text = (
         "name: p\nstages:\n  - {name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 2, 3, 4, 5, 6, 7, 8]}}\n"
     )
     work, _ = go(load_plan(write_plan(tmp_path / "p.yaml", text)), tmp_path / "runs", workers=8)
     assert {outcome.status for outcome in work.outcomes.values()} == {"finished"}, work.outcomes
+    sockets = {(run.folder / "socket").read_text() for run in load_runs(tmp_path / "runs")}
+    assert len(sockets) == 8
+    assert {socket.split()[0] for socket in sockets} == {"ipc"}
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from nbutils.objectives.head import Chunk, Gradients, Term
@@ -35,4 +34,5 @@ class Accuracy(Term):
     def add(self, chunk: Chunk, coefficients: Tensor | None = None, gradients: Gradients | None = None) -> Tensor:
         if gradients is not None:
             raise TypeError("Accuracy has no gradient; it is a measure for evaluation, not a training term.")
-        return (chunk.logits.argmax(-1) == chunk.labels).to(torch.promote_types(chunk.logits.dtype, torch.float32))
+        gold_logit = chunk.logits.gather(-1, chunk.labels.unsqueeze(-1))
+        return (gold_logit == chunk.largest_logit()).squeeze(-1).to(chunk.logits.dtype)

@@ -41,6 +41,7 @@ class Chunk:
     embeddings: Tensor | None = None
     _probabilities: dict[float, Tensor] = field(default_factory=dict)
     _expected_embeddings: dict[float, Tensor] = field(default_factory=dict)
+    _largest_logit: Tensor | None = None
 
     def probabilities(self, temperature: float = 1.0) -> Tensor:
         """softmax(z / T), (rows, vocab), formed once per temperature."""
@@ -56,11 +57,16 @@ class Chunk:
             self._expected_embeddings[temperature] = mu
         return self._expected_embeddings[temperature]
 
+    def largest_logit(self) -> Tensor:
+        """max z, (rows, 1), formed once."""
+        if self._largest_logit is None:
+            self._largest_logit = self.logits.amax(-1, keepdim=True)
+        return self._largest_logit
+
     def log_probabilities(self, columns: Tensor) -> Tensor:
         """log softmax(z) at `columns` (rows, k), taken from the most probable entry: precise where that is near 1."""
-        top = self.probabilities().argmax(-1, keepdim=True)  # (rows, 1)
-        log_top = self.probabilities().gather(-1, top).log()
-        return self.logits.gather(-1, columns) - self.logits.gather(-1, top) + log_top  # (rows, k)
+        log_top = self.probabilities().amax(-1, keepdim=True).log()  # (rows, 1)
+        return self.logits.gather(-1, columns) - self.largest_logit() + log_top  # (rows, k)
 
 
 @dataclass

@@ -15,7 +15,7 @@ from nbutils.hub import locate, unusable
 from nbutils.tokenization import load_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # width, layers, heads of GPT-2 style configurations of our own: random weights only
 CONFIGURATIONS = {
@@ -86,8 +86,11 @@ def load_model(
     block_size: int,
     from_scratch: bool,
     dropout: float = 0.1,
+    quantised: bool = False,
 ) -> PreTrainedModel:
     """A causal model in float32: pretrained, or with random weights drawn from torch's generator.
+
+    `quantised` loads pretrained weights in 8 bits, of which only what stays unquantised (embeddings, norms) is trained.
 
     Raises ModelError where there is none of that name, it has fewer positions than `block_size`, or its vocabulary is
     not the tokenizer's.
@@ -102,7 +105,21 @@ def load_model(
         return AutoModelForCausalLM.from_config(config)
     config = _with_dropout(_load(model_name, AutoConfig.from_pretrained, ["config.json"]), dropout)
     check_vocabulary(model_name, config.vocab_size, tokenizer)
-    return _load(model_name, AutoModelForCausalLM.from_pretrained, WEIGHTS, config=config, dtype="float32")
+    settings = {"quantization_config": eight_bits()} if quantised else {}
+    return _load(model_name, AutoModelForCausalLM.from_pretrained, WEIGHTS, config=config, dtype="float32", **settings)
+
+
+def eight_bits() -> BitsAndBytesConfig:
+    """The setting that loads weights in 8 bits. Raises ModelError where bitsandbytes or a GPU is missing."""
+    import torch
+    from transformers import BitsAndBytesConfig
+    from transformers.utils import is_bitsandbytes_available
+
+    if not torch.cuda.is_available():
+        raise ModelError("quantised needs a GPU, and there is none here. Set quantised to false.")
+    if not is_bitsandbytes_available():
+        raise ModelError("quantised needs bitsandbytes. Install it (pip install bitsandbytes), or set it to false.")
+    return BitsAndBytesConfig(load_in_8bit=True)
 
 
 def load_trained(folder: Path) -> PreTrainedModel:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
-from nbutils.objectives import Objective
+from nbutils.audit import COLUMNS, audit_gradients
+from nbutils.objectives import Objective, ObjectiveModel
 
 logger = logging.getLogger(__name__)
 PROGRESS_SECONDS = 1.0  # a live display needs no more
@@ -114,6 +115,30 @@ class Progress(TrainerCallback):
             metrics["eval_cosine"],
             time.strftime("%H:%M:%S", time.gmtime(left)),
         )
+
+
+class Audit(TrainerCallback):
+    """audit.csv: the gradient audit before the first step, in the middle, and after the last step."""
+
+    def __init__(self, path: Path, model: ObjectiveModel, tokens: torch.Tensor) -> None:
+        self.path, self.model, self.tokens = path, model, tokens
+        self.rows: list[dict] = []
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.rows = []
+        self._audit(args, state)
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step in (state.max_steps // 2, state.max_steps):
+            self._audit(args, state)
+
+    def _audit(self, args, state) -> None:
+        progress = state.global_step / state.max_steps
+        self.rows += audit_gradients(self.model, self.tokens.to(args.device), state.global_step, progress)
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(self.rows)
 
 
 class Noise(TrainerCallback):

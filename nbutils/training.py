@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from nbutils.evaluation import combine, evaluate
 from nbutils.models import load_model
 from nbutils.objectives import Objective, ObjectiveModel
 from nbutils.preparation import load_data
-from nbutils.tracking import BestModel, MetricsWriter, Noise, Progress, memory_mib
+from nbutils.tracking import Audit, BestModel, MetricsWriter, Noise, Progress, memory_mib
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +57,16 @@ class TrainingConfig:
     logging_steps: int = 1
     precision: str = "auto"  # auto, float32, bf16, fp16
     deterministic: bool = True
+    audit_blocks: int = 2  # 0: no gradient audit
+    quantised: bool = False
+    report_to: list[str] = field(default_factory=list)
     seed: int = 42
     noise_seed: int = 0
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any], **fixed: Any) -> TrainingConfig:
         """The config whose fields are a notebook's parameters of the same names, and `fixed`."""
-        names = {field.name for field in fields(cls)} - fixed.keys()
+        names = {each.name for each in fields(cls)} - fixed.keys()
         return cls(**{name: value for name, value in parameters.items() if name in names}, **fixed)
 
 
@@ -78,7 +81,9 @@ def train(config: TrainingConfig) -> dict[str, float]:
     make_deterministic(config.deterministic)
     set_seed(config.seed)
     block_size = data.card["block_size"]
-    model = load_model(config.model_name, data.tokenizer, block_size, config.from_scratch, config.dropout)
+    model = load_model(
+        config.model_name, data.tokenizer, block_size, config.from_scratch, config.dropout, config.quantised
+    )
     trainer = ObjectiveTrainer(
         config, ObjectiveModel(model, config.objective), data.blocks["train"], data.blocks["validation"]
     )
@@ -93,6 +98,7 @@ def train(config: TrainingConfig) -> dict[str, float]:
         "steps": trainer.state.global_step,
         "tokens_seen": trainer.tokens_seen,
         "train_seconds": seconds,
+        "seconds_per_step": seconds / max(1, trainer.state.global_step),
         "tokens_per_second": trainer.tokens_seen / seconds,
         "peak_memory_mib": memory_mib(),
         "best_eval_ce_loss": trainer.best_model.value,
@@ -127,6 +133,9 @@ class ObjectiveTrainer(Trainer):
             self.add_callback(MetricsWriter(config.run_folder / "metrics.csv", config.objective))
             self.add_callback(self.best_model)
             self.add_callback(Progress(config.run_folder / "progress.json"))
+            if config.audit_blocks:
+                tokens = collate(list(self.train_dataset.select(range(min(config.audit_blocks, len(train_blocks))))))
+                self.add_callback(Audit(config.run_folder / "audit.csv", model, tokens["input_ids"]))
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one optimiser step, and each term's count of positions in them over all ranks."""
@@ -219,7 +228,7 @@ def training_arguments(config: TrainingConfig, train_blocks: int) -> TrainingArg
         data_seed=config.seed,
         remove_unused_columns=False,
         label_names=["labels"],
-        report_to="none",
+        report_to=config.report_to or "none",
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nbutils.objectives import reference
 from nbutils.objectives.cosine import ExpectedEmbeddingCosine
+from nbutils.objectives.cross_entropy import CrossEntropy
 from nbutils.objectives.head import Term, WeightedTerm, chunked_head
 from nbutils.objectives.objective import Objective
 
@@ -25,7 +26,9 @@ def compare_with_textbook(objective: Objective, seed: int = 0) -> dict[str, floa
     count = torch.tensor(POSITIONS)
     terms = [WeightedTerm(t, w, count) for t, w in zip(objective.terms, objective.weights, strict=True)]
     chunked, _ = chunked_head(*leaves, labels, terms)
-    textbook = sum(term.weight * _textbook_values(term.term, *leaves, labels).mean() for term in terms if term.weight)
+    hidden, weight, embeddings = leaves
+    logits = hidden @ weight.t()  # (positions, vocab)
+    textbook = sum(t.weight * textbook_values(t.term, logits, embeddings, labels).mean() for t in terms if t.weight)
     differences = {"loss": _relative(chunked, textbook)}
     found = torch.autograd.grad(chunked, leaves, allow_unused=True)
     wanted = torch.autograd.grad(textbook, leaves, allow_unused=True)
@@ -35,12 +38,14 @@ def compare_with_textbook(objective: Objective, seed: int = 0) -> dict[str, floa
     return differences
 
 
-def _textbook_values(term: Term, hidden: Tensor, weight: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
-    logits = hidden @ weight.t()  # (positions, vocab)
+def textbook_values(term: Term, logits: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
+    """The textbook form of `term` at every position, (positions,); shapes as in `reference`."""
     if isinstance(term, ExpectedEmbeddingCosine):
         embeddings = embeddings.detach() if term.detach_embeddings else embeddings
         return reference.expected_embedding_cosine(logits, embeddings, labels, term.temperature, term.top_k)
-    return reference.cross_entropy(logits, labels)
+    if isinstance(term, CrossEntropy):
+        return reference.cross_entropy(logits, labels)
+    raise TypeError(f"{type(term).__name__} has no textbook form here; add it to reference.py and to this function.")
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:

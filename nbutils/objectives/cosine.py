@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nbutils.objectives.head import Chunk, Gradients, Term, add_matrix_product, matrix_product
+from nbutils.objectives.head import Chunk, Gradients, Term, add_matrix_product
 
 SMALLEST_NORM = 1e-12  # an embedding of exactly zero has no direction; it gets cosine 0 and no gradient
-GATHER_BYTES = 8 * 2**20  # embeddings gathered at once for top-k: a few rows, never (positions, k, width)
+GATHER_BYTES = 4 * 2**20  # embeddings gathered at once for top-k: what a cache holds, never (positions, k, width)
 
 
 @dataclass(frozen=True)
@@ -41,59 +41,23 @@ class ExpectedEmbeddingCosine(Term):
         else:
             mu = chunk.expected_embedding(self.temperature)
         gold = embeddings[chunk.labels].to(mu.dtype)  # (rows, width)
-        mu_unit, mu_norm = _unit(mu)
-        gold_unit, gold_norm = _unit(gold)
+        mu_unit, mu_norm = unit(mu)
+        gold_unit, gold_norm = unit(gold)
         cosine = (mu_unit * gold_unit).sum(-1, keepdim=True)  # (rows, 1)
         if gradients is not None:
             scale = coefficients.unsqueeze(-1)  # (rows, 1)
             v = -scale * (gold_unit - cosine * mu_unit) / mu_norm  # (rows, width)
             d_embeddings = None if self.detach_embeddings else gradients.embeddings
-            _add_mixture_gradient(probabilities, top, embeddings, v, self.temperature, gradients.logits, d_embeddings)
+            _add_mixture_gradient(probabilities, top, chunk, v, self.temperature, gradients)
             if d_embeddings is not None:
+                _add_embedding_gradient(probabilities, top, v, embeddings, d_embeddings)
                 d_gold = -scale * (mu_unit - cosine * gold_unit) / gold_norm  # (rows, width)
                 d_embeddings.index_add_(0, chunk.labels, d_gold)
         return 1 - cosine.squeeze(-1)
 
 
-@dataclass(frozen=True, eq=False)
-class CosineProxy(Term):
-    """cos(mu, e_y) at T = 1 over the whole vocabulary: the study's proxy for semantic closeness, a measure in [-1, 1].
-
-    A model can raise it by making frequent embeddings point one way. With token `frequencies` (vocab,), mu and e_y
-    are centred on the mean embedding of the text, so that such a collapse gains nothing.
-    """
-
-    frequencies: Tensor | None = None
-    name: str = "cosine_similarity"
-    uses_embeddings = True
-
-    def add(self, chunk: Chunk, coefficients: Tensor | None = None, gradients: Gradients | None = None) -> Tensor:
-        mu = chunk.expected_embedding()  # (rows, width)
-        gold = chunk.embeddings[chunk.labels].to(mu.dtype)
-        centre = 0 if self.frequencies is None else _mean_embedding(self.frequencies, chunk)  # probabilities sum to 1
-        return (_unit(mu - centre)[0] * _unit(gold - centre)[0]).sum(-1)
-
-
-@dataclass(frozen=True, eq=False)
-class UnigramCosine(Term):
-    """What `CosineProxy` gives a predictor that knows token `frequencies` (vocab,) and no context: a measure."""
-
-    frequencies: Tensor
-    name: str = "unigram_cosine"
-    uses_embeddings = True
-
-    def add(self, chunk: Chunk, coefficients: Tensor | None = None, gradients: Gradients | None = None) -> Tensor:
-        centre = _mean_embedding(self.frequencies, chunk)
-        gold = chunk.embeddings[chunk.labels].to(centre.dtype)
-        return (_unit(gold)[0] * _unit(centre)[0]).sum(-1)
-
-
-def _mean_embedding(frequencies: Tensor, chunk: Chunk) -> Tensor:
-    """sum_j f_j E_j, (width,)."""
-    return matrix_product(frequencies.to(chunk.logits).unsqueeze(0), chunk.embeddings).squeeze(0)
-
-
-def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
+def unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors (..., width) divided by their norms, and the norms (..., 1)."""
     norm = vectors.norm(dim=-1, keepdim=True).clamp_min(SMALLEST_NORM)
     return vectors / norm, norm
 
@@ -105,26 +69,31 @@ def _mixture(probabilities: Tensor, top: Tensor, embeddings: Tensor) -> Tensor:
 
 
 def _add_mixture_gradient(
-    probabilities: Tensor,
-    top: Tensor | None,
-    embeddings: Tensor,
-    v: Tensor,
-    temperature: float,
-    d_logits: Tensor,
-    d_embeddings: Tensor | None,
+    probabilities: Tensor, top: Tensor | None, chunk: Chunk, v: Tensor, temperature: float, gradients: Gradients
 ) -> None:
-    """Add p_T * (E v) / T into d_logits (rows, vocab) and p_Tᵀ v into d_embeddings (vocab, width)."""
+    """Add p_T * (E v) / T, the mixture's gradient, into dz: over all columns, or over the columns `top` (rows, k)."""
     if top is None:
-        d_logits.addcmul_(probabilities, matrix_product(v, embeddings.t()), value=1 / temperature)
-        if d_embeddings is not None:
-            add_matrix_product(d_embeddings, probabilities.t(), v.to(embeddings.dtype))
+        gradients.add_product(probabilities, chunk.projections(v / temperature))
         return
+    projections = torch.empty_like(probabilities)  # (rows, k)
+    for some in _gather_steps(top, chunk.embeddings):
+        rows = F.embedding(top[some], chunk.embeddings).to(v.dtype)  # (some, k, width)
+        projections[some] = rows.mul_(v[some].unsqueeze(1)).sum(-1)
+    gradients.logits.scatter_add_(-1, top, probabilities * projections / temperature)
+
+
+def _add_embedding_gradient(probabilities: Tensor, top: Tensor | None, v: Tensor, like: Tensor, total: Tensor) -> None:
+    """Add p_Tᵀ v into `total` (vocab, width); products are made in the precision of `like`."""
+    if top is None:
+        add_matrix_product(total, probabilities.t(), v.to(like.dtype))
+        return
+    for some in _gather_steps(top, total):
+        parts = probabilities[some].unsqueeze(-1) * v[some].unsqueeze(1)  # (some, k, width)
+        total.index_add_(0, top[some].flatten(), parts.flatten(0, 1))
+
+
+def _gather_steps(top: Tensor, embeddings: Tensor) -> list[slice]:
+    """Slices of the rows of `top` (rows, k), each with as many embeddings as GATHER_BYTES hold."""
     rows, k = top.shape
     step = max(1, GATHER_BYTES // (k * embeddings.shape[1] * embeddings.element_size()))
-    for some in torch.arange(rows, device=top.device).split(step):
-        columns, p = top[some], probabilities[some]  # (some, k)
-        projections = (embeddings[columns].to(v.dtype) @ v[some].unsqueeze(-1)).squeeze(-1)  # (some, k)
-        d_logits[some] = d_logits[some].scatter_add(-1, columns, p * projections / temperature)
-        if d_embeddings is not None:
-            parts = p.unsqueeze(-1) * v[some].unsqueeze(1)  # (some, k, width)
-            d_embeddings.index_add_(0, columns.flatten(), parts.flatten(0, 1))
+    return [slice(start, start + step) for start in range(0, rows, step)]

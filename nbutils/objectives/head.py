@@ -3,7 +3,10 @@
 A causal model's last hidden states h (positions, width) meet the output matrix W (vocab, width) here. The positions
 that any term needs are walked in chunks; each chunk's logits z = h Wᵀ are formed once, every term adds its value and
 its closed form gradient dz, and the chunk is dropped. Only dh (positions, width), dW and dE (vocab, width) outlive a
-chunk, so memory does not grow with positions x vocab. Peak: about 4 x chunk x vocab + the gradients of W and E.
+chunk, so memory does not grow with positions x vocab. Peak: 2 to 4 x chunk x vocab + the gradients of W and E.
+
+The arithmetic is that of the textbook form; what is saved is memory traffic. On a CPU a new buffer of a chunk's size
+costs more than a pass over it (the system maps it page by page), so one set of buffers serves every chunk.
 
     loss = sum_i weight_i * (sum of term i over its own rows) / count_i
 
@@ -16,7 +19,7 @@ Idea: Hsu et al. 2024, Liger Kernel (arXiv 2410.10989), extended to soft targets
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,7 +27,21 @@ from torch import Tensor
 
 IGNORE_INDEX = -100  # a label that no term scores, as everywhere in PyTorch
 CHUNK_BYTES = 32 * 2**20  # one float32 chunk of logits; smaller saves nothing beside dW, larger saves no time
-MINIMUM_CHUNK_ROWS = 64  # below this the matrix products lose their speed to re-reading W
+ROW_BLOCK = 64  # rows come in whole blocks, at least one: odd sizes and fewer rows slow the matrix products
+
+
+class Buffers:
+    """Memory of (rows, vocab) by name, handed out to one chunk after the other and overwritten by each."""
+
+    def __init__(self, rows: int, vocab: int, dtype: torch.dtype, device: torch.device) -> None:
+        self._kind = {"size": (rows, vocab), "dtype": dtype, "device": device}
+        self._buffers: dict[Hashable, Tensor] = {}
+
+    def take(self, name: Hashable, rows: int) -> Tensor:
+        """The first `rows` of the buffer called `name`, (rows, vocab); what it holds is left of an earlier chunk."""
+        if name not in self._buffers:
+            self._buffers[name] = torch.empty(**self._kind)
+        return self._buffers[name][:rows]
 
 
 @dataclass
@@ -33,12 +50,14 @@ class Chunk:
 
     Shapes: logits (rows, vocab) in float32 or wider, labels (rows,), embeddings (vocab, width) in the precision of
     matrix products.
-    Rows that a term does not score may carry any valid label.
+    Rows that a term does not score may carry any valid label. What (rows, vocab) tensors it hands out are overwritten
+    by the next chunk.
     """
 
     logits: Tensor
     labels: Tensor
-    embeddings: Tensor | None = None
+    embeddings: Tensor | None
+    buffers: Buffers
     _probabilities: dict[float, Tensor] = field(default_factory=dict)
     _expected_embeddings: dict[float, Tensor] = field(default_factory=dict)
     _largest_logit: Tensor | None = None
@@ -46,8 +65,9 @@ class Chunk:
     def probabilities(self, temperature: float = 1.0) -> Tensor:
         """softmax(z / T), (rows, vocab), formed once per temperature."""
         if temperature not in self._probabilities:
-            logits = self.logits if temperature == 1.0 else self.logits / temperature
-            self._probabilities[temperature] = logits.softmax(-1)
+            result = self.buffers.take(("probabilities", temperature), len(self.labels))
+            logits = self.logits if temperature == 1.0 else torch.div(self.logits, temperature, out=result)
+            self._probabilities[temperature] = torch.softmax(logits, -1, out=result)
         return self._probabilities[temperature]
 
     def expected_embedding(self, temperature: float = 1.0) -> Tensor:
@@ -56,6 +76,10 @@ class Chunk:
             mu = matrix_product(self.probabilities(temperature), self.embeddings)
             self._expected_embeddings[temperature] = mu
         return self._expected_embeddings[temperature]
+
+    def projections(self, vectors: Tensor) -> Tensor:
+        """E v of every row, (rows, vocab), for vectors (rows, width); overwritten by the next call."""
+        return matrix_product(vectors, self.embeddings.t(), self.buffers.take("projections", len(self.labels)))
 
     def largest_logit(self) -> Tensor:
         """max z, (rows, 1), formed once."""
@@ -69,12 +93,32 @@ class Chunk:
         return self.logits.gather(-1, columns) - self.largest_logit() + log_top  # (rows, k)
 
 
-@dataclass
 class Gradients:
-    """What terms add to: dz of the present chunk (rows, vocab), and dE (vocab, width) over all chunks."""
+    """What terms add to: dz of the present chunk (rows, vocab), and dE (vocab, width) over all chunks.
 
-    logits: Tensor
-    embeddings: Tensor | None
+    `logits` starts as unused memory: a first product is written there, only what is no product needs zeros first.
+    """
+
+    def __init__(self, logits: Tensor, embeddings: Tensor | None) -> None:
+        self.embeddings = embeddings
+        self._logits = logits
+        self._written = False
+
+    @property
+    def logits(self) -> Tensor:
+        """dz so far, (rows, vocab), to be added to in place."""
+        if not self._written:
+            self._logits.zero_()
+            self._written = True
+        return self._logits
+
+    def add_product(self, left: Tensor, right: Tensor) -> None:
+        """dz += left * right, each (rows, vocab) or (rows, 1)."""
+        if self._written:
+            self._logits.addcmul_(left, right)
+        else:
+            torch.mul(left, right, out=self._logits)
+            self._written = True
 
 
 class Term:
@@ -105,8 +149,9 @@ class WeightedTerm:
 
 
 def chunk_rows(vocab: int, positions: int) -> int:
-    """Positions a chunk holds: as many as `CHUNK_BYTES` of float32 logits allow."""
-    return max(1, min(positions, max(MINIMUM_CHUNK_ROWS, CHUNK_BYTES // (4 * vocab))))
+    """Positions a chunk holds: as many as `CHUNK_BYTES` of float32 logits allow, in whole blocks."""
+    blocks = max(1, CHUNK_BYTES // (4 * vocab * ROW_BLOCK))
+    return max(1, min(positions, blocks * ROW_BLOCK))
 
 
 def walk(hidden: Tensor, weight: Tensor, embeddings: Tensor | None, labels: Tensor, positions: Tensor, rows: int):
@@ -114,16 +159,21 @@ def walk(hidden: Tensor, weight: Tensor, embeddings: Tensor | None, labels: Tens
 
     Arguments: hidden (positions, width), weight and embeddings (vocab, width), labels (positions,).
     """
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    buffers = Buffers(min(rows, len(positions)), len(weight), wide, hidden.device)
     for indices in positions.split(rows):
-        logits = matrix_product(hidden[indices], weight.t())
-        yield indices, Chunk(logits, labels[indices].clamp_min(0), embeddings)
+        logits = matrix_product(hidden[indices], weight.t(), buffers.take("logits", len(indices)))
+        yield indices, Chunk(logits, labels[indices].clamp_min(0), embeddings, buffers)
 
 
-def matrix_product(left: Tensor, right: Tensor) -> Tensor:
-    """left @ right in float32 or wider; half-precision factors are multiplied exactly and summed there."""
+def matrix_product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """left @ right in float32 or wider; half-precision factors are multiplied exactly and summed there.
+
+    `out` is memory for the result, used where the factors are not of half precision.
+    """
     left = left.to(right.dtype)
     if right.dtype not in (torch.float16, torch.bfloat16):
-        return left @ right
+        return torch.mm(left, right, out=out)
     if right.is_cuda:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
@@ -173,12 +223,11 @@ class _ChunkedHead(torch.autograd.Function):
         narrow_embeddings = narrow_weight if tied else None if embeddings is None else embeddings.to(hidden.dtype)
         rows = chunk_rows(weight.shape[0], needed.numel())
         for indices, chunk in walk(hidden, narrow_weight, narrow_embeddings, labels, needed, rows):
-            gradients = Gradients(torch.zeros_like(chunk.logits), d_embeddings)
+            gradients = Gradients(chunk.buffers.take("gradient", len(indices)), d_embeddings)
             for i, term in enumerate(terms):
                 mask = masks[i][indices]
                 values = term.term.add(chunk, mask * scales[i].to(wide), gradients)
                 sums[i] += values.where(mask, 0).sum()
-            del chunk  # the logits go before the products below need room
             d_hidden[indices] = matrix_product(gradients.logits, narrow_weight)
             add_matrix_product(d_weight, gradients.logits.t(), hidden[indices])
         ctx.save_for_backward(d_hidden, d_weight, None if tied else d_embeddings, reference)

@@ -1,0 +1,39 @@
+"""Was the training stable? Numbers read off metrics.csv, the same for every variant."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+
+SPIKE = 5.0  # times the running median of the gradient norm, as the cosine study defines an unstable step
+RISE = 0.5  # nats that cross entropy may rise above its lowest value so far
+EARLY = 0.2  # of the steps
+MEDIAN_STEPS = 50  # that the running median looks back over, the present one not among them
+WARM_STEPS = 5  # before a median says anything
+
+
+def stability(metrics: pd.DataFrame) -> dict[str, float]:
+    """gradient_spikes, early_gradient_peak, early_ce_rise (nats), unstable_early (0 or 1), diverged (0 or 1).
+
+    early_gradient_peak is the largest gradient norm over its running median in the first 20 % of the steps; a run is
+    unstable early where that exceeds 5 or cross entropy rises by more than 0.5. early_ce_rise is NaN where the
+    objective has no cross entropy term.
+    """
+    steps = metrics.dropna(subset="loss")
+    norms = steps["grad_norm"]
+    median = norms.shift().rolling(MEDIAN_STEPS, min_periods=WARM_STEPS).median()
+    ratios = norms / median
+    early = steps["step"] <= EARLY * steps["step"].max()
+    peak = ratios[early].max()
+    losses = steps.loc[early, "ce_loss"].dropna() if "ce_loss" in steps else pd.Series(dtype=float)
+    rise = float((losses - losses.cummin()).max()) if len(losses) else math.nan
+    diverged = not np.isfinite(steps["loss"].to_numpy(float)).all() or not np.isfinite(norms.to_numpy(float)).all()
+    return {
+        "gradient_spikes": int((ratios > SPIKE).sum()),
+        "early_gradient_peak": float(peak),
+        "early_ce_rise": rise,
+        "unstable_early": int(diverged or peak > SPIKE or rise > RISE),
+        "diverged": int(diverged),
+    }

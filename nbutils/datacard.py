@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nbutils.corpora import SOURCES, Document, corpus_versions
+from nbutils.corpora import Document, corpus_versions, seen_by_base_model
 from nbutils.documents import Duplicate, measure_leakage
 from nbutils.packing import Blocks, unigram_cross_entropy
 
@@ -32,6 +32,8 @@ class Selection:
     stages: list[dict[str, Any]]
     duplicates: list[Duplicate]
     cleaning_example: dict[str, str]
+    origin: dict[str, Any]
+    fallback_taken: str
 
 
 def document_table(documents: Sequence[Document], ids: Sequence[np.ndarray]) -> DataFrame:
@@ -52,7 +54,6 @@ def document_table(documents: Sequence[Document], ids: Sequence[np.ndarray]) -> 
 
 def data_card(
     selection: Selection,
-    dataset_name: str,
     table: DataFrame,
     blocks: dict[str, Blocks],
     tokenizer: PreTrainedTokenizerBase,
@@ -60,11 +61,15 @@ def data_card(
     """The card of packed documents, ready for JSON.
 
     `splits` counts documents, characters, bytes, tokens and blocks; `leakage` is measure_leakage's table; `unigram_ce`
-    is in nats per token; `fingerprint` covers every block and the vocabulary.
+    is in nats per token; `fingerprint` covers every block and the vocabulary. `dataset_name` is the corpus that was
+    read; where it is a fallback, `fallback_taken` says so in a sentence, for every reader of the numbers.
     """
+    dataset_name = selection.origin["dataset_name"]
     exact = sum(duplicate.exact for duplicate in selection.duplicates)
     return {
         "dataset_name": dataset_name,
+        "corpus": selection.origin,
+        "fallback_taken": selection.fallback_taken,
         "corpus_versions": corpus_versions(dataset_name),
         "stages": selection.stages,
         "duplicates": {
@@ -83,14 +88,18 @@ def data_card(
             for split in blocks
             if split != "train"
         },
-        "seen_by_base_model": SOURCES[dataset_name].seen_by_base_model,
+        "seen_by_base_model": seen_by_base_model(dataset_name),
         "fingerprint": _fingerprint(blocks, tokenizer),
     }
 
 
 def headline(card: dict[str, Any]) -> dict[str, float]:
-    """The card's numbers by the names of result.json, where `eval` is the validation split."""
+    """The card's numbers by the names of result.json, where `eval` is the validation split.
+
+    `fallback_taken` is there, as 1, where the corpus is not the one that was asked for; the card says which it is.
+    """
     numbers = {"vocab_size": card["vocab_size"], "block_size": card["block_size"]}
+    numbers |= {"fallback_taken": 1} if card["fallback_taken"] else {}
     for split, short in (("train", "train"), ("validation", "eval"), ("test", "test")):
         counts, leakage = card["splits"].get(split, {}), card["leakage"].get(split, {})
         numbers |= {f"{short}_{unit}": counts[unit] for unit in ("documents", "tokens", "blocks") if counts}

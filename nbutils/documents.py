@@ -179,20 +179,21 @@ def split_documents(
 
     split:
       hash        80/10/10 by a hash of the text: equal texts never part, new documents move none
-      given       as the corpus says
+      given       as the corpus says; subset_train, subset_val and subset_test, where not 0, are the most of each
       counts      exactly subset_train, subset_val and subset_test documents, by the same hash; the rest is left out
       contiguous  one running text. Its first 90 % of characters train, the rest validates, a document across the cut
                   becomes two; a corpus that has its own splits keeps them
     Raises CorpusError where train or validation stay empty (with hash also test), or documents are too few.
     """
+    counts = {"train": subset_train, "validation": subset_val, "test": subset_test}
     if split == "contiguous":
         divided = _split_running_text(documents)
     elif split == "counts":
-        divided = _split_by_counts(documents, {"train": subset_train, "validation": subset_val, "test": subset_test})
+        divided = _split_by_counts(documents, counts)
     elif split == "hash":
         divided = [replace(document, split=_split_of(document.text)) for document in documents]
     else:
-        divided = _check_given(documents)
+        divided = _take_given(documents, counts)
     filled = {document.split for document in divided}
     needed = SPLITS if split == "hash" else SPLITS[:2]
     if missing := [name for name in needed if name not in filled]:
@@ -228,6 +229,18 @@ def _split_by_counts(documents: Sequence[Document], counts: dict[str, int]) -> l
     names = [name for name, count in counts.items() for _ in range(count)]
     chosen = dict(zip(order, names, strict=False))  # more documents than names: the rest is left out
     return [replace(documents[number], split=chosen[number]) for number in sorted(chosen)]
+
+
+def _take_given(documents: Sequence[Document], most: dict[str, int]) -> list[Document]:
+    """The documents with the corpus's own splits; of each at most so many, chosen by the hash of their texts."""
+    _check_given(documents)
+    kept: set[int] = set()
+    for split in SPLITS:
+        numbers = [number for number, document in enumerate(documents) if document.split == split]
+        if most[split]:
+            numbers = sorted(numbers, key=lambda number: text_position(documents[number].text))[: most[split]]
+        kept.update(numbers)
+    return [documents[number] for number in sorted(kept)]
 
 
 def _check_given(documents: Sequence[Document]) -> list[Document]:

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nbutils.corpora import check_corpus, corpus_versions
+from nbutils.corpora import CorpusRequest, corpus_versions, locate_corpus
 from nbutils.errors import RunError
 from nbutils.notebooks import source_sha256
 from nbutils.params import RUN_FOLDER
@@ -115,13 +115,15 @@ def data_fingerprint(folder: Path, inputs: Mapping[str, Mapping[str, str]]) -> s
 def corpus_content(params: Mapping[str, Any]) -> dict[str, Any]:
     """What identifies the documents that a data-preparation run reads; {} where `params` name no corpus.
 
-    Raises CorpusError where the files do not exist.
+    Of a Hub data set its configuration and commit (of the fallback, where that would be read). Raises CorpusError
+    where the files do not exist or the Hub cannot be reached.
     """
     if not {"dataset_name", "data_files"} <= params.keys():
         return {}
-    files = check_corpus(params["dataset_name"], params["data_files"])
-    hashes = {relative(path): file_sha256(path) for path in files if path.is_file()}
-    return {"versions": corpus_versions(params["dataset_name"]), "files": hashes}
+    taken, located, _ = locate_corpus(CorpusRequest.of(params))
+    hashes = {relative(path): file_sha256(path) for path in located.files if path.is_file()}
+    hub = {"name": located.hub_name, "config": located.config, "revision": located.revision}
+    return {"versions": corpus_versions(taken.dataset_name), "files": hashes, "hub": hub}
 
 
 def nbutils_sha256() -> str:

@@ -12,6 +12,7 @@ The same configuration and corpus give the same fingerprint on any machine.
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import uuid
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils import places
-from nbutils.corpora import SPLITS, Document, check_corpus, read_corpus
+from nbutils.corpora import SPLITS, CorpusRequest, Document, check_corpus, read_corpus
 from nbutils.datacard import Selection, data_card, document_table
 from nbutils.documents import CLEAN, DEDUP, SPLIT, clean_documents, remove_duplicates, split_documents
 from nbutils.errors import CorpusError, ParameterError, did_you_mean
@@ -45,7 +46,13 @@ class DataConfig:
 
     dataset_name: str = "pydoc"
     data_files: str = ""
+    dataset_config_name: str = ""
+    dataset_revision: str = ""
+    text_field: str = "text"
+    skip_non_text: bool = False
+    fallback_datasets: Sequence[str] = ()
     max_documents: int = 400
+    max_tokens: int = 0
     clean: str = "standard"
     ascii_only: bool = False
     minimum_characters: int = 128
@@ -57,6 +64,13 @@ class DataConfig:
     tokenizer: str = "train"
     vocab_size: int = 1024
     block_size: int = 128
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fallback_datasets", tuple(self.fallback_datasets))  # a plan gives a list
+
+    def parameters(self) -> dict[str, Any]:
+        """The values as the notebook and JSON have them."""
+        return asdict(self) | {"fallback_datasets": list(self.fallback_datasets)}
 
 
 @dataclass(frozen=True)
@@ -81,7 +95,7 @@ def check_config(config: DataConfig) -> None:
     for name, valid in (("clean", CLEAN), ("dedup", DEDUP), ("split", SPLIT)):
         if (given := getattr(config, name)) not in valid:
             raise ParameterError(f"{name} is {given!r}. {did_you_mean(given, valid)}")
-    smallest = {"max_documents": 0, "minimum_characters": 0, "block_size": 2}
+    smallest = {"max_documents": 0, "max_tokens": 0, "minimum_characters": 0, "block_size": 2}
     smallest |= {"subset_train": 0, "subset_val": 0, "subset_test": 0}
     for name, least in smallest.items():
         if (given := getattr(config, name)) < least:
@@ -89,12 +103,12 @@ def check_config(config: DataConfig) -> None:
     subsets = (config.subset_train, config.subset_val, config.subset_test)
     if config.split == "counts" and 0 in subsets[:2]:
         raise ParameterError("split=counts needs subset_train and subset_val of at least 1: numbers of documents.")
-    if config.split != "counts" and any(subsets):
+    if config.split not in ("counts", "given") and any(subsets):
         raise ParameterError(
-            f"subset_train, subset_val and subset_test are numbers of documents for split=counts, but split is "
-            f"{config.split!r}. Set split to counts, or leave them 0."
+            f"subset_train, subset_val and subset_test are numbers of documents for split=counts and limits for "
+            f"split=given, but split is {config.split!r}. Set split to one of the two, or leave them 0."
         )
-    check_corpus(config.dataset_name, config.data_files)
+    check_corpus(CorpusRequest.of(asdict(config)))
     check_tokenizer(config.tokenizer, config.vocab_size)
 
 
@@ -117,13 +131,18 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
         if numbers := [number for number, document in enumerate(documents) if document.split == split]:
             blocks[split] = pack([ids[number] for number in numbers], numbers, config.block_size, end_token_id, split)
     table = document_table(documents, ids)
-    card = {"config": asdict(config), **data_card(selection, config.dataset_name, table, blocks, tokenizer)}
+    card = {"config": config.parameters(), **data_card(selection, table, blocks, tokenizer)}
     folder = places.resolve(folder)
     aside = folder / f".data-{uuid.uuid4().hex}"
     try:
         _write(aside, blocks, table, tokenizer, card)
         if _read_card(folder / "data") != card:
             _publish(aside, folder / "data")
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+        raise CorpusError(_disk_full(folder, blocks)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return load_data(folder)
@@ -182,7 +201,8 @@ def select_documents(config: DataConfig) -> Selection:
         stages.append({"stage": stage, "documents": len(documents), "characters": characters})
         logger.info("%s: %d documents, %d characters", stage, len(documents), characters)
 
-    read = read_corpus(config.dataset_name, config.data_files, config.max_documents)
+    corpus = read_corpus(CorpusRequest.of(asdict(config)))
+    read = corpus.documents
     record("read", read)
     cleaned = clean_documents(read, config.clean, config.ascii_only, config.minimum_characters)
     record("cleaned", cleaned)
@@ -196,7 +216,7 @@ def select_documents(config: DataConfig) -> Selection:
         "before": before.text[:EXAMPLE_CHARACTERS],
         "after": cleaned[0].text[:EXAMPLE_CHARACTERS],
     }
-    return Selection(documents, stages, duplicates, example)
+    return Selection(documents, stages, duplicates, example, corpus.origin, corpus.fallback_taken)
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -216,6 +236,16 @@ def _write(
     write_json(folder / "card.json", card)
 
 
+def _disk_full(folder: Path, blocks: dict[str, Blocks]) -> str:
+    needed = sum(packed.input_ids.nbytes + packed.document_ids.nbytes for packed in blocks.values()) / 2**20
+    free = shutil.disk_usage(folder.parent if not folder.exists() else folder).free / 2**20
+    return (
+        f"The disk is full: {places.relative(folder)} needs about {needed:,.0f} MiB for token blocks, {free:,.0f} MiB "
+        "are free. What stood there before is as it was. Free space (old runs, HF_HOME), give a run_folder on a larger "
+        "disk, or lower max_documents or max_tokens."
+    )
+
+
 def _read_card(data: Path) -> dict[str, Any] | None:
     """The card of a data folder, None where it is missing or torn."""
     try:
@@ -226,7 +256,7 @@ def _read_card(data: Path) -> dict[str, Any] | None:
 
 def _is_prepared(folder: Path, config: DataConfig) -> bool:
     card = _read_card(folder / "data")
-    return card is not None and card.get("config") == asdict(config)
+    return card is not None and card.get("config") == config.parameters()
 
 
 def _publish(aside: Path, target: Path) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from real_data import REAL_DATA, needs_real_data
 
-from nbutils import corpora
-from nbutils.corpora import check_corpus, read_corpus
+from nbutils import corpora, pydoc_corpus
+from nbutils.corpora import Document, locate_corpus
 from nbutils.errors import CorpusError
+from nbutils.sources import CorpusRequest
 
 ARTICLES = {
     "train": " \n = First = \n \n Text . \n = = Part = = \n \n More . \n Pld \n = Played , W = \n Won . \n"
@@ -29,6 +30,14 @@ def wikitext(tmp_path: Path) -> Path:
     for split, text in ARTICLES.items():
         (tmp_path / f"wiki.{split}.tokens").write_text(text)
     return tmp_path
+
+
+def read_corpus(dataset_name: str, data_files: str = "", **limits: int) -> list[Document]:
+    return corpora.read_corpus(CorpusRequest(dataset_name, data_files, **limits)).documents
+
+
+def check_corpus(dataset_name: str, data_files: str = "") -> None:
+    corpora.check_corpus(CorpusRequest(dataset_name, data_files))
 
 
 def write(folder: Path, **files: str | bytes) -> None:
@@ -53,19 +62,20 @@ def test_docstrings_come_in_the_order_of_the_source(tmp_path: Path) -> None:
         '"""1"""\nclass A:\n  "2"\n  if 1:\n    async def f(self):\n      "3"\n      def g(): "4"\ndef h():\n  "5"\n'
     )
     (tmp_path / "module.py").write_text(source)
-    assert corpora._docstrings(tmp_path / "module.py") == ["1", "2", "3", "4", "5"]
+    assert pydoc_corpus._docstrings(tmp_path / "module.py") == ["1", "2", "3", "4", "5"]
 
 
 def test_docstrings_can_be_encoded_and_unreadable_source_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "surrogate.py").write_text('"half a pair: \\ud800"')
     (tmp_path / "other_python.py").write_text('"""Kept?"""\nprint 1')
-    assert corpora._docstrings(tmp_path / "surrogate.py") == ["half a pair: ?"]
-    assert corpora._docstrings(tmp_path / "other_python.py") == []
+    assert pydoc_corpus._docstrings(tmp_path / "surrogate.py") == ["half a pair: ?"]
+    assert pydoc_corpus._docstrings(tmp_path / "other_python.py") == []
 
 
 def test_pydoc_is_a_fixed_sample_and_imports_no_package() -> None:
     script = (
-        "import sys; from nbutils.corpora import read_corpus; documents = read_corpus('pydoc', max_documents=30);"
+        "import sys; from nbutils.corpora import CorpusRequest, read_corpus;"
+        "documents = read_corpus(CorpusRequest('pydoc', max_documents=30)).documents;"
         "print(*(document.name for document in documents));"
         "print({'torch', 'numpy', 'pandas', 'matplotlib', 'nltk'} & set(sys.modules))"
     )
@@ -82,7 +92,7 @@ def test_pydoc_is_a_fixed_sample_and_imports_no_package() -> None:
 
 
 def test_pydoc_leaves_tests_out() -> None:
-    modules = corpora._module_files(*check_corpus("pydoc"))
+    modules = pydoc_corpus._module_files(*locate_corpus(CorpusRequest("pydoc"))[1].files)
     assert not [name for name in modules if "tests" in name.split(".")]
     assert {"statistics", "os", "json.decoder", "torch.nn.functional", "numpy", "nltk.tokenize"} <= modules.keys()
     assert modules["numpy"].name == "__init__.py"
@@ -90,13 +100,13 @@ def test_pydoc_leaves_tests_out() -> None:
 
 def test_versions_are_those_of_the_documentation_not_of_the_build() -> None:
     versions = corpora.corpus_versions("pydoc")
-    assert versions.keys() == {"python", *corpora.PYDOC_PACKAGES}
+    assert versions.keys() == {"python", *pydoc_corpus.PYDOC_PACKAGES}
     assert all(version.replace(".", "").isalnum() for version in versions.values())
     assert corpora.corpus_versions("text") == {}
 
 
 def test_pydoc_without_one_of_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpora, "PYDOC_PACKAGES", ("no_such_package",))
+    monkeypatch.setattr(pydoc_corpus, "PYDOC_PACKAGES", ("no_such_package",))
     with pytest.raises(CorpusError, match=r"needs the package 'no_such_package'.*pip install"):
         check_corpus("pydoc")
 

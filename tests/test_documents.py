@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 from real_data import REAL_DATA, needs_real_data
 
-from nbutils.corpora import Document, read_corpus
+from nbutils.corpora import SPLITS, CorpusRequest, Document, read_corpus
 from nbutils.documents import (
     WordHashes,
     clean_documents,
@@ -195,6 +195,17 @@ def test_contiguous_split_of_several_texts() -> None:
     ]
 
 
+def test_subsets_of_given_splits_are_limits_and_a_fair_sample() -> None:
+    documents = [Document(f"{split}{n}", f"{split} text {n}", split) for split in SPLITS for n in range(40)]
+    capped = split_documents(documents, "given", subset_train=10, subset_test=50)
+    assert [sum(document.split == split for document in capped) for split in SPLITS] == [10, 40, 40]
+    train = [document for document in capped if document.split == "train"]
+    assert train == [document for document in documents if document in train]  # in the corpus's order
+    assert train != documents[:10]
+    more = split_documents(documents, "given", subset_train=20)
+    assert {document.name for document in train} < {document.name for document in more}
+
+
 def test_contiguous_keeps_given_splits() -> None:
     documents = [Document("a", "x", "train"), Document("b", "y\n", "validation"), Document("c", "z", "test")]
     assert [(d.split, d.text) for d in split_documents(documents, "contiguous")] == [
@@ -273,7 +284,7 @@ def test_ngram_hashes_know_order_and_length() -> None:
 
 @needs_real_data
 def test_wikitext2_leakage_is_small_and_there() -> None:
-    documents = read_corpus("wikitext", f"{REAL_DATA}/wikitext2")
+    documents = read_corpus(CorpusRequest("wikitext", f"{REAL_DATA}/wikitext2")).documents
     table = measure_leakage(documents)
     for split in ("validation", "test"):
         ngrams, seen, touched = plain_leakage(documents, split, 13)

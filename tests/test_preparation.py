@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import random
 import shutil
@@ -197,6 +198,50 @@ def test_a_failure_keeps_the_old_data(config: DataConfig, tmp_path: Path, monkey
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
+def test_a_full_disk_is_told_and_keeps_the_old_data(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = prepare_data(config, tmp_path).card
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(preparation, "save_blocks", lambda *_: (_ for _ in ()).throw(full))
+    with pytest.raises(CorpusError, match=r"disk is full: .* needs about \d+ MiB .* [\d,]+ MiB are free\. What stood"):
+        prepare_data(replace(config, block_size=16), tmp_path)
+    assert load_data(tmp_path).card == card
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+# ---- rows, given splits, fallbacks
+
+
+def test_a_fallback_heads_the_card_and_is_in_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    config = DataConfig("HuggingFaceFW/finepdfs", fallback_datasets=["pydoc"], max_documents=90, vocab_size=300)
+    hash(config)  # plans give lists, and preflight keeps what it has checked
+    card = prepare_data(config, tmp_path).card
+    assert card["fallback_taken"] == "HuggingFaceFW/finepdfs cannot be reached: pydoc was read in its place."
+    assert card["dataset_name"] == card["corpus"]["dataset_name"] == "pydoc"
+    assert card["config"]["dataset_name"] == "HuggingFaceFW/finepdfs"
+    assert card["corpus_versions"] and "Almost certainly seen" in card["seen_by_base_model"]
+    assert headline(card)["fallback_taken"] == 1
+    written = (tmp_path / "data" / "card.json").stat().st_ino
+    prepare_data(config, tmp_path)
+    assert (tmp_path / "data" / "card.json").stat().st_ino == written  # a list reads back as it was written
+
+
+def test_rows_of_files_become_blocks(folder: Path, tmp_path: Path) -> None:
+    texts = [file.read_text() for file in sorted(folder.iterdir())]
+    rows = [json.dumps({"body": text, "id": number}) for number, text in enumerate(texts)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    config = DataConfig("jsonl", str(tmp_path / "rows.jsonl"), text_field="body", vocab_size=300, block_size=32)
+    from_rows = prepare_data(config, tmp_path)
+    from_texts = prepare_data(replace(config, dataset_name="text", data_files=str(folder)), tmp_path / "text")
+    assert from_rows.card["fingerprint"] == from_texts.card["fingerprint"]
+    assert from_rows.card["fallback_taken"] == "" and "fallback_taken" not in headline(from_rows.card)
+
+
 # ---- small data
 
 
@@ -246,9 +291,10 @@ def test_small_data_in_two_processes_at_once(tmp_path: Path, config: DataConfig)
         ({"dedup": "minhash"}, ParameterError, "dedup is 'minhash'. Valid names: exact, near, off"),
         ({"split": "continuous"}, ParameterError, "split is 'continuous'. Did you mean 'contiguous'"),
         ({"block_size": 1}, ParameterError, "block_size is 1, but must be at least 2"),
+        ({"max_tokens": -1}, ParameterError, "max_tokens is -1, but must be at least 0"),
         ({"max_documents": -1}, ParameterError, "max_documents is -1, but must be at least 0"),
         ({"split": "counts", "subset_train": 5}, ParameterError, "needs subset_train and subset_val of at least 1"),
-        ({"subset_val": 5}, ParameterError, "split is 'hash'. Set split to counts, or leave them 0"),
+        ({"subset_val": 5}, ParameterError, "split is 'hash'. Set split to one of the two, or leave them 0"),
         ({"dataset_name": "wikitxt"}, CorpusError, "Did you mean 'wikitext'"),
         ({"data_files": "no/such/*.txt"}, CorpusError, "matches no file"),
         ({"vocab_size": 100}, ModelError, "vocab_size 100 is too small"),
@@ -294,7 +340,7 @@ def test_folders_without_prepared_data(tmp_path: Path, prepared: PreparedData) -
 
 def test_the_notebook_has_the_same_parameters_and_defaults() -> None:
     parameters = read_schema(find_notebook("01_data_prep")).parameters
-    assert {name: each.default for name, each in parameters.items() if name != RUN_FOLDER} == vars(DataConfig())
+    assert {name: each.default for name, each in parameters.items() if name != RUN_FOLDER} == DataConfig().parameters()
 
 
 # ---- published settings

@@ -38,8 +38,9 @@ MIXES = {
 def small_chunks(monkeypatch):
     """Several uneven chunks even at these sizes: 23 positions in chunks of 5."""
     monkeypatch.setattr(head, "CHUNK_BYTES", 4 * VOCAB * 5)
-    monkeypatch.setattr(head, "MINIMUM_CHUNK_ROWS", 1)
+    monkeypatch.setattr(head, "ROW_BLOCK", 1)
     monkeypatch.setattr("nbutils.objectives.cosine.GATHER_BYTES", 8 * 5 * WIDTH * 2)
+    monkeypatch.setattr("nbutils.objectives.cosine.VOCAB_BLOCK", 10)
 
 
 def example(dtype=torch.float64, tied=False, ignored=6, shape=(POSITIONS, VOCAB, WIDTH)):
@@ -108,6 +109,26 @@ def test_gradcheck(mix):
             return torch.autograd.grad(loss, leaves, d_loss, materialize_grads=True)
 
     assert torch.autograd.gradcheck(Once.apply, (hidden, weight, embeddings), eps=1e-6, atol=1e-6, rtol=1e-4)
+
+
+def test_a_chunk_is_whole_blocks_and_no_larger_than_its_budget(monkeypatch):
+    monkeypatch.setattr(head, "ROW_BLOCK", 128)
+    monkeypatch.setattr(head, "CHUNK_BYTES", 64 * 2**20)
+    assert head.chunk_rows(50257, 10_000) == 256  # GPT-2
+    assert head.chunk_rows(128_256, 10_000) == 128  # Llama 3
+    assert head.chunk_rows(10**6, 10_000) == 128  # never less than a block
+    assert head.chunk_rows(50257, 40) == 40 and head.chunk_rows(50257, 0) == 1
+
+
+def test_buffers_of_an_earlier_chunk_do_not_leak_into_the_next(monkeypatch):
+    """Every chunk overwrites the same memory: whatever it held must not matter."""
+    hidden, weight, embeddings, labels, leaves = example()
+    terms = weighted(MIXES["mix top-5"], labels)
+    wanted = torch.autograd.grad(chunked_head(hidden, weight, embeddings, labels, terms)[0], leaves)
+    take = head.Buffers.take
+    monkeypatch.setattr(head.Buffers, "take", lambda *arguments: take(*arguments).fill_(torch.nan))
+    found = torch.autograd.grad(chunked_head(hidden, weight, embeddings, labels, terms)[0], leaves)
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_reference_forms_equal_torch():

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nbutils.objectives.head import Chunk, Gradients, Term, add_matrix_product
+from nbutils.objectives.head import Chunk, Gradients, Term, add_matrix_product, matrix_product
 
 SMALLEST_NORM = 1e-12  # an embedding of exactly zero has no direction; it gets cosine 0 and no gradient
 GATHER_BYTES = 4 * 2**20  # embeddings gathered at once for top-k: what a cache holds, never (positions, k, width)
+VOCAB_BLOCK = 8192  # columns of E v at once: they stay in the cache, and no third matrix of a chunk's size is needed
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def _add_mixture_gradient(
 ) -> None:
     """Add p_T * (E v) / T, the mixture's gradient, into dz: over all columns, or over the columns `top` (rows, k)."""
     if top is None:
-        gradients.add_product(probabilities, chunk.projections(v / temperature))
+        for some in _slices(probabilities.shape[-1], VOCAB_BLOCK):
+            projections = matrix_product(v, chunk.embeddings[some].t())  # (rows, some)
+            gradients.logits[:, some].addcmul_(probabilities[:, some], projections, value=1 / temperature)
         return
     projections = torch.empty_like(probabilities)  # (rows, k)
     for some in _gather_steps(top, chunk.embeddings):
@@ -95,5 +98,9 @@ def _add_embedding_gradient(probabilities: Tensor, top: Tensor | None, v: Tensor
 def _gather_steps(top: Tensor, embeddings: Tensor) -> list[slice]:
     """Slices of the rows of `top` (rows, k), each with as many embeddings as GATHER_BYTES hold."""
     rows, k = top.shape
-    step = max(1, GATHER_BYTES // (k * embeddings.shape[1] * embeddings.element_size()))
-    return [slice(start, start + step) for start in range(0, rows, step)]
+    return _slices(rows, max(1, GATHER_BYTES // (k * embeddings.shape[1] * embeddings.element_size())))
+
+
+def _slices(length: int, step: int) -> list[slice]:
+    """Slices of at most `step` that cover `length`."""
+    return [slice(start, start + step) for start in range(0, length, step)]

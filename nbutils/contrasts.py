@@ -52,7 +52,11 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast(Comparison):
-    """A question with its criterion. `smallest_effect` is in the metric's unit; for "no worse" it is the margin."""
+    """A question with its criterion. `smallest_effect` is in the metric's unit; for "no worse" it is the margin.
+
+    Where `control_metric` is given, the control is judged on that result instead, which must be in the same unit: a
+    treatment's proxy against the proxy of a control whose temperature was tuned.
+    """
 
     name: str
     question: str
@@ -60,11 +64,16 @@ class Contrast(Comparison):
     claim: str
     smallest_effect: float
     primary: bool = False
+    control_metric: str = ""
 
 
 def contrasts_sha256(contrasts: Iterable[Comparison]) -> str:
     """A hash of what the contrasts ask."""
-    return hashlib.sha256(json.dumps([asdict(each) for each in contrasts], sort_keys=True).encode()).hexdigest()
+    asked = [asdict(each) for each in contrasts]
+    for each in asked:
+        if not each.get("control_metric"):
+            each.pop("control_metric", None)  # what a plan leaves out asks nothing
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def record_contrasts(contrasts: Iterable[Comparison], folder: Path) -> None:
@@ -100,6 +109,8 @@ def check_criterion(where: str, given: Mapping[str, Any]) -> None:
             f"{where}: smallest_effect is {effect!r}. Give the smallest difference in the metric that would matter to "
             "you, a number above 0."
         )
+    if given.get("control_metric") == given["metric"]:
+        raise PlanError(f"{where}: control_metric is the metric itself. Leave it out.")
     if not isinstance(given.get("primary", False), bool):
         raise PlanError(f"{where}: primary is {given['primary']!r}. Write true or false.")
 

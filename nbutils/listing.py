@@ -72,8 +72,9 @@ def _contrast_lines(plan: Plan) -> Iterator[str]:
             for side in (contrast.treatment, contrast.control)
         )
         yield f"contrast {contrast.name}{primary}: {contrast.question}"
+        against = f"{contrast.control_metric} of " * bool(contrast.control_metric)
         yield (
-            f"  {contrast.metric}: {treatment} against {control}, {pairs} pairs; "
+            f"  {contrast.metric}: {treatment} against {against}{control}, {pairs} pairs; "
             f"{contrast.better} is better, claim: {contrast.claim}, smallest effect {contrast.smallest_effect:g}"
         )
 

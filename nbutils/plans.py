@@ -11,12 +11,14 @@ stage needs, whether every contrast has pairs. A plan that loads can be started.
       - name: cosine
         notebook: 04_cosine_mixing
         needs: {data_folder: data}     # this parameter is the folder of that stage's run
-        matrix: {alpha: [0.0, 0.5], seed: [1, 2, 3]}
+        matrix: {alpha: [0.0, 0.5, 1.0], seed: [1, 2, 3]}
+        exclude:                       # a list of values means any of them
+          - {alpha: 1.0, seed: [2, 3]}
     contrasts:
       - name: mixing
         question: Is alpha 0.5 better in perplexity?
         stage: cosine
-        metric: test_ce_loss
+        metric: test_ce_loss           # control_metric: another result, where the control is judged on that
         treatment: {alpha: 0.5}
         control: {alpha: 0.0}
         better: lower                  # or higher
@@ -50,7 +52,8 @@ PLAN_KEYS = {"name": str, "stages": list, "contrasts": list, "noise_floor": dict
 STAGE_KEYS = {"name": str, "notebook": str, "needs": dict, "params": dict, "matrix": dict, "exclude": list}
 COMPARISON_KEYS = {"stage": str, "metric": str, "treatment": dict, "control": dict}
 CONTRAST_KEYS = COMPARISON_KEYS | dict.fromkeys(("name", "question", "better", "claim"), str)
-CONTRAST_KEYS |= {"smallest_effect": object, "primary": object}
+CONTRAST_KEYS |= {"smallest_effect": object, "primary": object, "control_metric": str}
+OPTIONAL = {"primary", "control_metric"}
 
 
 @dataclass(frozen=True)
@@ -67,21 +70,25 @@ class Variant:
 
 @dataclass(frozen=True)
 class Stage:
-    """One notebook with what its variants share; `needs` maps a parameter to the earlier stage it comes from."""
+    """One notebook with what its variants share; `needs` maps a parameter to the earlier stage it comes from.
+
+    An entry of `exclude` maps names of the matrix to the values that, together, are left out.
+    """
 
     name: str
     notebook: Path
     schema: Schema
     params: dict[str, Any]
     matrix: dict[str, list[Any]]
-    exclude: list[dict[str, Any]]
+    exclude: list[dict[str, list[Any]]]
     needs: dict[str, str]
 
     def combinations(self) -> Iterator[dict[str, Any]]:
         """The matrix values of each variant, the last name changing fastest."""
         for values in itertools.product(*self.matrix.values()):
             combination = dict(zip(self.matrix, values, strict=True))
-            if not any(combination.items() >= excluded.items() for excluded in self.exclude):
+            excluded = (all(combination[name] in entry[name] for name in entry) for entry in self.exclude)
+            if not any(excluded):
                 yield combination
 
 
@@ -184,13 +191,17 @@ def _matrix_values(where: str, name: Any, values: Any, schema: Schema) -> list[A
     return values
 
 
-def _excluded(where: str, entry: Any, matrix: Mapping[str, list[Any]], schema: Schema) -> dict[str, Any]:
+def _excluded(where: str, entry: Any, matrix: Mapping[str, list[Any]], schema: Schema) -> dict[str, list[Any]]:
     _check_keys(f"{where}: exclude", entry, dict.fromkeys(matrix, object))
-    entry = schema.convert(entry)
-    for name, value in entry.items():
-        if value not in matrix[name]:
-            raise PlanError(f"{where}: exclude has {name} {value!r}, which the matrix has not, so it excludes nothing.")
-    return entry
+    excluded = {}
+    for name, given in entry.items():
+        several = isinstance(given, list) and not schema.parameters[name].type.startswith("list")
+        excluded[name] = [schema.convert({name: value})[name] for value in (given if several else [given])]
+        for value in excluded[name]:
+            if value not in matrix[name]:
+                told = f"{name} {value!r}, which the matrix has not"
+                raise PlanError(f"{where}: exclude has {told}, so it excludes nothing.")
+    return excluded
 
 
 def _variants(where: str, stage: Stage, earlier: list[Variant]) -> Iterator[Variant]:
@@ -233,7 +244,7 @@ def _word(value: Any) -> str:
 
 
 def _read_contrasts(plan: str, given: list[Any], stages: list[Stage], variants: list[Variant]) -> Iterator[Contrast]:
-    required = [key for key in CONTRAST_KEYS if key != "primary"]
+    required = [key for key in CONTRAST_KEYS if key not in OPTIONAL]
     for number, entry in enumerate(given, 1):
         _check_keys(f"{plan}: contrast {number}", entry, CONTRAST_KEYS, required)
         where = f"{plan}: contrast {entry['name']!r}"

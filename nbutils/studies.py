@@ -7,7 +7,7 @@ other parameters than it has now, are never averaged in: they are left out and t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,16 @@ class Study:
         """Whether any arm has a result called `metric`."""
         return any(arm.results(metric) for arm in self.arms)
 
+    def foremost(self, most: int) -> Study:
+        """The study with at most so many arms: the control, those that contrasts ask about, then the others."""
+        sides = [side for each in self.judged for side in (each.contrast.treatment, each.contrast.control)]
+        order = [self.control, *map(self.arm_of, sides), *self.arms]
+        chosen: list[Arm] = []
+        for arm in order:
+            if arm is not None and arm not in chosen:
+                chosen.append(arm)
+        return replace(self, arms=tuple(arm for arm in self.arms if arm in chosen[:most]))
+
     def final(self, name: str) -> str | None:
         """The result that holds measure `name`: on the test split if any run has it, else on validation."""
         return next((prefix + name for prefix in FINAL if self.reports(prefix + name)), None)
@@ -107,7 +117,8 @@ class Study:
         """The planned contrast of `arm` with the control in `metric`; None: such a comparison is exploratory."""
         for judged in self.judged:
             sides = [self.arm_of(judged.contrast.treatment), self.arm_of(judged.contrast.control)]
-            if judged.contrast.metric == metric and sides == [arm, self.control]:
+            contrast = judged.contrast
+            if contrast.metric == metric and not contrast.control_metric and sides == [arm, self.control]:
                 return judged
         return None
 
@@ -255,7 +266,8 @@ def one_run(folder: Path) -> Study:
 def group_arms(slots: Sequence[Slot]) -> list[Arm]:
     """The arms of one stage, in the order of its matrix; repeats with another noise seed (A/A) are left out.
 
-    An arm without a usable run is an arm all the same. Labels name what differs: "alpha 0.5, cos_topk 256".
+    An arm without a usable run is an arm all the same. Labels name what the matrix varies first, and what else differs
+    from the first arm: "alpha 0.5, cos_topk 256".
     """
     noise_seeds = [slot.matrix["noise_seed"] for slot in slots if "noise_seed" in slot.matrix]
     first_noise = min(noise_seeds, default=None)
@@ -274,7 +286,12 @@ def group_arms(slots: Sequence[Slot]) -> list[Arm]:
     differing = [name for name in names if any(values.get(name) != first.get(name) for values, _ in groups)]
     return [
         Arm(
-            ", ".join(f"{name} {values[name]}" for name in differing if name in values) or members[0].stage,
+            ", ".join(
+                f"{name} {values[name]}"
+                for name in differing
+                if name in values and (name == differing[0] or values[name] != first.get(name))
+            )
+            or members[0].stage,
             values,
             tuple(slot.run for slot in sorted(members, key=_seed) if slot.run is not None and not slot.trouble),
             len(members),
@@ -288,31 +305,33 @@ def judge_contrasts(
 ) -> list[Judged]:
     """Every contrast's verdict, from the pairs of which both runs are usable; the others are named with the cause."""
     contrasts = list(contrasts)
-    paired = [_differences(contrast, contrast.metric, slots) for contrast in contrasts]
+    paired = [_differences(each, slots, each.metric, each.control_metric or each.metric) for each in contrasts]
     verdicts = statistics.judge([(c, values) for c, (values, _) in zip(contrasts, paired, strict=True)])
     result = []
     for contrast, verdict, (_, missing) in zip(contrasts, verdicts, paired, strict=True):
         floor = None
         if noise_floor is not None and noise_floor.stage == contrast.stage:
-            values, _ = _differences(noise_floor, contrast.metric, slots)
+            values, _ = _differences(noise_floor, slots, contrast.metric, contrast.metric)
             floor = statistics.NoiseFloor(tuple(values)) if values else None
         result.append(Judged(contrast, verdict, tuple(missing), floor))
     return result
 
 
-def _differences(comparison: Comparison, metric: str, slots: Sequence[Slot]) -> tuple[list[float], list[str]]:
-    """Treatment minus control in `metric` for each usable pair, and what is wrong with each other pair."""
+def _differences(
+    comparison: Comparison, slots: Sequence[Slot], metric: str, control_metric: str
+) -> tuple[list[float], list[str]]:
+    """Treatment's `metric` minus control's `control_metric` for each usable pair; what is wrong with each other."""
     values, missing = [], []
     for treatment, control in comparison.pairs(slots):
         troubles = [
-            f"{slot.variant}: {slot.trouble or f'has no {metric}'}"
-            for slot in (treatment, control)
-            if slot.trouble or metric not in slot.run.result
+            f"{slot.variant}: {slot.trouble or f'has no {name}'}"
+            for slot, name in ((treatment, metric), (control, control_metric))
+            if slot.trouble or name not in slot.run.result
         ]
         if troubles:
             missing.append("; ".join(troubles))
         else:
-            values.append(number(treatment.run.result[metric]) - number(control.run.result[metric]))
+            values.append(number(treatment.run.result[metric]) - number(control.run.result[control_metric]))
     return values, missing
 
 

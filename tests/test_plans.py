@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 from tiny_notebooks import write_notebook, write_plan
 
-from nbutils.contrasts import contrasts_changed, record_contrasts
+from nbutils.contrasts import contrasts_changed, contrasts_sha256, record_contrasts
 from nbutils.errors import ParameterError, PlanError
 from nbutils.notebooks import find_notebook
+from nbutils.places import PARAMS
 from nbutils.plans import LONGEST_NAME, SLUG, find_plan, load_plan, variant_name
 from nbutils.yamlfile import read_yaml
 
@@ -91,6 +95,49 @@ def test_variants_are_the_matrix_without_what_is_excluded(plan):
     assert "cosine-alpha0.5-seed1-noise_seed1" not in names
 
 
+def test_a_list_in_exclude_means_any_of_its_values(here):
+    file = changed(here, "stages.1.exclude", [{"alpha": [0.5, 1], "noise_seed": 1}, {"alpha": 1.0, "seed": [2, 10]}])
+    kept = [(v.matrix["alpha"], v.matrix["seed"]) for v in load_plan(file).variants if v.stage == "cosine"]
+    assert kept == [
+        (0.0, 1),
+        (0.0, 1),
+        (0.0, 2),
+        (0.0, 2),
+        (0.0, 10),
+        (0.0, 10),
+        (0.5, 1),
+        (0.5, 2),
+        (0.5, 10),
+        (1.0, 1),
+    ]
+
+
+def test_a_list_is_one_value_where_the_parameter_is_a_list(here):
+    write_notebook(here / "study.ipynb", parameters=STUDY + "widths: list[int] = [1]  # of layers\n")
+    matrix = "matrix: {widths: [[1], [1, 2]]}, exclude: [{widths: [1]}]"
+    text = f"name: w\nstages: [{{name: s, notebook: {{here}}/study.ipynb, {matrix}}}]\n"
+    assert [v.matrix["widths"] for v in load_plan(write_plan(here / "w.yaml", text)).variants] == [[1, 2]]
+
+
+def test_what_a_contrast_leaves_out_does_not_change_what_it_asks(here, plan):
+    other = load_plan(changed(here, "contrasts.0.control_metric", "test_ce_tuned"))
+    assert contrasts_sha256(other.contrasts) != contrasts_sha256(plan.contrasts)
+    asked = {**asdict(plan.contrasts[0])}
+    del asked["control_metric"]  # as recorded by plans before it existed
+    digest = hashlib.sha256(json.dumps([asked], sort_keys=True).encode()).hexdigest()
+    assert contrasts_sha256(plan.contrasts) == digest
+
+
+@pytest.mark.parametrize("name", ["cosine", "semantico"])
+def test_the_studys_plans_load_and_pair_as_planned(name):
+    plan = load_plan(PARAMS / f"{name}.yaml")
+    primary = next(each for each in plan.contrasts if each.primary)
+    assert len(primary.pairs(plan.variants)) == 5
+    assert all(len(each.pairs(plan.variants)) >= 3 for each in plan.comparisons)
+    plain = [v.matrix for v in plan.variants if v.matrix.get("alpha") == 0]
+    assert all(m["cos_topk"] == 0 and m.get("temperature", 1.0) == 1.0 for m in plain)
+
+
 def test_a_variant_has_all_parameters_in_their_types(plan):
     variant = plan.variant("cosine-alpha0.5-seed10-noise_seed0")
     assert variant.params == {"alpha": 0.5, "optimizer": "sgd", "seed": 10, "noise_seed": 0}
@@ -135,6 +182,8 @@ def test_pairs_are_equal_in_all_else(plan):
         ("stages.1.matrix", {"alpha": []}, "Give a list of values"),
         ("stages.1.matrix", {"seed": [1, 1]}, "matrix seed value '1' stands there 2 times"),
         ("stages.1.exclude", [{"alpha": 0.25}], "alpha 0.25, which the matrix has not, so it excludes nothing"),
+        ("stages.1.exclude", [{"alpha": [0.5, 0.25]}], "alpha 0.25, which the matrix has not"),
+        ("stages.1.exclude", [{"alpha": [0.5, "x"]}], "'alpha' must be a float; given 'x'"),
         ("stages.1.exclude", [{"alhpa": 0.5}], "exclude has no key 'alhpa'. Did you mean 'alpha'"),
         ("stages.1.exclude", [{}], "exclude leaves no variant"),
         ("stages.1.needs", {"data_folder": "dta"}, "needs 'dta' for data_folder, and no earlier.*Did you mean 'data'"),
@@ -143,6 +192,8 @@ def test_pairs_are_equal_in_all_else(plan):
         ("stages.1.needs", {"seed": "data"}, "needs 'seed', which is no folder|stands there 2 times"),
         ("contrasts.0.metric", ..., "contrast 1: metric is missing"),
         ("contrasts.0.metric", 3, "metric is 3. Give text"),
+        ("contrasts.0.control_metric", 3, "control_metric is 3. Give text"),
+        ("contrasts.0.control_metric", "test_ce_loss", "control_metric is the metric itself. Leave it out"),
         ("contrasts.0.better", "less", "better is 'less'"),
         ("contrasts.0.claim", "no wores", "claim is 'no wores'. Did you mean 'no worse'"),
         ("contrasts.0.smallest_effect", 0, "smallest_effect is 0. Give the smallest difference"),

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import scipy.stats
 import yaml
-from synthetic_runs import final_numbers, write_plan, write_run, write_runs
+from synthetic_runs import CONTRASTS, final_numbers, write_plan, write_run, write_runs
 
 from nbutils import statistics
 from nbutils.batch import register_plan
 from nbutils.errors import PlanError
 from nbutils.plans import load_plan
-from nbutils.studies import gather
+from nbutils.studies import Slot, gather, group_arms
 
 
 def judged(evidence, name):
@@ -61,6 +62,34 @@ def test_the_noise_floor_is_in_each_contrasts_own_metric(toy_evidence):
     for name, metric in (("mixing-perplexity", "test_ce_loss"), ("mixing-proxy", "test_cosine")):
         again = [final_numbers(0.0, s, 1)[metric] - final_numbers(0.0, s, 0)[metric] for s in range(1, 6)]
         assert judged(toy_evidence, name).floor.differences == pytest.approx(again)
+
+
+def test_a_control_can_be_judged_on_another_result(tmp_path):
+    runs = write_runs(tmp_path / "runs", keep=lambda m: m["noise_seed"] == 0)
+    for path in runs.glob("toy/*/result.json"):
+        result = json.loads(path.read_text())
+        path.write_text(json.dumps(result | {"test_cosine_tuned": result["test_cosine"] + 0.1}))
+    contrast = CONTRASTS[1] | {"control_metric": "test_cosine_tuned", "primary": True}
+    file = write_plan(tmp_path, contrasts=[contrast], noise_floor=None)
+    (study,) = gather(runs, str(file)).studies
+    assert study.judged[0].verdict.difference == pytest.approx(paired("test_cosine", 0.5).mean() - 0.1)
+    assert study.asked(study.arms[1], "test_cosine") is None  # another question than the plain difference
+    (tmp_path / "runs" / "toy" / "cosine-alpha0.0-seed1-noise_seed0" / "result.json").write_text('{"test_cosine": 1}')
+    (missing,) = gather(runs, str(file)).studies[0].judged[0].missing
+    assert missing == "cosine-alpha0.0-seed1-noise_seed0: has no test_cosine_tuned"
+
+
+def test_labels_leave_out_what_an_arm_has_from_the_first():
+    rows = [(0.0, 1.0), (0.5, 1.0), (0.5, 0.7)]
+    slots = [Slot("s", str(row), dict(zip(("alpha", "temperature"), row, strict=True)), None) for row in rows]
+    assert [arm.label for arm in group_arms(slots)] == ["alpha 0.0", "alpha 0.5", "alpha 0.5, temperature 0.7"]
+
+
+def test_the_foremost_arms_are_the_control_and_those_asked_about(toy_evidence):
+    (study,) = toy_evidence.studies
+    last_asked = replace(study, judged=tuple(each for each in study.judged if each.contrast.name == "cosine-alone"))
+    assert [arm.label for arm in last_asked.foremost(2).arms] == ["alpha 0.0", "alpha 1.0"]
+    assert study.foremost(9).arms == study.arms
 
 
 def test_missing_failed_and_changed_runs_leave_their_pair_out_and_are_named(tmp_path):

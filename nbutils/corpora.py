@@ -101,9 +101,10 @@ def read_corpus(request: CorpusRequest) -> Corpus:
     ]
     if not any(document.text.strip() for document in documents):
         where = listed(located.files) if located.files else located.hub_name
+        cure = "Point data_files at files that hold text." if located.files else "Set text_field to a column with text."
         raise CorpusError(
             f"The corpus {taken.dataset_name!r} has no text: {where} {'are' if len(located.files) > 1 else 'is'} "
-            "empty. Point data_files at files that hold text."
+            f"empty. {cure}"
         )
     origin = {
         "dataset_name": taken.dataset_name,

@@ -128,8 +128,9 @@ def _ask_hub(name: str, revision: str) -> tuple[str, dict[str, Any]]:
 
 def _offline_cure(name: str) -> str:
     return (
-        f"Where there is a network, `hf download --repo-type dataset {name}` fills the local cache (HF_HOME); or name "
-        "data sets in fallback_datasets, or set dataset_name to pydoc or to files of your own."
+        f"Where there is a network, `hf download --repo-type dataset {name}` (a part of it with --include) fills the "
+        "local cache, HF_HOME; or name data sets in fallback_datasets, or set dataset_name to pydoc or to files of "
+        "your own."
     )
 
 

@@ -238,7 +238,8 @@ def _write(
 
 def _disk_full(folder: Path, blocks: dict[str, Blocks]) -> str:
     needed = sum(packed.input_ids.nbytes + packed.document_ids.nbytes for packed in blocks.values()) / 2**20
-    free = shutil.disk_usage(folder.parent if not folder.exists() else folder).free / 2**20
+    there = next(each for each in (folder, *folder.parents) if each.exists())
+    free = shutil.disk_usage(there).free / 2**20
     return (
         f"The disk is full: {places.relative(folder)} needs about {needed:,.0f} MiB for token blocks, {free:,.0f} MiB "
         "are free. What stood there before is as it was. Free space (old runs, HF_HOME), give a run_folder on a larger "

@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from prepared_hub import COMMIT, add_data_set, add_finepdfs, add_wikitext, parquet_file
+import yaml
+from local_hub import LocalHub
+from prepared_hub import COMMIT, FINEPDFS_CARD, add_data_set, add_finepdfs, add_wikitext, parquet_file
 from real_data import REAL_DATA, needs_real_data
 from tiny_notebooks import write_notebook
 
@@ -178,6 +180,37 @@ def test_a_set_without_a_card(cache: Path) -> None:
 # ---- the Hub itself
 
 
+def test_over_http_one_file_of_four_is_enough(tmp_path: Path) -> None:
+    """huggingface_hub and datasets as installed, in a process of its own, with a Hub on this machine."""
+    names = ("HuggingFaceFW/finepdfs", "owner/gated", "owner/none")
+    shards = {f"data/eng_Latn/train/{n}.parquet": parquet_file(text=[f"{n} {m}" for m in range(60)]) for n in range(4)}
+    hub = LocalHub(
+        sets={names[0]: {"README.md": FINEPDFS_CARD.encode(), **shards}, names[1]: {}},
+        cards={names[0]: next(yaml.safe_load_all(FINEPDFS_CARD))},
+        gated={names[1]},
+    )
+    hub.sets[names[0]] |= {
+        f"data/{other}/0.parquet": parquet_file(text=["?"]) for other in ("deu_Latn/train", "eng_Latn/test")
+    }
+    script = (
+        "from nbutils.corpora import CorpusRequest, read_corpus\n"
+        "from nbutils.errors import CorpusError\n"
+        f"for name, config in zip({names!r}, ('eng_Latn', '', '')):\n"
+        "    try:\n"
+        "        corpus = read_corpus(CorpusRequest(name, dataset_config_name=config, max_documents=50))\n"
+        "        print(len(corpus.documents), corpus.documents[-1].text, corpus.origin['revision'])\n"
+        "    except CorpusError as error:\n"
+        "        print(error)\n"
+    )
+    with hub.serve() as endpoint:
+        environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+        output = subprocess.check_output([sys.executable, "-c", script], text=True, env=environment, timeout=60)
+    streamed, gated, unknown = output.splitlines()
+    assert streamed == f"50 0 49 {COMMIT}"
+    assert "'owner/gated' is gated" in gated and "no data set 'owner/none'" in unknown
+    assert {path for path in hub.sent if path.endswith(".parquet")} == {"data/eng_Latn/train/0.parquet"}
+
+
 def test_the_hub_is_asked_once_and_its_commit_is_streamed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
@@ -263,6 +296,12 @@ def test_rows_of_a_hub_set_that_are_no_text_and_a_field_that_is_not_there(cache:
     assert texts(corpora.read_corpus(request("owner/set", skip_non_text=True))) == ["a", "c"]
     with pytest.raises(CorpusError, match=r"owner/set has no column for text_field 'txt'. Did you mean 'text'"):
         corpora.read_corpus(request("owner/set", text_field="txt"))
+
+
+def test_a_hub_set_without_text(cache: Path) -> None:
+    add_data_set(cache, "owner/set", {"train.parquet": parquet_file(text=["", " "])})
+    with pytest.raises(CorpusError, match=r"'owner/set' has no text: owner/set is empty. Set text_field"):
+        corpora.read_corpus(request("owner/set"))
 
 
 def test_a_full_disk_while_downloading(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ __all__ = ["Run", "RunFolder", "atomic_write", "describe", "load_runs", "start_r
 logger = logging.getLogger(__name__)
 
 DRIVEN_FOLDER = "WORKBOOK_RUN_FOLDER"  # environment variable: the folder of the run that a runner is recording
-RESULTS = ("metrics.csv", "result.json", "per_document.parquet", "samples.jsonl")
+RESULTS = ("metrics.csv", "result.json", "per_document.parquet", "samples.jsonl", "audit.csv", "calibration.csv")
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,26 @@ class Run:
 
     def metrics(self) -> pd.DataFrame:
         """metrics.csv, one row a logged step; empty where there is none."""
-        import pandas as pd
+        return self._csv("metrics.csv")
 
-        lines = self._whole_lines("metrics.csv")
-        return pd.read_csv(StringIO("\n".join(lines))) if lines else pd.DataFrame()
+    def audit(self) -> pd.DataFrame:
+        """audit.csv, the gradients of each term at a few steps; empty where there is none."""
+        return self._csv("audit.csv")
+
+    def calibration(self) -> pd.DataFrame:
+        """calibration.csv, tokens by the confidence of the prediction; empty where there is none."""
+        return self._csv("calibration.csv")
+
+    def model_config(self) -> dict[str, Any]:
+        """config.json of the trained model; empty where none was kept."""
+        path = self.folder / "model" / "config.json"
+        return read_json(path) if path.is_file() else {}
+
+    def data_card(self) -> dict[str, Any]:
+        """The card of the data it prepared or read; empty where that folder is gone."""
+        given = self.manifest.get("inputs", {}).get("data_folder", {}).get("folder", "")
+        path = (resolve(given) if given else self.folder) / "data" / "card.json"
+        return read_json(path) if path.is_file() else {}
 
     def samples(self) -> list[dict[str, Any]]:
         """samples.jsonl, one dictionary a sample; empty where there is none."""
@@ -201,6 +217,13 @@ class Run:
 
         path = self.folder / "per_document.parquet"
         return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+
+    def _csv(self, name: str) -> pd.DataFrame:
+        """The whole lines of a CSV file, one row a line; empty where there is none."""
+        import pandas as pd
+
+        lines = self._whole_lines(name)
+        return pd.read_csv(StringIO("\n".join(lines))) if lines else pd.DataFrame()
 
     def _whole_lines(self, name: str) -> list[str]:
         """The ended lines of a file: the last one of a killed run may hold 0.12 where 0.1234 was meant."""

@@ -7,6 +7,8 @@ Figures are made without pyplot: nothing stays open, and the reader's own style 
 
 from nbutils.figures.contrasts import contrast_forest
 from nbutils.figures.corpus import document_lengths, documents_per_split, leakage
+from nbutils.figures.diagnostics import gradient_audit, reliability
+from nbutils.figures.grid import heat_map
 from nbutils.figures.style import show
 from nbutils.figures.training import cost_quality, loss_curves, perplexity_curves, proxy
 
@@ -15,9 +17,12 @@ __all__ = [
     "cost_quality",
     "document_lengths",
     "documents_per_split",
+    "gradient_audit",
+    "heat_map",
     "leakage",
     "loss_curves",
     "perplexity_curves",
     "proxy",
+    "reliability",
     "show",
 ]

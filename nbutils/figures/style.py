@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from nbutils.places import FIGURES
@@ -26,9 +27,12 @@ from nbutils.places import FIGURES
 if TYPE_CHECKING:
     from IPython.display import HTML
 
+    from nbutils.studies import Arm
+
 WIDTH = 7.2  # inches: the text width of an A4 page, so that 8 point text prints as 8 points
 DOTS_PER_INCH = 200
 PNG_COLOURS = 128  # a palette makes a plot a third as heavy, and no eye sees it
+LEGEND_ROW = 0.17  # inches
 INK, QUIET, LINE = "#1b1f24", "#5b6570", "#d8dee4"
 
 # Colour, dash and marker of the first, second, ... arm. The control comes first: grey, and drawn wide, so
@@ -98,6 +102,24 @@ def look(labels: Sequence[str]) -> dict[str, dict]:
         }
         for index, label in enumerate(labels)
     }
+
+
+def arm_legend(figure: Figure, arms: Sequence[Arm]) -> None:
+    """One legend above all panels: colour, dash and marker of every arm with runs. A single one needs none."""
+    styles = look([arm.label for arm in arms])
+    labels = [arm.label for arm in arms if arm.runs]
+    if len(labels) < 2:
+        return
+    handles = []
+    for label in labels:
+        style = styles[label]
+        line = Line2D([], [], color=style["color"], marker=style["marker"], markersize=4, label=label)
+        line.set_dashes(style["dash"] or (None, None))
+        handles.append(line)
+    columns = max(1, min(len(handles), 90 // (8 + max(map(len, labels)))))
+    rows = -(-len(handles) // columns)
+    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * (rows - 1))  # or a long legend would eat the panels
+    figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=3)
 
 
 def log_axis(axes: Axes, name: str) -> None:

@@ -12,12 +12,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from nbutils.figures.style import QUIET, canvas, empty, log_axis, look, styled
+from nbutils.figures.style import QUIET, arm_legend, canvas, empty, log_axis, look, styled
 from nbutils.measures import measure
 from nbutils.statistics import mean_interval
-from nbutils.studies import FINAL, Arm, Study, number
+from nbutils.studies import FINAL, Study, number
 
 POINTS = 100  # more along one curve cannot be told apart on paper
 STEPS = "optimiser step"
@@ -62,7 +61,7 @@ def proxy(study: Study, name: str = "cosine") -> Figure:
     figure, (left, right) = canvas(2, columns=2)
     _draw_curves(left, study, frame, f"eval_{name}")
     _draw_by_arm(right, study, final or f"test_{name}")
-    _arm_legend(figure, study.arms)
+    arm_legend(figure, study.arms)
     return figure
 
 
@@ -85,7 +84,7 @@ def cost_quality(study: Study) -> Figure:
             if len(points):
                 axes.scatter(*points.mean(axis=0), s=60, **mark)
         axes.set(xlabel=measure(cost).axis, ylabel=_upright(quality))
-    _arm_legend(figure, study.arms)
+    arm_legend(figure, study.arms)
     return figure
 
 
@@ -98,7 +97,7 @@ def _curves(study: Study, columns: Sequence[str], what: str) -> Figure:
     figure, panels = canvas(len(frames))
     for axes, (name, frame) in zip(panels, frames.items(), strict=True):
         _draw_curves(axes, study, frame, name)
-    _arm_legend(figure, study.arms)
+    arm_legend(figure, study.arms)
     return figure
 
 
@@ -176,19 +175,3 @@ def _draw_by_arm(axes: Axes, study: Study, metric: str) -> None:
 def _upright(name: str) -> str:
     """The title of a vertical axis: the unit in a line of its own, for a panel is not high."""
     return measure(name).axis.replace(" (", "\n(")
-
-
-def _arm_legend(figure: Figure, arms: Sequence[Arm]) -> None:
-    """One legend above all panels: colour, dash and marker of every arm with runs. A single one needs none."""
-    styles = look([arm.label for arm in arms])
-    labels = [arm.label for arm in arms if arm.runs]
-    if len(labels) < 2:
-        return
-    handles = []
-    for label in labels:
-        style = styles[label]
-        line = Line2D([], [], color=style["color"], marker=style["marker"], markersize=4, label=label)
-        line.set_dashes(style["dash"] or (None, None))
-        handles.append(line)
-    columns = max(1, min(len(handles), 90 // (8 + max(map(len, labels)))))
-    figure.legend(handles=handles, loc="outside upper left", ncols=columns, handlelength=3)

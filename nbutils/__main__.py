@@ -29,7 +29,7 @@ EXAMPLES = """examples:
   python -m nbutils batch quick --only 'cosine-alpha0.5-*' some of it, and what that needs
   python -m nbutils run 04_cosine_mixing --params quick --variant cosine-alpha0.5-seed1-noise_seed0
   python -m nbutils status quick                           what is finished, running, failed, waiting
-  python -m nbutils report                                 run folders become reports/<ISO week>.html
+  python -m nbutils report                                 run folders become reports/<ISO week>.html, results.md
 """
 RUN_HELP = """exit codes: 0 finished, now or before; 1 a cell failed; 2 a mistake in parameters, data or model; 138 the
 kernel died; 143 asked to stop. Safe to repeat: a finished run is not run again, and two runners never share a run."""
@@ -113,18 +113,21 @@ def status(args: argparse.Namespace) -> int:
 
 
 def report(args: argparse.Namespace) -> int:
-    """Execute the report notebook and export it as one HTML file."""
+    """Execute the report notebook, export it as one HTML file, and write the log and the week's numbers beside it."""
     import tempfile
 
     from nbutils.kernels import NotebookFailed, execute
     from nbutils.notebooks import find_notebook
     from nbutils.params import read_schema
-    from nbutils.report import export
+    from nbutils.report import export, write_log, write_metrics, write_summary
+    from nbutils.studies import gather
 
     notebook = find_notebook("08_report")
     week = f"{date.today():%G-W%V}"
     html = resolve(args.out) if args.out else REPORTS / f"{week}.html"
-    params = read_schema(notebook).convert({"runs_folder": str(resolve(args.runs)), "plan": args.plan, "week": week})
+    runs = resolve(args.runs)
+    given = {"runs_folder": str(runs), "reports_folder": str(html.parent), "plan": args.plan, "week": week}
+    params = read_schema(notebook).convert(given)
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder) / notebook.name
         try:
@@ -133,6 +136,9 @@ def report(args: argparse.Namespace) -> int:
             print(*failure.record["log"], f"error: {relative(notebook)}, {failure}", sep="\n", file=sys.stderr)
             return 1
         print(export(executed, html))
+    evidence = gather(runs, args.plan)
+    written = [write_log(evidence, html.parent), write_summary(evidence, html.parent, week), *write_metrics(evidence)]
+    print(*written, sep="\n")
     return 0
 
 

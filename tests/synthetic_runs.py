@@ -175,3 +175,116 @@ def write_runs(folder: Path, keep: Callable[[dict[str, Any]], bool] = lambda mat
                 if keep(matrix):
                     write_run(folder / "toy", "cosine", matrix, final_numbers(alpha, seed, noise_seed))
     return folder
+
+
+# --- a study with all that a run can leave behind -------------------------------------------------
+
+FULL_PARAMETERS = PARAMETERS.replace(
+    "max_steps",
+    'temperature: float = 1.0  # of the cosine term\nmodel_name: str = "micro"  # configuration\n'
+    "num_train_epochs: float = 1.0  # passes\nmax_steps",
+)
+FULL_CARD = {
+    "config": {"dataset_name": "HuggingFaceFW/finepdfs", "dataset_config_name": "eng_Latn", "text_field": "text"},
+    "dataset_name": "HuggingFaceFW/finepdfs",
+    "stages": [{"stage": "read", "documents": 6500, "characters": 9}, {"stage": "split", "documents": 6000}],
+    "splits": {"train": {"documents": 5000, "tokens": 4_000_000, "bytes": 16_000_000, "blocks": 7812}},
+    "leakage": {},
+    "unigram_ce": {"validation": UNIGRAM},
+    "vocab_size": 50257,
+    "block_size": 512,
+    "seen_by_base_model": "Perhaps seen.",
+    "fingerprint": "d" * 64,
+    "fallback_taken": "",
+}
+CONFIG = {"model_type": "gpt2", "n_layer": 6, "n_embd": 768, "n_head": 12, "n_positions": 1024, "vocab_size": 50257}
+USUAL = {"alpha": 0.0, "temperature": 1.0, "num_train_epochs": 1.0}
+
+
+def write_full(folder: Path, card: Mapping[str, Any] = FULL_CARD, seeds: int = 3) -> tuple[Path, Path]:
+    """(runs folder, plan file) of alpha by temperature with a longer control, every artefact there; alpha 0.5 wins."""
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": FULL_PARAMETERS, "outputs": []}
+    notebook = {
+        "nbformat": 4,
+        "nbformat_minor": 5,
+        "metadata": {},
+        "cells": [cell | {"id": "p", "execution_count": None}],
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "full.ipynb").write_text(json.dumps(notebook))
+    matrix = {"alpha": [0.0, 0.5, 1.0], "temperature": [1.0, 0.7, 1.5], "num_train_epochs": [1.0, 1.45]}
+    matrix["seed"] = list(range(1, seeds + 1))
+    exclude = [{"alpha": 0.0, "temperature": [0.7, 1.5]}, {"alpha": [0.5, 1.0], "num_train_epochs": 1.45}]
+    stage = {"name": "cosine", "notebook": str(folder / "full.ipynb"), "matrix": matrix, "exclude": exclude}
+    sides = {"treatment": USUAL | {"alpha": 0.5}, "control": USUAL}
+    told = {"stage": "cosine", **sides}
+    contrasts = [
+        told | {"name": "keeps", "question": "Is it no worse?", "metric": "test_ce_loss", "better": "lower",
+                "claim": "no worse", "smallest_effect": 0.01, "primary": True},
+        told | {"name": "closer", "question": "Is it above the tuned control?", "metric": "test_cosine",
+                "control_metric": "test_cosine_tuned", "better": "higher", "claim": "better", "smallest_effect": 0.005},
+    ]  # fmt: skip
+    file = folder / "full.yaml"
+    file.write_text(yaml.safe_dump({"name": "full", "stages": [stage], "contrasts": contrasts}, sort_keys=False))
+    runs = folder / "runs"
+    data = folder / "prepared"
+    (data / "data").mkdir(parents=True)
+    (data / "data" / "card.json").write_text(json.dumps(dict(card)))
+    inputs = {"data_folder": {"folder": str(data), "fingerprint": "d" * 64}}
+    settings = [(0.0, 1.0, 1.0), (0.0, 1.0, 1.45), *((a, t, 1.0) for a in (0.5, 1.0) for t in (1.0, 0.7, 1.5))]
+    for alpha, temperature, epochs in settings:
+        for seed in range(1, seeds + 1):
+            variant = {"alpha": alpha, "temperature": temperature, "num_train_epochs": epochs, "seed": seed}
+            run = write_run(runs / "full", "cosine", variant, _full_numbers(variant), inputs=inputs)
+            _write_artefacts(run, alpha, seed)
+    return runs, file
+
+
+def _full_numbers(variant: Mapping[str, Any]) -> dict[str, float]:
+    alpha, temperature, epochs, seed = variant.values()
+    numbers = final_numbers(alpha, seed, 0)
+    shift = 0.02 * (temperature - 1.0) * alpha - 0.003 * (epochs > 1)
+    for split in ("eval", "test"):
+        numbers[f"{split}_ce_loss"] += shift
+        numbers[f"{split}_perplexity"] = float(np.exp(numbers[f"{split}_ce_loss"]))
+        numbers |= {f"{split}_cosine_unigram": 0.2, f"{split}_cosine_centred": numbers[f"{split}_cosine"] - 0.1}
+        numbers |= {f"{split}_cosine_tuned": numbers[f"{split}_cosine"] + 0.005, f"{split}_ece": 0.02 + 0.03 * alpha}
+        numbers |= {f"{split}_entropy": 3.5 - alpha, f"{split}_bits_per_byte": 1.3 + shift}
+    time = 20.0 * epochs + 9.0 * (alpha > 0)
+    return numbers | {
+        "train_seconds": time, "seconds_per_step": time / epochs / STEPS, "gradient_spikes": 6 * (alpha == 1),
+        "early_gradient_peak": 1.4 + 6.0 * (alpha == 1), "early_ce_rise": 0.02 + 0.6 * (alpha == 1),
+        "unstable_early": int(alpha == 1), "diverged": 0, "tuned_temperature": 0.9,
+        "samples_repetition": 0.1, "samples_distinct_2": 0.8,
+    }  # fmt: skip
+
+
+def audit_rows(alpha: float, error: float = 1e-6, alike: float = 0.4) -> list[dict[str, Any]]:
+    """What audit.csv of a run holds; `alike` is the cosine of the soft term's gradient to cross entropy's."""
+    rows = []
+    for step, progress in ((0, 0.0), (100, 0.5), (200, 1.0)):
+        for space in ("logits", "parameters"):
+            told = {"step": step, "progress": progress, "space": space}
+            rows.append(told | {"term": "ce", "weight": 1 - alpha, "norm": 2.0, "cosine_to_ce": 1.0})
+            if alpha:
+                rows.append(told | {"term": "cosine", "weight": alpha, "norm": 0.5, "cosine_to_ce": alike})
+            whole = told | {"term": "objective", "weight": 1.0, "norm": 1.5}
+            whole["cosine_to_ce"] = 1 - alpha * (1 - alike)
+            rows.append(whole | ({"applied_error": error} if space == "parameters" else {}))
+    return [{"cosine_to_objective": 0.9, "applied_error": None} | row for row in rows]
+
+
+def _write_artefacts(run: Path, alpha: float, seed: int) -> None:
+    pd.DataFrame(audit_rows(alpha)).to_csv(run / "audit.csv", index=False)
+    bins = np.arange(15)
+    confidence = (bins + 0.5) / 15
+    tokens = 1000 - 40 * bins
+    correct = tokens * confidence * (0.97 - 0.2 * alpha)
+    frame = {"split": "test", "bin": bins, "tokens": tokens, "confidence_sum": tokens * confidence}
+    pd.DataFrame(frame | {"correct_sum": correct}).to_csv(run / "calibration.csv", index=False)
+    (run / "model").mkdir()
+    (run / "model" / "config.json").write_text(json.dumps(CONFIG))
+    samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    for place, sample in enumerate(samples):
+        sample |= {"repetition": 0.1 * place, "distinct_2": 0.9, "similarity": 0.3 + 0.05 * place}
+    (run / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))

@@ -115,14 +115,16 @@ def test_run_takes_a_flat_file_and_batch_ends_with_a_table(here, capsys):
 def test_report_executes_and_exports(here, capsys, monkeypatch):
     """The command alone: what the notebook and the page say is tested elsewhere."""
     cells = "run = (runs_folder, plan, week)\nprint(run)", "if plan == 'broken': 1 / 0"
-    parameters = 'runs_folder: str = "runs"  # r\nplan: str = ""  # p\nweek: str = ""  # w\n'
+    names = ("runs_folder", "reports_folder", "plan", "week")
+    parameters = "".join(f'{name}: str = ""  # text\n' for name in names)
     notebook = write_notebook(here / "08_report.ipynb", *cells, parameters=parameters)
     monkeypatch.setattr("nbutils.notebooks.NOTEBOOKS", notebook.parent)
     page = here / "report.html"
-    code, told, _ = call(capsys, "report", "--runs", here / "runs", "--plan", "p", "--out", page)
-    assert (code, told.strip()) == (0, str(page))
+    code, told, _ = call(capsys, "report", "--runs", here / "runs", "--plan", here / "p.yaml", "--out", page)
+    week = re.search(r"\d{4}-W\d\d", page.read_text())[0]
+    assert (code, told.split()) == (0, [str(page), str(here / "results.md"), str(here / f"{week}.json")])
     assert str(here / "runs") in page.read_text()
-    assert re.search(r"\d{4}-W\d\d", page.read_text())
+    assert (here / "results.md").read_text().startswith("# Results")
     code, _, error = call(capsys, "report", "--plan", "broken", "--out", here / "other.html")
     assert code == 1
     assert "ZeroDivisionError: division by zero" in error

@@ -237,6 +237,7 @@ def run_notebook(runs: Path, plan: str, folder: Path) -> Path:
 
     executed = folder / "executed.ipynb"
     parameters = {"runs_folder": str(runs), "plan": plan, "figures_folder": str(folder / "figures")}
+    parameters["reports_folder"] = str(folder)
     papermill.execute_notebook(NOTEBOOKS / "08_report.ipynb", executed, parameters, progress_bar=False)
     return executed
 
@@ -246,15 +247,21 @@ def test_the_notebook_makes_a_light_safe_report_of_a_whole_plan(tmp_path):
     runs, plan = write_runs(tmp_path / "runs"), write_plan(tmp_path)
     page = report.export(run_notebook(runs, str(plan), tmp_path), tmp_path / "report.html").read_text()
     structure = assert_safe(page)
-    assert structure.tags.count("img") == 5
+    assert structure.tags.count("img") == 8
     assert len(re.sub(r"data:image/png;base64,[^\"]*", "", page).encode()) < 100_000
     assert len(page) < 1_000_000
-    order = ["Supported.", "Numbers by arm", "Verdicts in numbers", "Training", "Perplexity over steps", "Samples"]
+    order = [
+        "Supported.",
+        "Win, trade-off or neither",
+        "Numbers by arm",
+        "Appendix: the verdicts in numbers",
+        "Samples",
+    ]
     places = [page.index(f">{name}") for name in order if name != "Supported."]
     assert places == sorted(places) and page.index('<span class="outcome">Supported.') < page.index(
         ">Numbers by arm</h2>"
     )
-    assert len(list((tmp_path / "figures").glob("toy-cosine-*.svg"))) == 5
+    assert len(list((tmp_path / "figures").glob("toy-cosine-*.svg"))) == 8
 
 
 @pytest.mark.slow

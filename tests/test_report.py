@@ -153,8 +153,10 @@ def test_the_manifest_says_once_what_all_share(toy_evidence):
 
 
 def test_the_period_is_the_newest_runs_week_unless_given(toy_evidence):
-    assert text_of(report.period(toy_evidence)).startswith("Week 2026-W47. 20 of 20 planned runs (toy)")
-    assert text_of(report.period(toy_evidence, "2027-W01")).startswith("Week 2027-W01.")
+    assert text_of(report.period(toy_evidence)).startswith(
+        "Week 2026-W47, 16 to 22 November 2026. 20 of 20 planned runs (toy), finished from 2026-11-18"
+    )
+    assert text_of(report.period(toy_evidence, "2027-W01")).startswith("Week 2027-W01, 4 to 10 January 2027.")
 
 
 def test_no_runs_explains_how_to_get_some(tmp_path):

@@ -8,14 +8,32 @@ It reads files that runs left behind and starts nothing.
 """
 
 from nbutils.report.appendix import failed_runs, manifest, samples
+from nbutils.report.budget import budget_table
+from nbutils.report.composite import composite_table
+from nbutils.report.diagnostics import (
+    audit_findings,
+    audit_table,
+    calibration_table,
+    proxy_table,
+    sample_table,
+    stability_table,
+)
 from nbutils.report.export import ReportError, export
-from nbutils.report.page import by_study, figure_by_study
+from nbutils.report.log import write_log, write_metrics
+from nbutils.report.method import method
+from nbutils.report.page import by_study, figure_by_study, stacked
 from nbutils.report.tables import cost_table, document_table, headline_table
-from nbutils.report.verdicts import contrasts_changed, period, verdict_table, verdicts
+from nbutils.report.verdicts import contrasts_changed, verdict_table, verdicts
+from nbutils.report.weekly import note, period, since_last, week_of, write_summary
 
 __all__ = [
     "ReportError",
+    "audit_findings",
+    "audit_table",
+    "budget_table",
     "by_study",
+    "calibration_table",
+    "composite_table",
     "contrasts_changed",
     "cost_table",
     "document_table",
@@ -24,8 +42,19 @@ __all__ = [
     "figure_by_study",
     "headline_table",
     "manifest",
+    "method",
+    "note",
     "period",
+    "proxy_table",
+    "sample_table",
     "samples",
+    "since_last",
+    "stability_table",
+    "stacked",
     "verdict_table",
     "verdicts",
+    "week_of",
+    "write_log",
+    "write_metrics",
+    "write_summary",
 ]

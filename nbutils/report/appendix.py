@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 5  # prompts shown
 SAMPLE_CHARACTERS = 400
+SAMPLE_MEASURES = ("repetition", "distinct_2", "similarity")
 SAMPLE_ARMS = 4  # columns that a page can hold
 SHORT = 12  # characters of a hash: enough to find the run again
 PACKAGES = ("python", "torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy", "pandas", "papermill")
@@ -70,7 +72,8 @@ def _named(what: str, names: Sequence[str]) -> list[str]:
 def samples(study: Study) -> HTML:
     """The same prompts continued by every arm, beside the true continuation; of each arm the run with the first seed.
 
-    The prompts are the first that all shown arms share: nobody picked them by hand.
+    A rule picks the prompts, no hand. Where similarity to the true continuation was measured: those that all arms
+    continue most paraphrase-like, close in meaning and with few words of the truth; else the first that all share.
     """
     arms = _sampled_arms(study)
     texts = {arm.label: {s["prompt"]: s for s in arm.runs[0].samples()} for arm in arms}
@@ -80,30 +83,57 @@ def samples(study: Study) -> HTML:
     columns = ["True continuation", *texts]
     head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)
     body = ""
+    likeness = {prompt: [_paraphrase(own[prompt]) for own in texts.values()] for prompt in shared}
+    measured = all(None not in values for values in likeness.values())
+    if measured:
+        shared.sort(key=lambda prompt: -sum(likeness[prompt]))
     for prompt in shared[:SAMPLES]:
         first = next(iter(texts.values()))[prompt]
-        cells = [first["reference"], *(own[prompt]["completion"] for own in texts.values())]
-        row = "".join(f"<td>{html.escape(_shortened(str(cell).strip()))}</td>" for cell in cells)
+        row = f"<td>{_escaped(first['reference'])}</td>"
+        row += "".join(f"<td>{_escaped(own[prompt]['completion'])}{_told(own[prompt])}</td>" for own in texts.values())
         body += f'<tr class="prompt"><th colspan="{len(columns)}">{html.escape(_shortened(str(prompt)))}</th></tr>'
         body += f"<tr>{row}</tr>"
     left_out = sum(bool(arm.runs) for arm in study.arms) - len(arms)
     more = f" {left_out} more arms are not shown." if left_out else ""
-    caption = f"Shaded: the prompt, from the validation split. One run an arm, the one with its first seed.{more}"
+    rule = "closest in meaning to the truth with the fewest of its words" if measured else "the first all arms share"
+    caption = (
+        f"Shaded: the prompt, from the validation split, {rule}. One run an arm, the one with its first seed.{more} "
+        "Repetition: share of word pairs that came before."
+    )
     return HTML(
         f'<div class="table"><table class="samples"><caption>{html.escape(caption)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
+def _escaped(value: object) -> str:
+    return html.escape(_shortened(str(value).strip()))
+
+
+def _told(sample: dict[str, Any]) -> str:
+    """What was measured of a sample, in small print; empty where nothing was."""
+    found = [f"{name.replace('_', '-')} {_share(sample[name])}" for name in SAMPLE_MEASURES if name in sample]
+    return f"<br><small>{html.escape(', '.join(found))}</small>" if found else ""
+
+
+def _share(value: object) -> str:
+    return f"{value:.2f}" if isinstance(value, int | float) else UNKNOWN
+
+
+def _paraphrase(sample: dict[str, Any]) -> float | None:
+    """Similarity in meaning less the share of the truth's words that recur; None where it was not measured."""
+    similarity = sample.get("similarity")
+    if not isinstance(similarity, int | float):
+        return None
+    truth, said = (set(str(sample[name]).lower().split()) for name in ("reference", "completion"))
+    return similarity - len(truth & said) / max(1, len(truth))
+
+
 def _sampled_arms(study: Study) -> list[Arm]:
     """The arms with samples that fit on a page: the control, then those a contrast asks about, then the others."""
-    asked = [study.arm_of(judged.contrast.treatment) for judged in study.judged]
-    order = [study.control, *asked, *study.arms]
-    found = []
-    for arm in order:
-        if arm is not None and arm not in found and arm.runs and arm.runs[0].samples():
-            found.append(arm)
-    return sorted(found[:SAMPLE_ARMS], key=study.arms.index)
+    sampled = tuple(arm for arm in study.arms if arm.runs and arm.runs[0].samples())
+    control = study.control if study.control in sampled else None
+    return list(replace(study, arms=sampled, control=control).foremost(SAMPLE_ARMS).arms)
 
 
 def manifest(evidence: Evidence) -> HTML:

@@ -13,6 +13,8 @@ from matplotlib.figure import Figure
 from nbutils import figures
 from nbutils.studies import Evidence, Study
 
+MOST_ARMS = 8  # as many as there are colours
+
 
 def heading(study: Study) -> str:
     """A third-level heading that names the study."""
@@ -26,9 +28,32 @@ def by_study(evidence: Evidence, show: Callable[[Study], HTML]) -> HTML:
     return HTML("".join(parts) or '<p class="note">Nothing to show yet.</p>')
 
 
-def figure_by_study(evidence: Evidence, draw: Callable[[Study], Figure], name: str, caption: str, folder: Path) -> HTML:
-    """The figure `draw` makes of each study, saved as `<study>-<name>` in `folder`, under one caption."""
-    return by_study(evidence, lambda study: figures.show(draw(study), f"{study.name}-{name}", caption, folder))
+def figure_by_study(
+    evidence: Evidence,
+    draw: Callable[[Study], Figure],
+    name: str,
+    caption: str,
+    folder: Path,
+    whole: bool = False,
+) -> HTML:
+    """The figure `draw` makes of each study, saved as `<study>-<name>` in `folder`, under one caption.
+
+    Of many arms the control and those that contrasts ask about are drawn, unless `whole`: more lines cannot be told
+    apart. The caption says how many are left to the tables.
+    """
+
+    def show(study: Study) -> HTML:
+        shown = study if whole else study.foremost(MOST_ARMS)
+        left = len(study.arms) - len(shown.arms)
+        told = caption + f" {left} more arms are in the tables alone." * bool(left)
+        return figures.show(draw(shown), f"{study.name}-{name}", told, folder)
+
+    return by_study(evidence, show)
+
+
+def stacked(*parts: HTML) -> HTML:
+    """Outputs of one cell, one below the other."""
+    return HTML("\n".join(part.data for part in parts))
 
 
 def code(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Sequence
 
@@ -49,16 +50,21 @@ def _headline_cell(study: Study, arm: Arm, metric: str) -> str:
     lines = [quantity.number(float(np.mean(values))), quantity.interval(*statistics.mean_interval(values))]
     if study.control is None or arm is study.control:
         return "\n".join(lines)
-    judged = study.asked(arm, metric)
+    mark = "" if study.asked(arm, metric) else f" {EXPLORATORY}"
+    difference, interval = difference_lines(study, arm, metric)
+    return "\n".join([*lines, f"Δ {difference}{mark}", interval])
+
+
+def difference_lines(study: Study, arm: Arm, metric: str) -> tuple[str, str]:
+    """An arm's seed-paired difference to the control and its interval: the planned contrast's, or the 95 % one."""
+    judged, quantity = study.asked(arm, metric), measure(metric)
     if judged and judged.verdict.outcome != statistics.NOT_JUDGED:
         difference, low, high = judged.verdict.difference, judged.verdict.low, judged.verdict.high
     else:
         differences = study.differences(arm, metric)
         difference = float(np.mean(differences)) if differences else math.nan
         low, high = statistics.mean_interval(differences)
-    mark = "" if judged else f" {EXPLORATORY}"
-    lines += [f"Δ {quantity.difference(difference)}{mark}", quantity.difference_interval(low, high)]
-    return "\n".join(lines)
+    return quantity.difference(difference), quantity.difference_interval(low, high)
 
 
 def cost_table(study: Study) -> HTML:
@@ -74,6 +80,21 @@ def cost_table(study: Study) -> HTML:
     return table(
         pd.DataFrame(rows), "Mean and 95 % interval over seeds. Training only; evaluation not counted.", marked
     )
+
+
+def measure_table(study: Study, names: Sequence[str], caption: str, absent: str) -> HTML:
+    """Arm by measure, mean with 95 % interval over seeds, of those of `names` that any run reports.
+
+    A name without a split stands for the result on test, or on validation where there is no test. `absent` is shown
+    where nothing was reported.
+    """
+    found = [metric for name in names if (metric := study.final(name) or (name if study.reports(name) else None))]
+    if not found:
+        return HTML(f'<p class="note">{html.escape(absent)}</p>')
+    rows = {"Arm": [arm.label for arm in study.arms], "Seeds": [seeds(arm) for arm in study.arms]}
+    for metric in found:
+        rows[measure(metric).axis] = [_mean_and_interval(arm.results(metric), measure(metric)) for arm in study.arms]
+    return table(pd.DataFrame(rows), caption, [arm is study.control for arm in study.arms])
 
 
 def document_table(study: Study) -> HTML:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import html
 import math
-from datetime import datetime
 
 import pandas as pd
 from IPython.display import HTML
 
 from nbutils import statistics
 from nbutils.measures import UNKNOWN, Measure, measure, p_text, percent
-from nbutils.report.appendix import finished_at
+from nbutils.report.diagnostics import not_applied
 from nbutils.report.page import code, heading, table
 from nbutils.studies import Evidence, Judged, Study
 
@@ -32,22 +31,6 @@ NO_RUNS = """
 <li>or open a study notebook, run it, and set <code>plan</code> to <code>interactive</code> here.</li>
 </ul>
 """
-
-
-def period(evidence: Evidence, week: str = "") -> HTML:
-    """One line: the week of the report (that of the newest run unless given), the plans, and how much has run."""
-    usable = [slot.run for slot in evidence.slots if slot.run and not slot.trouble]
-    ends = sorted(filter(None, map(finished_at, usable)))
-    if not ends:
-        return HTML("")
-    newest = datetime.fromisoformat(ends[-1])
-    year, number, _ = newest.isocalendar()
-    plans = ", ".join(plan.name for plan in evidence.plans)
-    text = (
-        f"Week {week or f'{year}-W{number:02d}'}. {len(usable)} of {len(evidence.slots)} planned runs "
-        f"({plans}), the newest finished on {newest:%Y-%m-%d}."
-    )
-    return HTML(f'<p class="lead">{html.escape(text)}</p>')
 
 
 def contrasts_changed(evidence: Evidence) -> HTML:
@@ -100,6 +83,11 @@ def warnings(evidence: Evidence) -> list[str]:
                     "causes other than the arms. Run the batch again to repeat the outdated ones."
                 )
         found += _learned_nothing(study)
+        if wrong := not_applied(study):
+            found.append(
+                f"{study.name}: the gradient audit says that the objective was not applied in {'; '.join(wrong)}. What "
+                "these arms show is about a mistake in the code, not about their objective."
+            )
     return found
 
 
@@ -170,6 +158,8 @@ def _measured(judged: Judged, study: Study) -> str:
         return ""
     quantity = measure(contrast.metric)
     sides = f"{side_label(contrast.treatment, study)} minus {side_label(contrast.control, study)}"
+    if contrast.control_metric:
+        sides += f" ({measure(contrast.control_metric).label})"
     difference = f"{quantity.difference(verdict.difference)} {quantity.difference_unit}".strip()
     interval = quantity.difference_interval(verdict.low, verdict.high)
     text = (

@@ -1,0 +1,33 @@
+"""The composite rule in the report: which arm is a win, which a trade-off, which neither."""
+
+from __future__ import annotations
+
+import pandas as pd
+from IPython.display import HTML
+
+from nbutils.composite import RULE, composite
+from nbutils.measures import UNKNOWN, measure
+from nbutils.report.page import table
+from nbutils.report.tables import difference_lines
+from nbutils.studies import Study
+
+TUNED = {True: "yes", False: "not shown", None: UNKNOWN}
+
+
+def composite_table(study: Study) -> HTML:
+    """Every arm's outcome under the rule, with the differences it was read from; or what it lacks."""
+    outcomes = composite(study)
+    if not outcomes:
+        return HTML("<p>The rule needs a planned contrast's control, a cross entropy and a cosine proxy.</p>")
+    metrics = [metric for metric in map(study.final, ("ce_loss", "token_acc", "cosine")) if metric]
+    rows = []
+    for outcome in outcomes:
+        row = {"Arm": outcome.arm.label, "Outcome": outcome.result}
+        for metric in metrics:
+            quantity = measure(metric)
+            unit = f"\n({quantity.difference_unit})" if quantity.difference_unit else ""
+            row[f"Δ {quantity.label}{unit}"] = "\n".join(difference_lines(study, outcome.arm, metric))
+        if study.reports(f"{metrics[-1]}_tuned"):
+            row["Above the\ntuned control"] = TUNED[outcome.beats_tuned]
+        rows.append(row | {"Pairs": str(outcome.pairs)})
+    return table(pd.DataFrame(rows), RULE, text=("Arm", "Outcome"))

@@ -1,0 +1,163 @@
+"""Was the objective applied, was training stable, do probabilities mean what they say: what comes before results."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+
+from nbutils.measures import UNKNOWN, measure
+from nbutils.report.page import details, table
+from nbutils.report.tables import measure_table, seeds
+from nbutils.studies import Arm, Study
+
+PROXIES = ("cosine", "cosine_unigram", "cosine_centred", "cosine_tuned", "tuned_temperature")
+CALIBRATION = ("ece", "entropy", "bits_per_byte")
+STABILITY = ("gradient_spikes", "early_gradient_peak", "early_ce_rise", "seconds_per_step")
+SAMPLES = ("samples_repetition", "samples_distinct_2", "samples_similarity", "samples_similarity_shuffled")
+COUNTED = {"unstable_early": "Unstable early", "diverged": "Diverged"}
+APPLIED = 0.02  # relative error of the trained gradient: float32 gives 1e-6, bfloat16 below 1e-2, a wrong term near 1
+SAME_DIRECTION = 0.999  # cosine of two gradients that no optimiser tells apart
+NOT_APPLIED = "Not applied"
+NO_AUDIT = '<p class="note">No run has kept an audit of its gradients.</p>'
+
+
+def proxy_table(study: Study) -> HTML:
+    """The proxy beside what a unigram predictor gets, centred, and at the tuned temperature."""
+    caption = (
+        "Mean and 95 % interval over seeds. The unigram model's value is what token frequencies alone give; centred"
+        "  takes the text's mean embedding away; the tuned temperature was chosen on validation."
+    )
+    return measure_table(study, PROXIES, caption, "No run has reported the proxy.")
+
+
+def calibration_table(study: Study) -> HTML:
+    """Expected calibration error, entropy and bits per byte of every arm."""
+    caption = "Mean and 95 % interval over seeds. Calibration error: mean gap between confidence and accuracy, 15 bins."
+    return measure_table(study, CALIBRATION, caption, "No run has reported its calibration.")
+
+
+def sample_table(study: Study) -> HTML:
+    """What was measured of all samples of every arm: repetition, distinct word pairs, closeness to the truth."""
+    caption = (
+        "Of all samples of a run, mean and 95 % interval over seeds. Similarity to another truth is what any text on "
+        "the same subject gets: only what lies above it is about this continuation."
+    )
+    return measure_table(study, SAMPLES, caption, "No run has measured its samples.")
+
+
+def stability_table(study: Study) -> HTML:
+    """A line for every arm: gradient spikes, early instability, divergence, seconds a step."""
+    names = [name for name in STABILITY if study.reports(name)]
+    counted = [name for name in COUNTED if study.reports(name)]
+    if not names and not counted:
+        return HTML('<p class="note">No run has reported how stable its training was.</p>')
+    rows = []
+    for arm in study.arms:
+        row = {"Arm": arm.label, "Runs": seeds(arm)}
+        for name in counted:
+            values = arm.results(name)
+            row[COUNTED[name]] = f"{sum(value > 0 for value in values)} of {len(values)}" if values else UNKNOWN
+        for name in names:
+            quantity, values = measure(name), arm.results(name)
+            worst = f"{quantity.number(float(np.mean(values)))}\n(worst {quantity.number(max(values))})"
+            row[quantity.axis] = worst if values else UNKNOWN
+        rows.append(row)
+    note = (
+        "Mean over runs, and the worst of them. Unstable early: in the first fifth of the steps a gradient norm above "
+        "5 × its running median, or training cross entropy more than 0.5 nats above its lowest value so far."
+    )
+    return table(pd.DataFrame(rows), note, [arm is study.control for arm in study.arms])
+
+
+def audit_findings(study: Study) -> HTML:
+    """For every arm, whether its objective was applied, and whether it asked for anything cross entropy does not."""
+    rows = [(arm, audit_of(arm)) for arm in study.arms]
+    rows = [(arm, audit) for arm, audit in rows if len(audit)]
+    if not rows:
+        return HTML(NO_AUDIT)
+    frame = pd.DataFrame([{"Arm": arm.label, **finding(audit)} for arm, audit in rows])
+    note = (
+        "The trained gradient against the textbook's, and the objective's direction against cross entropy's, over "
+        "parameters at the start, middle and end of every run; the value shown is the one that says most."
+    )
+    return table(frame, note, text=("Arm", "Finding"))
+
+
+def not_applied(study: Study) -> list[str]:
+    """Labels of the arms whose audit says that they trained on another gradient than their objective's."""
+    audits = [(arm, audit_of(arm)) for arm in study.arms]
+    return [arm.label for arm, audit in audits if len(audit) and finding(audit)["Finding"].startswith(NOT_APPLIED)]
+
+
+def finding(audit: pd.DataFrame) -> dict[str, str]:
+    """One arm's audit in a sentence, with the three numbers behind it. `audit` is audit.csv of its runs."""
+    parameters = audit[audit["space"] == "parameters"]
+    objective = parameters[parameters["term"] == "objective"]
+    error = float(objective["applied_error"].max(skipna=False))  # nan: a gradient that is none or not finite
+    alike, share = float(objective["cosine_to_ce"].min()), soft_share(parameters)
+    if not np.isfinite(error):
+        told = "Cannot be told: a gradient is not finite."
+    elif error > APPLIED:
+        told = f"{NOT_APPLIED}: the gradient trained on is not that of the stated objective."
+    elif share == 0:
+        told = "Applied: plain cross entropy, no other term."
+    elif alike >= SAME_DIRECTION:
+        told = "Applied, but it asks for nothing else: its gradient points where cross entropy's points."
+    else:
+        told = "Applied, and it pulls elsewhere than cross entropy: where results are equal, it did nothing."
+    return {
+        "Finding": told,
+        "Error of the\ntrained gradient": f"{error:.1e}",
+        "Cosine to cross\nentropy's gradient": UNKNOWN if np.isnan(alike) else f"{alike:.4f}",
+        "Share of the\nsoft term": f"{100 * share:.1f} %",
+    }
+
+
+def soft_share(parameters: pd.DataFrame) -> float:
+    """The largest share of terms other than cross entropy in the weighted gradient norms, at any audited step."""
+    terms = parameters[parameters["term"] != "objective"]
+    pull = (terms["weight"] * terms["norm"]).abs()
+    soft = pull.where(terms["term"] != "ce", 0.0).groupby([terms["run"], terms["step"]]).sum()
+    total = pull.groupby([terms["run"], terms["step"]]).sum()
+    share = (soft / total.where(total > 0)).max()
+    return float(share) if np.isfinite(share) else 0.0
+
+
+def audit_table(study: Study) -> HTML:
+    """Every audited step of every arm, term by term: mean over runs."""
+    rows = []
+    for arm in study.arms:
+        audit = audit_of(arm)
+        if not len(audit):
+            continue
+        for (space, progress, term), own in audit.groupby(["space", "progress", "term"], sort=True):
+            numbers = own[["weight", "norm", "cosine_to_ce", "cosine_to_objective", "applied_error"]].mean()
+            rows.append(
+                {
+                    "Arm": arm.label,
+                    "Space": space,
+                    "Progress": f"{progress:.0%}",
+                    "Term": term,
+                    "Weight": _number(numbers["weight"], ".3g"),
+                    "Norm": _number(numbers["norm"], ".4g"),
+                    "Cosine to\ncross entropy": _number(numbers["cosine_to_ce"], ".4f"),
+                    "Cosine to\nobjective": _number(numbers["cosine_to_objective"], ".4f"),
+                    "Error of the\ntrained gradient": _number(numbers["applied_error"], ".1e"),
+                }
+            )
+    if not rows:
+        return HTML(NO_AUDIT)
+    all_steps = table(pd.DataFrame(rows), "Means over the runs of an arm.", text=("Arm", "Space", "Term"))
+    return HTML(details("Every audited step, term by term", all_steps.data))
+
+
+def audit_of(arm: Arm) -> pd.DataFrame:
+    """audit.csv of all runs of an arm, with the column run; empty where none has one."""
+    frames = [run.audit().assign(run=run.variant) for run in arm.runs]
+    frames = [frame for frame in frames if len(frame)]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _number(value: float, spec: str) -> str:
+    return format(value, spec) if np.isfinite(value) else UNKNOWN

@@ -1,0 +1,214 @@
+"""The results log for people, `results.md` beside the report, and for programs, `metrics.json` beside the runs.
+
+    write_log(evidence, Path("reports"))     # reports/results.md
+    write_metrics(evidence)                  # runs/<plan>/metrics.json, one a plan
+
+Both hold only what the runs left behind: the same runs give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nbutils import statistics
+from nbutils.composite import NEITHER, TRADE_OFF, UNDECIDED, WIN, composite
+from nbutils.files import atomic_write, write_json
+from nbutils.measures import UNKNOWN, Measure, measure
+from nbutils.report.export import visible
+from nbutils.report.weekly import summary
+from nbutils.studies import Arm, Evidence, PlanEvidence, Slot, Study
+
+LOG = "results.md"
+METRICS = "metrics.json"
+SPLITS = {"Eval": "eval_", "Test": "test_"}
+COMPARED = ("perplexity", "ce_loss", "token_acc", "cosine")
+NO_CONTRAST = "Nothing to conclude: no contrast was planned. Next: write the question down, then run."
+CONCLUSIONS = {
+    WIN: "Pursue: an arm is a win under the study's rule. Next: the same contrasts with a larger model or other data.",
+    TRADE_OFF: "Pursue only where the proxy counts more than the perplexity given up for it. Next: smaller weights.",
+    UNDECIDED: "Not decided. Next: more seeds for the open contrasts, before any other arm.",
+    NEITHER: "Do not pursue these settings: no arm is a win or a trade-off. Next: another target, or none.",
+}
+MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$!])")
+
+
+def write_log(evidence: Evidence, folder: Path) -> Path:
+    """Write results.md in `folder`; returns its path."""
+    atomic_write(folder / LOG, results_log(evidence))
+    return folder / LOG
+
+
+def write_metrics(evidence: Evidence) -> list[Path]:
+    """Write metrics.json into the folder of every plan that has runs; returns the paths."""
+    paths = []
+    for plan in evidence.plans:
+        folder = evidence.folder / plan.name
+        if folder.is_dir():
+            write_json(folder / METRICS, plan_metrics(evidence, plan))
+            paths.append(folder / METRICS)
+    return paths
+
+
+def plan_metrics(evidence: Evidence, plan: PlanEvidence) -> dict[str, Any]:
+    """A plan's numbers, ready for JSON: results by run, means by arm, verdicts, and the rule's outcomes."""
+    told = summary(Evidence(evidence.folder, (plan,)), "")
+    usable = {slot.variant: slot.run for slot in plan.slots if slot.run and not slot.trouble}
+    return {
+        "plan": plan.name,
+        "runs": {name: {"matrix": run.matrix, "result": run.result} for name, run in usable.items()},
+        "missing": {slot.variant: slot.trouble for slot in plan.slots if slot.trouble},
+        "arms": told["arms"],
+        "verdicts": told["verdicts"],
+        "composite": {study.name: {each.arm.label: each.result for each in composite(study)} for study in plan.studies},
+    }
+
+
+def results_log(evidence: Evidence) -> str:
+    """The whole log as markdown: a section a run, then for each study the comparisons, observations, a conclusion."""
+    parts = ["# Results", "", "Written by `python -m nbutils report` from the run folders; do not edit.", ""]
+    for plan in evidence.plans:
+        for study in plan.studies:
+            for slot in study.slots:
+                if slot.run and not slot.trouble:
+                    parts += _run_section(plan, slot)
+            parts += [*_comparison(study), *_observations(study), *_conclusion(study)]
+    if len(parts) == 4:
+        parts.append("There are no finished runs yet.")
+    return visible("\n".join(parts).rstrip() + "\n")
+
+
+def text(value: object) -> str:
+    """`value` for a line of markdown: no line breaks, nothing that markdown or HTML would act on."""
+    return MARKDOWN.sub(r"\\\1", " ".join(str(value).split()))
+
+
+def _run_section(plan: PlanEvidence, slot: Slot) -> list[str]:
+    """One run, in the form the study has kept its runs from the start."""
+    run, card = slot.run, slot.run.data_card()
+    config, params, result = card.get("config", {}), run.params, run.result
+    dataset = " / ".join(text(config[name]) for name in ("dataset_name", "dataset_config_name") if config.get(name))
+    field = f" (field: {text(config['text_field'])})" if config.get("text_field") else ""
+    top_k = params.get("cos_topk") or "None"
+    batch = "/".join(_value(params, f"per_device_{which}_batch_size") for which in ("train", "eval"))
+    lines = [
+        f"## Run: {text(f'runs/{plan.name}/{run.variant}')}",
+        f"- Model: {_value(params, 'model_name')}",
+        f"- Dataset: {dataset or text(card.get('dataset_name', UNKNOWN))}{field}",
+        f"- Block size: {text(card.get('block_size', UNKNOWN))} | Alpha: {_value(params, 'alpha')} | "
+        f"Temp: {_value(params, 'temperature')} | TopK: {top_k}",
+        f"- Train steps: {result.get('steps', UNKNOWN)} | Epochs: {_value(params, 'num_train_epochs')} | "
+        f"LR: {_value(params, 'learning_rate')} | BS train/eval: {batch}",
+        f"- Seed: {_value(params, 'seed')}",
+    ]
+    if card.get("fallback_taken"):
+        lines.append(f"- Another data set than planned: {text(card['fallback_taken'])}")
+    for title, prefix in SPLITS.items():
+        numbers = {name: _plain(value) for name, value in result.items() if name.startswith(prefix)}
+        lines.append(f"- {title} metrics: {json.dumps(numbers)}")
+    return [*lines, ""]
+
+
+def _value(params: dict[str, Any], name: str) -> str:
+    return text(params.get(name, UNKNOWN))
+
+
+def _plain(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _comparison(study: Study) -> list[str]:
+    """Each arm against the control: means, seed-paired differences, and a takeaway from the intervals alone."""
+    lines = []
+    for arm in study.arms:
+        if study.control is None or arm is study.control or not arm.runs:
+            continue
+        lines.append(f"## {text(study.name)}: {text(arm.label)} against {text(study.control.label)}")
+        for metric in (f"{prefix}{name}" for prefix in ("eval_", "test_") for name in COMPARED):
+            if arm.results(metric) and study.control.results(metric):
+                lines.append(_compared(study, arm, metric))
+        lines += [f"- Takeaway: {_takeaway(study, arm)}", ""]
+    return lines
+
+
+def _compared(study: Study, arm: Arm, metric: str) -> str:
+    """Both means and the difference with its 95 % interval."""
+    quantity = measure(metric)
+    ours, theirs = float(np.mean(arm.results(metric))), float(np.mean(study.control.results(metric)))
+    differences = study.differences(arm, metric)
+    interval = quantity.difference_interval(*statistics.mean_interval(differences))
+    paired = float(np.mean(differences)) if differences else math.nan
+    return (
+        f"- {quantity.axis}: control {quantity.number(theirs)}, arm {quantity.number(ours)} "
+        f"(Δ = {quantity.difference(paired)}, 95 % {interval}, {len(differences)} seed pairs)"
+    )
+
+
+def _takeaway(study: Study, arm: Arm) -> str:
+    """What the seed-paired intervals support, and no more."""
+    result = next((each.result for each in composite(study) if each.arm is arm), None)
+    metric = study.final("ce_loss")
+    differences = study.differences(arm, metric) if metric else []
+    if len(differences) < 2:
+        return f"{len(differences)} seed pairs support no statement on a difference; an interval needs 2."
+    low, high = statistics.mean_interval(differences)
+    quantity = measure(metric)
+    if low > 0 or high < 0:
+        told = f"{quantity.label} is {'higher' if low > 0 else 'lower'} in this arm"
+    else:
+        detectable = statistics.minimum_detectable_effect(differences)
+        told = f"no difference in {quantity.label} was seen; {_with_unit(quantity, detectable)} would have been"
+    rule = f"; under the study's rule: {result}" if result else ""
+    planned = "" if study.asked(arm, metric) else " (exploratory)"
+    return f"{told[0].upper()}{told[1:]}{planned}{rule}."
+
+
+def _with_unit(quantity: Measure, value: float) -> str:
+    return f"{quantity.number(value)} {quantity.difference_unit}".rstrip()
+
+
+def _observations(study: Study) -> list[str]:
+    """A line for each planned contrast: the verdict and the numbers it was read from."""
+    return [f"## {text(study.name)}: Observations", *_observed(study), ""]
+
+
+def _observed(study: Study) -> Iterator[str]:
+    if not study.judged:
+        yield "- No contrast was planned, so every difference is exploratory."
+    for judged in study.judged:
+        verdict, quantity = judged.verdict, measure(judged.contrast.metric)
+        numbers = f" {verdict.note}"
+        if verdict.outcome != statistics.NOT_JUDGED:
+            interval = quantity.difference_interval(verdict.low, verdict.high)
+            numbers = (
+                f" {quantity.label}, Δ = {quantity.difference(verdict.difference)} {interval}, {verdict.pairs} seed "
+                f"pairs, detectable {_with_unit(quantity, verdict.minimum_detectable)}."
+            )
+        primary = " (primary)" * judged.contrast.primary
+        yield f"- {verdict.outcome.capitalize()}{primary}: {text(judged.contrast.question)}{numbers}"
+
+
+def _conclusion(study: Study) -> list[str]:
+    """Pursue or not, and what next: the rule's best outcome among the arms asked about, if the primary contrast holds.
+
+    Where the primary contrast could not be seen nothing is decided; where it is refuted an arm cannot be called a win.
+    """
+    title = f"## {text(study.name)}: Conclusion"
+    if not study.judged:
+        return [title, f"- {NO_CONTRAST}", ""]
+    asked = [study.arm_of(judged.contrast.treatment) for judged in study.judged]
+    results = {each.result for each in composite(study) if each.arm in asked}
+    best = next((result for result in (WIN, TRADE_OFF, UNDECIDED, NEITHER) if result in results), UNDECIDED)
+    primary = next((judged.verdict.outcome for judged in study.judged if judged.contrast.primary), None)
+    if primary in (statistics.NOT_SEEN, statistics.NOT_JUDGED):
+        best = UNDECIDED
+    elif primary == statistics.NOT_SUPPORTED and best == WIN:
+        best = TRADE_OFF
+    told = f" The primary contrast: {primary}." if primary else ""
+    return [title, f"- {CONCLUSIONS[best]}{told}", ""]

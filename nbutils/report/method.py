@@ -1,0 +1,112 @@
+"""How the numbers were made: formulas, the way of the data, and the architecture of each model."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+import pandas as pd
+from IPython.display import HTML
+
+from nbutils.measures import UNKNOWN
+from nbutils.report.page import table
+from nbutils.studies import Evidence
+
+# Formulas in plain HTML: a report runs no script, and MathJax is one.
+COSINE_FORMULAS = (
+    ("Objective", "L = (1 − α) CE + α C; with a ramp, α grows linearly from 0 over the first steps"),
+    ("Cross entropy", "CE = mean over tokens of −log p<sub>y</sub>, with p = softmax(z), in nats"),
+    ("Expected embedding", "μ = Σ<sub>j</sub> p<sub>T,j</sub> E<sub>j</sub>, with p<sub>T</sub> = softmax(z / T); "
+     "with top-k, over the k most probable tokens; E is the input embedding"),
+    ("Cosine term", "C = mean over tokens of 1 − cos(μ, E<sub>y</sub>)"),
+)  # fmt: skip
+MEASURE_FORMULAS = (
+    ("Perplexity", "exp(CE)"),
+    ("Bits per byte", "Σ CE / (ln 2 × bytes of the scored tokens)"),
+    ("Cosine proxy", "mean of cos(μ, E<sub>y</sub>) at T = 1; centred: the mean embedding of the text is taken away "
+     "from both first; tuned: at the T that is best on validation, judged on test"),
+    ("Calibration error", "Σ<sub>b</sub> (n<sub>b</sub> / n) |accuracy<sub>b</sub> − confidence<sub>b</sub>| over 15 "
+     "bins b of the top probability"),
+    ("Differences", "d<sub>s</sub> = treatment − control for every seed s; interval: mean(d) ± "
+     "t<sub>n−1, 1−a/2</sub> · sd(d) / √n, with a = 0.05 for the primary contrast and Holm's level for the others"),
+)  # fmt: skip
+UNITS = ("documents", "tokens", "bytes", "blocks")
+# Names of one thing in the configurations of several families.
+ARCHITECTURE = {
+    "Family": ("model_type",),
+    "Layers": ("n_layer", "num_hidden_layers"),
+    "Width": ("n_embd", "hidden_size"),
+    "Heads": ("n_head", "num_attention_heads"),
+    "Key/value heads": ("num_key_value_heads",),
+    "Inner width": ("n_inner", "intermediate_size"),
+    "Positions": ("n_positions", "max_position_embeddings"),
+    "Vocabulary": ("vocab_size",),
+    "Tied embeddings": ("tie_word_embeddings",),
+}
+
+
+def method(evidence: Evidence) -> HTML:
+    """Formulas, data and models behind all runs of a report."""
+    runs = [slot.run for slot in evidence.slots if slot.run]
+    formulas = COSINE_FORMULAS * any("alpha" in run.params for run in runs) + MEASURE_FORMULAS
+    items = "".join(f"<dt>{name}</dt><dd>{formula}</dd>" for name, formula in formulas)
+    return HTML(f"<dl>{items}</dl>{_data(evidence)}{_models(evidence)}")
+
+
+def _data(evidence: Evidence) -> str:
+    """What became of the documents of each data set that any run read."""
+    cards: dict[str, dict[str, Any]] = {}
+    for slot in evidence.slots:
+        card = slot.run.data_card() if slot.run else {}
+        if card:
+            cards.setdefault(str(card.get("fingerprint")), card)
+    return "".join(map(_card, cards.values())) or '<p class="note">No data card lies beside the runs.</p>'
+
+
+def _card(card: dict[str, Any]) -> str:
+    """One data card: a paragraph and a table of the splits."""
+    way = " → ".join(f"{stage.get('stage')} {stage.get('documents', 0):,}" for stage in card.get("stages", []))
+    text = (
+        f"Data: {card.get('dataset_name', UNKNOWN)}. Documents: {way or UNKNOWN}; then tokenised with "
+        f"{card.get('vocab_size', 0):,} tokens and packed into blocks of {card.get('block_size', UNKNOWN)}. "
+        f"{card.get('seen_by_base_model') or ''}"
+    )
+    rows = []
+    for split, counts in card.get("splits", {}).items():
+        leaked = card.get("leakage", {}).get(split, {}).get("ngram_share")
+        unigram = card.get("unigram_ce", {}).get(split)
+        rows.append(
+            {
+                "Split": split,
+                **{unit.capitalize(): f"{counts.get(unit, 0):,}" for unit in UNITS},
+                "13-word runs also in train": UNKNOWN if leaked is None else f"{100 * leaked:.2f} %",
+                "Unigram cross entropy\n(nats per token)": UNKNOWN if unigram is None else f"{unigram:.4f}",
+            }
+        )
+    return f"<p>{html.escape(text)}</p>" + (table(pd.DataFrame(rows), "The splits.").data if rows else "")
+
+
+def _models(evidence: Evidence) -> str:
+    """The architecture of each model, once for all runs that share it."""
+    rows: dict[str, dict[str, str]] = {}
+    for study in evidence.studies:
+        for run in study.runs:
+            config = run.model_config()
+            if config:
+                row = {"Model": str(run.params.get("model_name", study.stage))}
+                row |= {name: _first(config, keys) for name, keys in ARCHITECTURE.items()}
+                row["Parameters"] = f"{run.result['parameters']:,.0f}" if "parameters" in run.result else UNKNOWN
+                rows.setdefault(str(row), row)
+    if not rows:
+        return '<p class="note">No trained model lies beside the runs.</p>'
+    frame = pd.DataFrame(list(rows.values()))
+    empty = [name for name in frame.columns if (frame[name] == UNKNOWN).all()]
+    return table(frame.drop(columns=empty), "From config.json of the trained models.", text=("Model", "Family")).data
+
+
+def _first(config: dict[str, Any], keys: tuple[str, ...]) -> str:
+    """The first of `keys` that the configuration gives a value, as text."""
+    value = next((config[key] for key in keys if config.get(key) is not None), UNKNOWN)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,139 @@
+"""Method, audit, stability, calibration and budget in the report, with everything there and with nothing.
+
+python -m pytest tests/test_report_sections.py
+"""
+
+from __future__ import annotations
+
+import re
+
+import pandas as pd
+import pytest
+from page_structure import Structure, text_of
+from synthetic_runs import FULL_CARD, audit_rows, write_full
+
+from nbutils import figures, report
+from nbutils.report.diagnostics import finding, soft_share
+from nbutils.report.export import clean
+from nbutils.studies import Evidence, gather
+
+BY_STUDY = [
+    report.audit_findings,
+    report.audit_table,
+    report.stability_table,
+    report.calibration_table,
+    report.proxy_table,
+    report.sample_table,
+    report.budget_table,
+    report.composite_table,
+    report.samples,
+]
+FIGURES = [figures.heat_map, figures.gradient_audit, figures.reliability]
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    card = FULL_CARD | {"seen_by_base_model": "<script>seen</script>"}
+    runs, file = write_full(tmp_path_factory.mktemp("full"), card)
+    return gather(runs, str(file))
+
+
+def told(rows: list[dict], **changes: float) -> str:
+    audit = pd.DataFrame([row | {"run": "a"} for row in rows])
+    for name, value in changes.items():
+        audit.loc[(audit["term"] == "objective") & (audit["space"] == "parameters"), name] = value
+    return finding(audit)["Finding"]
+
+
+def test_did_nothing_and_was_not_applied_are_told_apart():
+    assert told(audit_rows(0.5)).startswith("Applied, and it pulls elsewhere")
+    assert told(audit_rows(0.5, error=0.9)).startswith("Not applied")
+    assert told(audit_rows(0.5, alike=0.9999)).startswith("Applied, but it asks for nothing else")
+    assert told(audit_rows(0.0)).startswith("Applied: plain cross entropy")
+    assert told(audit_rows(0.5), applied_error=float("nan")).startswith("Cannot be told")
+    assert told(audit_rows(0.5, error=0.005)).startswith("Applied")  # bfloat16's rounding
+
+
+def test_an_objective_that_was_not_applied_is_a_warning_at_the_headline(tmp_path):
+    runs, file = write_full(tmp_path)
+    assert "gradient audit" not in text_of(report.verdicts(gather(runs, str(file))))
+    run = runs / "full" / "cosine-alpha0.5-temperature0.7-num_train_epochs1.0-seed2"
+    pd.DataFrame(audit_rows(0.5, error=0.8)).to_csv(run / "audit.csv", index=False)
+    text = text_of(report.verdicts(gather(runs, str(file))))
+    assert "objective was not applied in alpha 0.5, temperature 0.7." in text
+
+
+def test_one_bad_step_of_one_run_is_enough():
+    rows = [row | {"run": "a"} for row in audit_rows(0.5)] + [row | {"run": "b"} for row in audit_rows(0.5)]
+    rows[-1]["applied_error"] = 0.5
+    assert finding(pd.DataFrame(rows))["Finding"].startswith("Not applied")
+
+
+def test_the_soft_share_is_the_weighted_norms():
+    parameters = pd.DataFrame([row | {"run": "a"} for row in audit_rows(0.5)]).query("space == 'parameters'")
+    assert soft_share(parameters) == pytest.approx(0.5 * 0.5 / (0.5 * 2.0 + 0.5 * 0.5))
+
+
+def test_stability_counts_runs_and_names_the_worst(full):
+    text = text_of(report.stability_table(full.studies[0]))
+    assert "alpha 1.033 of 30 of 3" in text.replace("alpha 1.0, ", "") and "(worst 7.40)" in text
+
+
+def test_equal_tokens_and_equal_time_name_their_controls(full):
+    (study,) = full.studies
+    text = text_of(report.budget_table(study))
+    assert "Equal time is judged against alpha 0.0, num_train_epochs 1.45" in text and "(× 1.45)" in text
+    arm, longer = study.arms[2], study.arms[1]
+    theirs = longer.by_seed("test_ce_loss")
+    gap = sum(value - theirs[seed] for seed, value in arm.by_seed("test_ce_loss").items()) / 3
+    assert f"{gap:+.4f}".replace("-", "−") in text
+
+
+def test_the_method_has_formulas_data_and_models_and_no_script(full):
+    html = report.method(full)
+    text = text_of(html)
+    for needed in ("(1 − α) CE + α C", "read 6,500 → split 6,000", "Layers", "768", "<script>seen</script>"):
+        assert needed in text
+    assert "<script>" not in html.data and text.count("HuggingFaceFW") == 1
+    assert Structure(clean(html.data)).tags == Structure(html.data).tags
+
+
+def test_samples_are_picked_by_closeness_in_meaning_where_it_was_measured(full, toy_evidence):
+    text = text_of(report.samples(full.studies[0]))
+    prompts = re.findall(r"The function number (\d)", text)
+    assert prompts == ["6", "5", "4", "3", "2"] and "closest in meaning" in text and "repetition 0.60" in text
+    assert "the first all arms share" in text_of(report.samples(toy_evidence.studies[0]))
+
+
+def test_the_heat_map_shows_paired_differences(full):
+    (study,) = full.studies
+    left, right = figures.heat_map(study).axes
+    shown = [text.get_text() for text in left.texts]
+    mean = sum(study.differences(study.arms[2], "test_ce_loss")) / 3
+    assert len(shown) == 9 and f"{mean:+.4f}".replace("-", "−") in shown and shown[:3] == ["0.0000"] * 3
+    assert "cosine" in right.get_title(loc="left")
+
+
+def test_reliability_lies_where_the_sums_say(full):
+    left, right = figures.reliability(full.studies[0]).axes
+    curve = left.lines[1].get_xydata()  # the first is the diagonal
+    assert curve[0] == pytest.approx([0.5 / 15, 0.5 / 15 * 0.97]) and len(curve) == 15
+    assert sum(right.lines[0].get_ydata()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("show", BY_STUDY)
+def test_what_is_not_there_is_said_and_what_is_there_survives_cleaning(show, full, toy_evidence):
+    assert text_of(show(toy_evidence.studies[0]))
+    html = show(full.studies[0]).data
+    assert Structure(clean(html)).tags == Structure(html).tags and "nan" not in text_of(show(full.studies[0])).split()
+
+
+@pytest.mark.parametrize("draw", FIGURES)
+def test_figures_without_data_say_so(draw, toy_evidence, full):
+    assert draw(toy_evidence.studies[0]).axes[0].texts
+    assert len(draw(full.studies[0]).axes) == 2
+
+
+def test_no_runs_at_all(tmp_path):
+    empty = Evidence(tmp_path)
+    assert "No data card" in text_of(report.method(empty)) and "No trained model" in text_of(report.method(empty))

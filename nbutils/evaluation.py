@@ -133,7 +133,7 @@ def evaluate_run(
             continue
         result = evaluate(model, data.blocks[split], batch_size, bytes_of_tokens=lengths)
         metrics |= result.metrics(prefix)
-        metrics[f"{prefix}_cosine_tuned"] = proxy_at(model, data.blocks[split], batch_size, [temperature])[temperature]
+        metrics[f"{prefix}_cosine_tuned"] = proxy_at(model, data.blocks[split], batch_size, temperature)
         documents.append(result.per_document[result.per_document["tokens"] > 0].assign(split=split))
         calibration.append(result.calibration.assign(split=split))
     metrics["evaluation_seconds"] = time.perf_counter() - start
@@ -146,19 +146,14 @@ def tune_temperature(model: ObjectiveModel, blocks: Dataset, batch_size: int) ->
     A sharper or flatter softmax moves the proxy with no training at all; a gain must beat the control at its best.
     """
     some = blocks.select(range(min(len(blocks), TUNING_BLOCKS)))
-    values = proxy_at(model, some, batch_size, TEMPERATURES)
-    return max(values, key=values.get)
+    return max(TEMPERATURES, key=lambda temperature: proxy_at(model, some, batch_size, temperature))
 
 
-def proxy_at(model: ObjectiveModel, blocks: Dataset, batch_size: int, temperatures) -> dict[float, float]:
-    """The mean cosine proxy over all scored tokens at each temperature."""
-    measures = {str(temperature): CosineProxy(temperature=temperature) for temperature in temperatures}
-    sums, count = dict.fromkeys(temperatures, 0.0), 0
-    for _, _, values in _scored(model, blocks, batch_size, measures):
-        for temperature in temperatures:
-            sums[temperature] += values[str(temperature)].double().sum().item()
-        count += values[str(temperatures[0])].numel()
-    return {temperature: total / count for temperature, total in sums.items()}
+def proxy_at(model: ObjectiveModel, blocks: Dataset, batch_size: int, temperature: float) -> float:
+    """The mean cosine proxy over all scored tokens at a softmax temperature."""
+    measures = {"proxy": CosineProxy(temperature=temperature)}
+    values = [scored["proxy"] for _, _, scored in _scored(model, blocks, batch_size, measures)]
+    return torch.cat(values).double().mean().item()
 
 
 def expected_calibration_error(calibration: pd.DataFrame) -> float:

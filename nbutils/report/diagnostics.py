@@ -25,8 +25,8 @@ NO_AUDIT = '<p class="note">No run has kept an audit of its gradients.</p>'
 def proxy_table(study: Study) -> HTML:
     """The proxy beside what a unigram predictor gets, centred, and at the tuned temperature."""
     caption = (
-        "Mean and 95 % interval over seeds. The unigram model's value is what token frequencies alone give; centred"
-        "  takes the text's mean embedding away; the tuned temperature was chosen on validation."
+        "Mean and 95 % interval over seeds. The unigram model's value is what token frequencies alone give; centred "
+        "takes the text's mean embedding away; the tuned temperature was chosen on validation."
     )
     return measure_table(study, PROXIES, caption, "No run has reported the proxy.")
 

@@ -10,11 +10,11 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from nbutils.errors import PlanError, did_you_mean
+from nbutils.files import now, read_json, write_json
 
 CHOICES = {"better": ("lower", "higher"), "claim": ("better", "no worse")}
 USED_FILE = "contrasts.json"  # in the plan's folder: what the contrasts were, and since when
@@ -69,13 +69,10 @@ def contrasts_sha256(contrasts: Iterable[Comparison]) -> str:
 
 def record_contrasts(contrasts: Iterable[Comparison], folder: Path) -> None:
     """Note in plan folder `folder` that these contrasts are in use from now on, if they were not the last in use."""
-    from nbutils.runs import write_json
-
     used = _used(folder)
     digest = contrasts_sha256(contrasts)
     if not used or used[-1]["sha256"] != digest:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(folder / USED_FILE, [*used, {"sha256": digest, "first_used": now}])
+        write_json(folder / USED_FILE, [*used, {"sha256": digest, "first_used": now()}])
 
 
 def contrasts_changed(folder: Path) -> bool:
@@ -86,7 +83,7 @@ def contrasts_changed(folder: Path) -> bool:
 
 def _used(folder: Path) -> list[dict[str, str]]:
     path = folder / USED_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return read_json(path) if path.is_file() else []
 
 
 def check_criterion(where: str, given: Mapping[str, Any]) -> None:

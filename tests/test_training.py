@@ -15,9 +15,9 @@ from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, set_seed
 
-from nbutils.errors import RunError
+from nbutils.errors import ModelError
 from nbutils.evaluation import evaluate
-from nbutils.launching import launch
+from nbutils.launching import RankFailed, launch
 from nbutils.models import build_config
 from nbutils.objectives import ObjectiveModel, cosine_mixing
 from nbutils.training import ObjectiveTrainer, TrainingConfig
@@ -163,15 +163,15 @@ def test_evaluation_equals_the_textbook_per_document(batch_size):
 @dataclass(frozen=True)
 class RankJob:
     folder: Path
-    fail: bool = False
+    error: Exception | None = None
 
 
 def train_in_rank(job):
     trainer = trained(config(job.folder, per_device_train_batch_size=4, max_steps=1, eval_steps=1))
     rank = trainer.args.process_index
     torch.save(weights(trainer), job.folder / f"weights{rank}.pt")
-    if job.fail and rank == 1:
-        raise ValueError("rank one has had enough")
+    if job.error and rank == 1:
+        raise job.error
     return rank
 
 
@@ -188,6 +188,13 @@ def test_two_ranks_agree_after_a_step_and_with_one_rank_on_the_same_batch(tmp_pa
 
 
 @pytest.mark.slow
-def test_the_rank_that_failed_first_is_named(tmp_path):
-    with pytest.raises(RunError, match="Rank 1 failed first: ValueError: rank one has had enough"):
-        launch(train_in_rank, RankJob(tmp_path, fail=True), processes=2, log_folder=tmp_path)
+@pytest.mark.parametrize(
+    "error, raised, message",
+    [
+        (ValueError("had enough"), RankFailed, "Rank 1 failed first: ValueError: had enough"),
+        (ModelError("no such model"), ModelError, "^no such model$"),
+    ],
+)
+def test_the_rank_that_failed_first_is_named_and_a_users_mistake_stays_one(tmp_path, error, raised, message):
+    with pytest.raises(raised, match=message):
+        launch(train_in_rank, RankJob(tmp_path, error), processes=2, log_folder=tmp_path)

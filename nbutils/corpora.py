@@ -63,7 +63,10 @@ def check_corpus(dataset_name: str, data_files: str = "") -> list[Path]:
     """
     if dataset_name not in SOURCES:
         raise CorpusError(f"dataset_name {dataset_name!r} is not a known corpus. {did_you_mean(dataset_name, SOURCES)}")
-    return SOURCES[dataset_name].find(data_files)
+    files = SOURCES[dataset_name].find(data_files)
+    if data_files and not any(file.stat().st_size for file in files):
+        raise _no_text(dataset_name, files)
+    return files
 
 
 def read_corpus(dataset_name: str, data_files: str = "", max_documents: int = 0) -> list[Document]:
@@ -76,11 +79,15 @@ def read_corpus(dataset_name: str, data_files: str = "", max_documents: int = 0)
     files = check_corpus(dataset_name, data_files)
     documents = list(_capped(SOURCES[dataset_name].read(files), max_documents))
     if not any(document.text.strip() for document in documents):
-        raise CorpusError(
-            f"The corpus {dataset_name!r} has no text: {_listed(files)} {'is' if len(files) == 1 else 'are'} empty. "
-            "Point data_files at files that hold text."
-        )
+        raise _no_text(dataset_name, files)
     return documents
+
+
+def _no_text(dataset_name: str, files: list[Path]) -> CorpusError:
+    return CorpusError(
+        f"The corpus {dataset_name!r} has no text: {_listed(files)} {'is' if len(files) == 1 else 'are'} empty. "
+        "Point data_files at files that hold text."
+    )
 
 
 def read_text(path: Path) -> str:

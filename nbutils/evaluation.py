@@ -38,7 +38,7 @@ class Evaluation:
         loss (the objective), ce_loss (nats), perplexity, token_acc; cosine of mu and the gold embedding, the same
         centred, and the cosine that a unigram predictor would get.
         """
-        totals = self.per_document.sum()
+        totals = self.per_document.sum(skipna=False)  # a model that diverged has no perplexity, not a perfect one
         mean = {name: float(totals[name] / totals["tokens"]) for name in self.per_document.columns[2:]}
         loss = sum(weight * mean[_column(name)] for name, weight in self.weights.items())
         further = {f"{prefix}_{name}_loss": mean[_column(name)] for name in self.weights if name != "ce"}

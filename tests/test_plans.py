@@ -9,7 +9,6 @@ import pytest
 import yaml
 from tiny_notebooks import write_notebook, write_plan
 
-from nbutils.contrasts import contrasts_changed, record_contrasts
 from nbutils.errors import ParameterError, PlanError
 from nbutils.notebooks import find_notebook
 from nbutils.plans import LONGEST_NAME, SLUG, find_plan, load_plan, variant_name
@@ -278,17 +277,3 @@ def test_plans_and_notebooks_are_found_by_name_and_by_path(here, plan, monkeypat
 def test_an_unknown_variant_gets_the_nearest(plan):
     with pytest.raises(PlanError, match=r"no variant 'cosine-alpha0.5-seed1'. Did you mean 'cosine-alpha0.5-seed1"):
         plan.variant("cosine-alpha0.5-seed1")
-
-
-def test_contrasts_changed_after_the_first_run_are_noticed(here, plan, tmp_path):
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    assert not contrasts_changed(folder)
-    record_contrasts(plan.comparisons, folder)
-    record_contrasts(plan.comparisons, folder)
-    assert not contrasts_changed(folder)
-    other = load_plan(changed(here, "contrasts.0.smallest_effect", 0.5))
-    record_contrasts(other.comparisons, folder)
-    assert contrasts_changed(folder)
-    record_contrasts(plan.comparisons, folder)  # back to what was written before the first run
-    assert not contrasts_changed(folder)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nbutils.objectives.head import Chunk, Gradients, Term, add_matrix_product, matrix_product
 
-SMALLEST_NORM = 1e-12  # an embedding of exactly zero has no direction; it gets cosine 0 and no gradient
+SMALLEST_NORM = 1e-8  # below it a vector has no direction: cosine 0 and no gradient (a padded vocabulary has such rows)
 GATHER_BYTES = 8 * 2**20  # embeddings gathered at once for top-k: a few rows, never (positions, k, width)
 
 
@@ -94,7 +94,8 @@ def _mean_embedding(frequencies: Tensor, chunk: Chunk) -> Tensor:
 
 
 def _unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    norm = vectors.norm(dim=-1, keepdim=True).clamp_min(SMALLEST_NORM)
+    norm = vectors.norm(dim=-1, keepdim=True)
+    norm = norm.masked_fill(norm < SMALLEST_NORM, torch.inf)
     return vectors / norm, norm
 
 

@@ -46,7 +46,7 @@ class Evaluation:
         return {
             f"{prefix}_loss": loss,
             f"{prefix}_ce_loss": ce,
-            f"{prefix}_perplexity": math.exp(ce) if ce < 700 else math.inf,
+            f"{prefix}_perplexity": math.inf if ce > 700 else math.exp(ce),
             f"{prefix}_token_acc": mean["correct"],
             f"{prefix}_cosine": mean["cosine_sum"],
             f"{prefix}_cosine_centred": mean["cosine_centred_sum"],

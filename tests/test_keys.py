@@ -89,3 +89,10 @@ def test_the_key_is_of_what_lies_in_a_folder_and_not_of_where_it_lies(notebook, 
     (model / "model.safetensors").write_bytes(b"2")
     assert key(notebook, **params) != base
     assert read_inputs({"model_name": "distilgpt2", "text": "a/b"}) == {}
+
+
+def test_a_model_folder_beside_the_notebooks_counts_though_its_name_has_no_slash(tmp_path, monkeypatch):
+    monkeypatch.setattr("nbutils.places.ROOT", tmp_path)
+    (tmp_path / "rootmodel").mkdir()
+    (tmp_path / "rootmodel" / "config.json").write_text("{}")
+    assert list(read_inputs({"model_name": "rootmodel", "other": "micro"})) == ["model_name"]

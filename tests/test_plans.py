@@ -171,6 +171,15 @@ def test_every_mistake_is_told_with_place_and_cure(here, path, value, words):
         assert "quick.yaml" in str(error.value)
 
 
+def test_runs_of_one_seed_are_never_counted_as_independent_pairs(here):
+    """The A/A repeats of both sides would double the pairs and halve nothing but the truth of the interval."""
+    text = PLAN.replace("    exclude: [{alpha: 0.5, noise_seed: 1}, {alpha: 1.0, noise_seed: 1}]\n", "")
+    for side in ("treatment: {alpha: 0.5, noise_seed: 0}", "control: {alpha: 0, noise_seed: 0}"):
+        text = text.replace(side, side.replace(", noise_seed: 0", ""), 1)
+    with pytest.raises(PlanError, match=r"differ in noise_seed, but runs of one seed are not independent.*Name one"):
+        load_plan(write_plan(here / "plan.yaml", text))
+
+
 def test_one_primary_contrast_and_names_of_their_own(here):
     first = yaml.safe_load(PLAN.replace("{here}", str(here)))["contrasts"][0] | {"smallest_effect": 0.01}
     with pytest.raises(PlanError, match="'mixing' stands there 2 times"):

@@ -4,6 +4,7 @@ python -m pytest tests/test_training.py
 """
 
 import math
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,14 +14,15 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
 
 from nbutils.errors import ModelError
 from nbutils.evaluation import evaluate
 from nbutils.launching import RankFailed, launch
 from nbutils.models import build_config
 from nbutils.objectives import ObjectiveModel, cosine_mixing
-from nbutils.training import ObjectiveTrainer, TrainingConfig
+from nbutils.tracking import BestModel
+from nbutils.training import ObjectiveTrainer, TrainingConfig, training_arguments
 
 VOCAB, BLOCK = 61, 16
 
@@ -158,6 +160,50 @@ def test_evaluation_equals_the_textbook_per_document(batch_size):
     )
     mixed = 0.75 * metrics["eval_ce_loss"] + 0.25 * metrics["eval_cosine_loss"]
     assert metrics["eval_loss"] == pytest.approx(mixed)
+
+
+def test_a_model_that_diverged_has_no_score_and_is_never_the_best(tmp_path):
+    objective = cosine_mixing(0.0)
+    subject, data = model(objective), blocks(8)
+    with torch.no_grad():
+        subject.embeddings.weight[5] = torch.nan  # some documents hold token 5, some do not
+    metrics = evaluate(subject, data, 4).metrics("eval")
+    assert math.isnan(metrics["eval_ce_loss"]) and math.isnan(metrics["eval_perplexity"])
+    best = BestModel(tmp_path / "best", subject.model)
+    best.on_evaluate(None, None, None, {"eval_ce_loss": 3.0})
+    kept = (tmp_path / "best" / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        subject.embeddings.weight.fill_(torch.nan)
+    best.on_evaluate(None, None, None, metrics)
+    assert best.value == 3.0 and (tmp_path / "best" / "model.safetensors").read_bytes() == kept
+
+
+def test_a_ramped_terms_logged_value_does_not_depend_on_how_often_it_is_logged(tmp_path):
+    frames = {}
+    for steps in (1, 3):
+        settings = config(tmp_path / str(steps), objective=cosine_mixing(0.5, ramp=1.0), logging_steps=steps)
+        trained(replace(settings, learning_rate=1e-12))
+        frames[steps] = pd.read_csv(tmp_path / str(steps) / "metrics.csv").dropna(subset="loss")
+    every = frames[1]["cosine_loss"]
+    assert math.isnan(every.iloc[0])  # of weight 0 in the first step
+    np.testing.assert_allclose(frames[3]["cosine_loss"].iloc[0], every.iloc[1:3].mean(), rtol=1e-5)
+    np.testing.assert_allclose(frames[3]["cosine_loss"].iloc[1], every.iloc[3:6].mean(), rtol=1e-5)
+
+
+def test_saving_the_best_model_is_not_training_time(tmp_path, monkeypatch):
+    save = BestModel.on_evaluate
+
+    def slow(self, *arguments, **named):
+        time.sleep(0.5)
+        return save(self, *arguments, **named)
+
+    monkeypatch.setattr(BestModel, "on_evaluate", slow)
+    assert trained(config(tmp_path)).evaluation_seconds > 1.0  # two evaluations
+
+
+def test_several_visible_gpus_do_not_mean_data_parallel(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: getattr(self, "_n_gpu", 4)))
+    assert training_arguments(config(tmp_path), 96)._n_gpu <= 1
 
 
 @dataclass(frozen=True)

@@ -176,46 +176,56 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name: str, command: Callable[[argparse.Namespace], int], **settings: Any) -> argparse.ArgumentParser:
-        added = commands.add_parser(name, help=command.__doc__, description=command.__doc__, **settings)
-        added.set_defaults(command=command)
-        return added
-
-    plan_help = "a plan file, or the name of one in params/"
-    out_help = "folder that holds the plan's runs, each in a folder of its own (default: runs/<plan>)"
-
-    sub = add("check", check)
-    sub.add_argument("plan", metavar="PLAN", help=plan_help)
-    sub.add_argument("--gpu", default="A100", help="GPU to estimate hours for (default: %(default)s)")
-    sub.add_argument(
-        "--utilisation",
-        type=float,
-        default=0.4,
-        help="fraction of its peak that training reaches (default: %(default)s)",
-    )
-
-    sub = add("run", run, epilog=RUN_HELP)
-    sub.add_argument("notebook", metavar="NOTEBOOK", help="name or path, such as 04_cosine_mixing")
-    sub.add_argument("--params", metavar="FILE", required=True, help="a plan, or a YAML file of `name: value` lines")
-    sub.add_argument("--variant", metavar="NAME", required=True, help="a variant of the plan, or a name for this run")
-    sub.add_argument("--out", metavar="FOLDER", help=out_help)
-
-    sub = add("batch", batch)
-    sub.add_argument("plan", metavar="PLAN", help=plan_help)
-    sub.add_argument("--workers", type=int, help="variants at a time (default: half the cores, 1 with a GPU)")
-    sub.add_argument("--only", metavar="PATTERN", default="*", help="variants by name, as 'cosine-*-seed1'")
-    sub.add_argument("--out", metavar="FOLDER", help=out_help)
-
-    sub = add("status", status)
-    sub.add_argument("plan", metavar="PLAN", nargs="?", help=f"{plan_help} (default: all plans with runs)")
-    sub.add_argument("--out", metavar="FOLDER", help=f"with PLAN: {out_help}; without: the folder of all plans")
-
-    sub = add("report", report)
-    sub.add_argument("--runs", metavar="FOLDER", default=str(RUNS), help="folder of all plans' runs (default: runs)")
-    sub.add_argument("--plan", default="", help="one plan's name (default: every plan with runs)")
-    sub.add_argument("--out", metavar="FILE", help="the HTML file (default: reports/<ISO week>.html)")
+    for command, add_arguments in COMMANDS.items():
+        epilog = RUN_HELP if command is run else None
+        sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__, epilog=epilog)
+        sub.set_defaults(command=command)
+        add_arguments(sub.add_argument)
     return parser
+
+
+PLAN_HELP = "a plan file, or the name of one in params/"
+OUT_HELP = "folder that holds the plan's runs, each in a folder of its own (default: runs/<plan>)"
+
+
+def _check_arguments(add: Callable[..., Any]) -> None:
+    add("plan", metavar="PLAN", help=PLAN_HELP)
+    add("--gpu", default="A100", help="GPU to estimate hours for (default: %(default)s)")
+    add("--utilisation", type=float, default=0.4, help="fraction of its peak in use (default: %(default)s)")
+
+
+def _run_arguments(add: Callable[..., Any]) -> None:
+    add("notebook", metavar="NOTEBOOK", help="name or path, such as 04_cosine_mixing")
+    add("--params", metavar="FILE", required=True, help="a plan, or a YAML file of `name: value` lines")
+    add("--variant", metavar="NAME", required=True, help="a variant of the plan, or a name for this run")
+    add("--out", metavar="FOLDER", help=OUT_HELP)
+
+
+def _batch_arguments(add: Callable[..., Any]) -> None:
+    add("plan", metavar="PLAN", help=PLAN_HELP)
+    add("--workers", type=int, help="variants at a time (default: half the cores, but 2 of 2; 1 with a GPU)")
+    add("--only", metavar="PATTERN", default="*", help="variants by name, as 'cosine-*-seed1', and all they need")
+    add("--out", metavar="FOLDER", help=OUT_HELP)
+
+
+def _status_arguments(add: Callable[..., Any]) -> None:
+    add("plan", metavar="PLAN", nargs="?", help=f"{PLAN_HELP} (default: all plans with runs)")
+    add("--out", metavar="FOLDER", help=f"with PLAN: {OUT_HELP}; without: the folder of all plans")
+
+
+def _report_arguments(add: Callable[..., Any]) -> None:
+    add("--runs", metavar="FOLDER", default=str(RUNS), help="folder of all plans' runs (default: runs)")
+    add("--plan", default="", help="one plan's name (default: every plan with runs)")
+    add("--out", metavar="FILE", help="the HTML file (default: reports/<ISO week>.html)")
+
+
+COMMANDS = {
+    check: _check_arguments,
+    run: _run_arguments,
+    batch: _batch_arguments,
+    status: _status_arguments,
+    report: _report_arguments,
+}
 
 
 if __name__ == "__main__":

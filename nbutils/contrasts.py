@@ -10,13 +10,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from nbutils.errors import PlanError, did_you_mean
+from nbutils.files import now, read_json, write_json
 
 CHOICES = {"better": ("lower", "higher"), "claim": ("better", "no worse")}
+PAIRED_BY = "seed"  # the one matrix name whose values make independent pairs
 USED_FILE = "contrasts.json"  # in the plan's folder: what the contrasts were, and since when
 
 
@@ -78,24 +79,15 @@ def contrasts_sha256(contrasts: Iterable[Comparison]) -> str:
 
 def record_contrasts(contrasts: Iterable[Comparison], folder: Path) -> None:
     """Note in plan folder `folder` that these contrasts are in use from now on, if they were not the last in use."""
-    from nbutils.runs import write_json
-
     used = _used(folder)
     digest = contrasts_sha256(contrasts)
     if not used or used[-1]["sha256"] != digest:
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(folder / USED_FILE, [*used, {"sha256": digest, "first_used": now}])
-
-
-def contrasts_changed(folder: Path) -> bool:
-    """Whether the contrasts now in use in plan folder `folder` are others than those of the plan's first run."""
-    used = _used(folder)
-    return bool(used) and used[-1]["sha256"] != used[0]["sha256"]
+        write_json(folder / USED_FILE, [*used, {"sha256": digest, "first_used": now()}])
 
 
 def _used(folder: Path) -> list[dict[str, str]]:
     path = folder / USED_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return read_json(path) if path.is_file() else []
 
 
 def check_criterion(where: str, given: Mapping[str, Any]) -> None:
@@ -131,8 +123,19 @@ def check_pairs(where: str, comparison: Comparison, matrix: Mapping[str, list[An
         )
     if comparison.treatment == comparison.control:
         raise PlanError(f"{where}: treatment and control are the same.")
-    if not comparison.pairs(items):
+    pairs = comparison.pairs(items)
+    if not pairs:
         raise PlanError(
             f"{where}: no variant of the treatment has a partner of the control with equal other matrix values. "
             "Look at what the stage excludes."
         )
+    unnamed = [name for name in matrix.keys() - comparison.treatment.keys() - {PAIRED_BY} if _varies(name, pairs)]
+    if unnamed:
+        raise PlanError(
+            f"{where}: pairs with equal seed differ in {', '.join(sorted(unnamed))}, but runs of one seed are not "
+            "independent of each other. Name one value of each in treatment and control."
+        )
+
+
+def _varies(name: str, pairs: Iterable[tuple[InMatrix, InMatrix]]) -> bool:
+    return len({str(treatment.matrix.get(name)) for treatment, _ in pairs}) > 1

@@ -65,7 +65,9 @@ def check_corpus(request: CorpusRequest) -> None:
     for candidate in candidates:
         refuse_gone(candidate.dataset_name)
         _source(candidate.dataset_name)
-    locate_corpus(request)
+    taken, located, _ = locate_corpus(request)
+    if located.files and not any(file.stat().st_size for file in located.files):
+        raise _no_text(taken, located)
 
 
 def locate_corpus(request: CorpusRequest) -> tuple[CorpusRequest, Located, str]:
@@ -100,12 +102,7 @@ def read_corpus(request: CorpusRequest) -> Corpus:
         for document in _limited(stream, request.max_documents, request.max_tokens)
     ]
     if not any(document.text.strip() for document in documents):
-        where = listed(located.files) if located.files else located.hub_name
-        cure = "Point data_files at files that hold text." if located.files else "Set text_field to a column with text."
-        raise CorpusError(
-            f"The corpus {taken.dataset_name!r} has no text: {where} {'are' if len(located.files) > 1 else 'is'} "
-            f"empty. {cure}"
-        )
+        raise _no_text(taken, located)
     origin = {
         "dataset_name": taken.dataset_name,
         "dataset_config_name": located.config,
@@ -114,6 +111,13 @@ def read_corpus(request: CorpusRequest) -> Corpus:
         "files": len(located.files),
     }
     return Corpus(documents, origin, fallback)
+
+
+def _no_text(request: CorpusRequest, located: Located) -> CorpusError:
+    where = listed(located.files) if located.files else located.hub_name
+    cure = "Point data_files at files that hold text." if located.files else "Set text_field to a column with text."
+    verb = "are" if len(located.files) > 1 else "is"
+    return CorpusError(f"The corpus {request.dataset_name!r} has no text: {where} {verb} empty. {cure}")
 
 
 def corpus_versions(dataset_name: str) -> dict[str, str]:

@@ -59,13 +59,13 @@ class Evaluation:
         centred, and the cosine that a unigram predictor would get; in a full evaluation also entropy (nats),
         bits_per_byte and ece.
         """
-        totals = self.per_document.sum()
+        totals = self.per_document.sum(skipna=False)  # a model that diverged has no perplexity, not a perfect one
         mean = {name: float(totals[name] / totals["tokens"]) for name in self.per_document.columns[2:]}
         ce = mean["ce_sum"]
         found = {
             "loss": sum(weight * mean[_column(name)] for name, weight in self.weights.items()),
             "ce_loss": ce,
-            "perplexity": math.exp(ce) if ce < 700 else math.inf,
+            "perplexity": math.inf if ce > 700 else math.exp(ce),
             "token_acc": mean["correct"],
             "cosine": mean["cosine_sum"],
             "cosine_centred": mean["cosine_centred_sum"],

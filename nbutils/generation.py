@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 
 def sample_continuations(
@@ -25,36 +29,40 @@ def sample_continuations(
 ) -> list[dict]:
     """`number` evenly spaced blocks' first tokens, continued by the model: [{document, prompt, reference, completion}].
 
-    The prompts depend on the data alone, so all variants get the same; sampling repeats with `seed`.
+    The prompts depend on the data alone, so all variants get the same; sampling repeats with `seed`. A model that
+    diverged has no distribution to sample from: it gives no samples, and the log says so.
     """
+    if not number:
+        return []
     time = len(blocks[0]["input_ids"])
     prompt_tokens = min(prompt_tokens, time // 2)
     new_tokens = min(new_tokens, time - prompt_tokens)
     chosen = blocks.with_format("numpy")[np.linspace(0, len(blocks) - 1, min(number, len(blocks))).astype(int)]
     tokens = torch.from_numpy(chosen["input_ids"].astype(np.int64)).to(model.device)  # (number, time)
-    prompts = tokens[:, :prompt_tokens]
-    devices = [model.device] if model.device.type == "cuda" else []
+    prompts, references = tokens[:, :prompt_tokens], tokens[:, prompt_tokens : prompt_tokens + new_tokens]
     model.eval()
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        completed = model.generate(
-            prompts,
-            attention_mask=torch.ones_like(prompts),
-            do_sample=True,
-            temperature=temperature,
-            top_k=top_k,
-            max_new_tokens=new_tokens,
-            pad_token_id=tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0,
-        )
-    references = tokens[:, prompt_tokens : prompt_tokens + new_tokens]
+    with torch.no_grad():
+        if not model(prompts).logits.isfinite().all():
+            logger.warning("The model's logits are not finite: it diverged, and no samples are drawn from it.")
+            return []
+    settings = {"temperature": temperature, "top_k": top_k, "max_new_tokens": new_tokens}
+    completions = _continued(model, prompts, seed, pad_token_id=tokenizer.eos_token_id or 0, **settings)
+    documents = chosen["document_ids"][:, 0]
     return [
         {
             "document": int(document),
             "prompt": tokenizer.decode(prompt),
             "reference": tokenizer.decode(reference),
-            "completion": tokenizer.decode(completion, skip_special_tokens=True),
+            "completion": tokenizer.decode(completion),
         }
-        for document, prompt, reference, completion in zip(
-            chosen["document_ids"][:, 0], prompts, references, completed[:, prompt_tokens:], strict=True
-        )
+        for document, prompt, reference, completion in zip(documents, prompts, references, completions, strict=True)
     ]
+
+
+def _continued(model: PreTrainedModel, prompts: Tensor, seed: int, **settings) -> Tensor:
+    """What the model adds to prompts (number, time), sampled without touching the global random state."""
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        mask = torch.ones_like(prompts)
+        return model.generate(prompts, attention_mask=mask, do_sample=True, **settings)[:, prompts.shape[1] :]

@@ -71,7 +71,7 @@ def read_inputs(params: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def _is_folder(value: Any) -> bool:
-    return isinstance(value, str) and "/" in value and resolve(value).is_dir()
+    return isinstance(value, str) and resolve(value).is_dir()
 
 
 def fingerprint(parameter: str, folder: Path) -> str:

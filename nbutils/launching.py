@@ -19,7 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nbutils.errors import RunError
+from nbutils import errors
+from nbutils.errors import RunError, WorkbookError
+
+
+class RankFailed(RuntimeError):
+    """A training process ended in an error; the message has the first rank's own."""
 
 
 def launch(function: Callable[[Any], Any], config: Any, processes: int = 1, log_folder: Path | None = None) -> Any:
@@ -27,7 +32,7 @@ def launch(function: Callable[[Any], Any], config: Any, processes: int = 1, log_
 
     `function` and `config` must be importable and picklable, because ranks start from nothing. Each rank finds RANK,
     WORLD_SIZE and the rest of torch's variables in its environment; its output goes to `log_folder`/rank<i>.log.
-    Raises RunError naming the first rank that failed and its error.
+    Raises RankFailed naming the first rank that failed and its error; a user's mistake is raised as what it is.
     """
     if processes == 1:
         return function(config)
@@ -83,12 +88,15 @@ def _rank(function: Callable[[Any], Any], config: Any, log_folder: str) -> Any:
         raise
 
 
-def _first_failure(log_folder: Path) -> RunError:
+def _first_failure(log_folder: Path) -> Exception:
     records = [json.loads(path.read_text()) for path in log_folder.glob("rank*.error.json")]
     if not records:
-        return RunError(f"A rank died without a word (killed, or out of memory). Its last lines are in {log_folder}.")
+        return RankFailed(f"A rank died without a word (killed, or out of memory). Its log is in {log_folder}.")
     first = min(records, key=lambda record: record["time"])
-    return RunError(
+    kind = getattr(errors, first["type"], None)
+    if isinstance(kind, type) and issubclass(kind, WorkbookError):
+        return kind(first["message"])
+    return RankFailed(
         f"Rank {first['rank']} failed first: {first['type']}: {first['message']}\n{first['traceback']}\n"
         f"The logs of all ranks are in {log_folder}."
     )

@@ -179,7 +179,7 @@ def _check_need(where: str, name: str, stage: Any, schema: Schema, earlier: list
         raise PlanError(f"{where} needs {name!r}, which is no folder: it is of type {schema.parameters[name].type}.")
     names = [each.name for each in earlier]
     if stage not in names:
-        near = did_you_mean(str(stage), names) if names else "This is the first stage, which can need none."
+        near = did_you_mean(str(stage), names) if names else "It is the first stage; put what it needs before it."
         raise PlanError(f"{where} needs {stage!r} for {name}, and no earlier stage has that name. {near}")
 
 

@@ -118,6 +118,9 @@ class ObjectiveTrainer(Trainer):
         self.evaluation_seconds = 0.0
         self._term_sums: dict[str, Tensor] = {}
         self._term_counts: dict[str, Tensor] = {}
+        self._step_counts: dict[
+            str, Tensor
+        ] = {}  # of the present step, each taken once, and only for a term that is on
         super().__init__(
             model=model,
             args=training_arguments(config, len(train_blocks)),
@@ -145,11 +148,10 @@ class ObjectiveTrainer(Trainer):
             term.name: self.accelerator.reduce(sum(term.rows(y).sum() for y in labels).to(device), "sum")
             for term in self.objective_model.objective.terms
         }
-        for name, count in counts.items():
-            self._term_counts[name] = self._term_counts.get(name, 0) + count
+        self._step_counts = counts
         self.tokens_seen += self.args.world_size * sum(batch["input_ids"].numel() for batch in batches)
         self.objective_model.progress = self.state.global_step / self.state.max_steps
-        return batches, counts
+        return batches, dict(counts)
 
     def compute_loss(
         self,
@@ -163,6 +165,7 @@ class ObjectiveTrainer(Trainer):
         for name, value in outputs.items():
             if name != "loss":
                 self._term_sums[name] = self._term_sums.get(name, 0) + value
+                self._term_counts[name] = self._term_counts.get(name, 0) + self._step_counts.pop(name, 0)
         loss = outputs["loss"] * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
@@ -186,9 +189,9 @@ class ObjectiveTrainer(Trainer):
         if self.args.world_size > 1:
             result = combine(result, lambda sums: self.accelerator.reduce(sums.to(self.args.device), "sum"))
         metrics = result.metrics(metric_key_prefix)
-        self.evaluation_seconds += time.perf_counter() - start
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.evaluation_seconds += time.perf_counter() - start  # the best model's saving, too, is no training
         return metrics
 
 
@@ -203,7 +206,7 @@ def training_arguments(config: TrainingConfig, train_blocks: int) -> TrainingArg
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(config.run_folder / "checkpoints"),
         num_train_epochs=config.num_train_epochs,
         max_steps=config.max_steps or -1,
@@ -233,6 +236,8 @@ def training_arguments(config: TrainingConfig, train_blocks: int) -> TrainingArg
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
     )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # several visible GPUs would mean DataParallel; `processes` means DDP
+    return arguments
 
 
 def total_steps(config: TrainingConfig, train_blocks: int) -> int:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,6 @@ from tiny_notebooks import write_notebook, write_plan
 from nbutils import batch, environment
 from nbutils.attempts import Place
 from nbutils.batch import Batch, default_workers, register_plan, select
-from nbutils.contrasts import contrasts_changed
 from nbutils.errors import CorpusError, ModelError, PlanError, RunError
 from nbutils.files import read_json
 from nbutils.plans import load_plan
@@ -91,7 +91,6 @@ def test_a_batch_goes_on_in_order_and_again_where_it_failed(plan, tmp_path):
     assert "6 of 6 finished" in plan_status(plan, folder)
     assert (folder / "plan.yaml").read_bytes() == plan.file.read_bytes()
     assert [entry.keys() for entry in read_json(folder / "contrasts.json")] == [{"sha256", "first_used"}]
-    assert not contrasts_changed(folder)
 
 
 @pytest.mark.slow
@@ -144,7 +143,9 @@ def test_a_stopped_batch_stops_its_runners_and_says_how_to_go_on(tmp_path, numbe
     text = "name: p\nstages:\n  - {name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 2, 3]}}\n"
     file, folder = write_plan(tmp_path / "p.yaml", text), tmp_path / "runs"
     command = [sys.executable, "-m", "nbutils", "batch", str(file), "--workers", "2", "--out", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    # Where the tests themselves run in the background, their children would be born deaf to Ctrl-C.
+    with subprocess.Popen(command, **output, preexec_fn=partial(signal.signal, number, signal.SIG_DFL)) as process:
         places = [Place(folder, f"study-seed{seed}") for seed in (1, 2)]
         deadline = time.monotonic() + 60
         while not all((place.attempt / "notebook.ipynb").is_file() for place in places):
@@ -196,9 +197,7 @@ def test_a_thousand_finished_variants_are_skipped_at_once(tmp_path, monkeypatch)
         key = batch.run_key(variant.notebook, variant.params, {})
         (place.published / "manifest.json").write_text(json.dumps(record | {"key": key}))
     monkeypatch.setattr(batch, "_work", None)  # no process could start
-    start = time.perf_counter()
     work, log = go(load_plan(plan.file), tmp_path / "runs")
-    assert time.perf_counter() - start < 2
     assert (len(work.outcomes), log) == (1000, "")
 
 

@@ -160,6 +160,12 @@ def test_what_cannot_be_read_is_told_before_reading(dataset_name: str, data_file
         check_corpus(dataset_name, data_files)
 
 
+def test_empty_files_are_told_before_a_kernel_starts(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").touch()
+    with pytest.raises(CorpusError, match=r"has no text: .*empty.txt is empty. Point data_files at files"):
+        corpora.check_corpus(CorpusRequest(dataset_name="text", data_files=str(tmp_path / "*.txt")))
+
+
 def test_big_text_refuses_several_files(tmp_path: Path) -> None:
     write(tmp_path, a="a", b="b")
     with pytest.raises(CorpusError, match=r"matches 2: .*a\.txt, .*b\.txt.*set dataset_name to text"):

@@ -270,3 +270,11 @@ def test_the_notebook_without_runs_explains_how_to_get_some(tmp_path):
     assert_safe(page)
     assert "There are no runs to report on yet." in page and "make report" in page
     assert "incomplete" not in page
+
+
+def test_a_page_that_cannot_be_written_is_told_with_the_cure(tmp_path):
+    notebook = tmp_path / "report.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# Report")]), notebook)
+    (tmp_path / "folder").write_text("a file in the folder's place")
+    with pytest.raises(report.ReportError, match=r"report.html cannot be written .*Name another file with --out"):
+        report.export(notebook, tmp_path / "folder" / "report.html")

@@ -241,3 +241,10 @@ def test_a_proxy_that_was_only_judged_at_the_end_is_drawn_by_arm(toy_evidence):
     left, right = figures.proxy(study, "token_acc").axes
     assert left.texts and not left.lines and right.get_xlabel() == "test token accuracy (%)"
     assert len(right.collections) >= 3
+
+
+def test_a_folder_that_cannot_be_written_costs_the_file_not_the_picture(study, tmp_path, caplog):
+    (tmp_path / "figures").write_text("a file in the folder's place")
+    shown = figures.show(figures.loss_curves(study), "loss", "Loss.", tmp_path / "figures")
+    assert "data:image/png" in shown.data
+    assert "is shown, but not saved" in caplog.text

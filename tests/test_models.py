@@ -142,3 +142,14 @@ def test_samples_have_the_same_prompts_for_every_model_and_repeat():
     assert [s["reference"] for s in first] == [WORDS.decode(tokens[i, 8:]) for i in (0, 4, 8)]
     assert [s["completion"] for s in first] != [s["completion"] for s in other]
     assert all(s["document"] == 3 for s in first)
+
+
+def test_no_samples_are_asked_of_a_model_that_diverged_or_when_none_are_wanted(caplog):
+    tokens = np.ones((2, 16), np.int32)
+    blocks = Dataset.from_dict({"input_ids": tokens.tolist(), "document_ids": tokens.tolist()})
+    model = load_model("micro", WORDS, 16, from_scratch=True)
+    assert sample_continuations(model, WORDS, blocks, number=0) == []
+    with torch.no_grad():
+        model.transformer.wte.weight.fill_(torch.nan)
+    assert sample_continuations(model, WORDS, blocks, number=2) == []
+    assert "it diverged" in caplog.text

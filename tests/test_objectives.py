@@ -150,6 +150,26 @@ def test_gold_probability_one_has_cosine_distance_zero():
     assert reference.expected_embedding_cosine(logits, embeddings, labels).item() == pytest.approx(0, abs=1e-12)
 
 
+def test_a_zero_embedding_has_cosine_zero_and_no_gradient():
+    hidden, weight, embeddings, labels, leaves = example(ignored=0)
+    with torch.no_grad():
+        embeddings[labels[0]] = 0
+    loss, _ = chunked_head(hidden, weight, embeddings, labels, weighted([(ExpectedEmbeddingCosine(), 1.0)], labels))
+    gradients = torch.autograd.grad(loss, leaves)
+    assert all(gradient.abs().max() < 100 for gradient in gradients)
+    values = term_values(hidden, weight, embeddings, labels, {"cosine": ExpectedEmbeddingCosine()})
+    assert values["cosine"][0] == 1
+
+
+def test_a_top_k_beyond_the_vocabulary_is_all_of_it():
+    hidden, weight, embeddings, labels, _ = example(ignored=0)
+    logits = hidden @ weight.t()
+    wanted = reference.expected_embedding_cosine(logits, embeddings, labels)
+    torch.testing.assert_close(reference.expected_embedding_cosine(logits, embeddings, labels, top_k=512), wanted)
+    values = term_values(hidden, weight, embeddings, labels, {"cosine": ExpectedEmbeddingCosine(top_k=512)})
+    torch.testing.assert_close(values["cosine"], wanted)
+
+
 def test_detached_embeddings_receive_the_output_gradient_alone():
     mix = [(ExpectedEmbeddingCosine(detach_embeddings=True), 1.0)]
     hidden, weight, _, labels, leaves = example(tied=True)

@@ -14,6 +14,7 @@ from tiny_notebooks import write_notebook
 from nbutils.errors import ParameterError
 from nbutils.notebooks import source_sha256
 from nbutils.params import read_schema
+from nbutils.places import NOTEBOOKS
 from nbutils.yamlfile import PlainLoader
 
 CELL = """\
@@ -62,6 +63,18 @@ def test_papermill_reads_the_same_names_and_help(tmp_path):
     theirs = {p["name"]: (p["inferred_type_name"], p["help"]) for p in inspect_notebook(path).values()}
     del ours["text_field"], theirs["text_field"]  # papermill takes a # inside a string for the comment
     assert ours == theirs
+
+
+@pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
+def test_papermill_explains_every_parameter_of_every_notebook(notebook):
+    """A second `=` in a line, as in `>= 1`, and papermill leaves the line out: `at least 1` says the same."""
+    from papermill import inspect_notebook
+
+    theirs = inspect_notebook(str(notebook))
+    assert {name: p.help for name, p in read_schema(notebook).parameters.items()} == {
+        name: parameter["help"] for name, parameter in theirs.items()
+    }
+    assert all(parameter["help"] for parameter in theirs.values())
 
 
 @pytest.mark.parametrize(

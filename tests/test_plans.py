@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tiny_notebooks import write_notebook, write_plan
 
-from nbutils.contrasts import contrasts_changed, contrasts_sha256, record_contrasts
+from nbutils.contrasts import contrasts_sha256
 from nbutils.errors import ParameterError, PlanError
 from nbutils.notebooks import find_notebook
 from nbutils.places import PARAMS
@@ -223,6 +223,15 @@ def test_every_mistake_is_told_with_place_and_cure(here, path, value, words):
         assert "quick.yaml" in str(error.value)
 
 
+def test_runs_of_one_seed_are_never_counted_as_independent_pairs(here):
+    """The A/A repeats of both sides would double the pairs and halve nothing but the truth of the interval."""
+    text = PLAN.replace("    exclude: [{alpha: 0.5, noise_seed: 1}, {alpha: 1.0, noise_seed: 1}]\n", "")
+    for side in ("treatment: {alpha: 0.5, noise_seed: 0}", "control: {alpha: 0, noise_seed: 0}"):
+        text = text.replace(side, side.replace(", noise_seed: 0", ""), 1)
+    with pytest.raises(PlanError, match=r"differ in noise_seed, but runs of one seed are not independent.*Name one"):
+        load_plan(write_plan(here / "plan.yaml", text))
+
+
 def test_one_primary_contrast_and_names_of_their_own(here):
     first = yaml.safe_load(PLAN.replace("{here}", str(here)))["contrasts"][0] | {"smallest_effect": 0.01}
     with pytest.raises(PlanError, match="'mixing' stands there 2 times"):
@@ -329,17 +338,3 @@ def test_plans_and_notebooks_are_found_by_name_and_by_path(here, plan, monkeypat
 def test_an_unknown_variant_gets_the_nearest(plan):
     with pytest.raises(PlanError, match=r"no variant 'cosine-alpha0.5-seed1'. Did you mean 'cosine-alpha0.5-seed1"):
         plan.variant("cosine-alpha0.5-seed1")
-
-
-def test_contrasts_changed_after_the_first_run_are_noticed(here, plan, tmp_path):
-    folder = tmp_path / "runs"
-    folder.mkdir()
-    assert not contrasts_changed(folder)
-    record_contrasts(plan.comparisons, folder)
-    record_contrasts(plan.comparisons, folder)
-    assert not contrasts_changed(folder)
-    other = load_plan(changed(here, "contrasts.0.smallest_effect", 0.5))
-    record_contrasts(other.comparisons, folder)
-    assert contrasts_changed(folder)
-    record_contrasts(plan.comparisons, folder)  # back to what was written before the first run
-    assert not contrasts_changed(folder)

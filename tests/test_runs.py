@@ -15,13 +15,11 @@ import numpy as np
 import pytest
 from tiny_notebooks import write_notebook
 
-from nbutils import keys
 from nbutils.attempts import Place
-from nbutils.errors import CorpusError, ParameterError, RunError
+from nbutils.errors import ParameterError, RunError
 from nbutils.files import atomic_write, read_json, write_json
-from nbutils.keys import NOT_IN_KEY, read_inputs, run_key
+from nbutils.keys import read_inputs
 from nbutils.manifest import begin, end, read_manifest
-from nbutils.places import ROOT
 from nbutils.plans import Variant
 from nbutils.runs import DRIVEN_FOLDER, describe, load_runs, start_run, versions_line
 
@@ -91,89 +89,6 @@ def test_new_files_have_the_permissions_of_any_file(tmp_path):
     (tmp_path / "plain").write_text("")
     atomic_write(tmp_path / "ours", "x")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-# ---- keys -----------------------------------------------------------------------------------------------------------
-
-
-def key(notebook, **params):
-    return run_key(notebook, params, read_inputs(params))
-
-
-def test_the_key_is_of_parameters_and_source(notebook):
-    base = key(notebook, alpha=0.5, seed=1)
-    assert base == key(notebook, seed=1, alpha=0.5)
-    assert base == key(notebook, seed=1, alpha=0.5, run_folder="somewhere/else")
-    assert base != key(notebook, alpha=0.5, seed=2)
-    assert base != key(notebook, alpha=0.5)
-    write_notebook(notebook, "x = 2")
-    assert base != key(notebook, alpha=0.5, seed=1)
-
-
-def test_the_key_is_of_the_nbutils_files_that_make_numbers(notebook, tmp_path, monkeypatch):
-    package = tmp_path / "nbutils"
-    (package / "objectives").mkdir(parents=True)
-    (package / "figures").mkdir()
-    for name in ("training.py", "objectives/head.py", "figures.py", "figures/style.py", "batch.py", "__main__.py"):
-        (package / name).write_text("1")
-    monkeypatch.setattr(keys, "ROOT", tmp_path)
-    base = key(notebook, seed=1)
-    for name in ("figures.py", "figures/style.py", "batch.py", "__main__.py"):
-        (package / name).write_text("2 changed")
-        assert key(notebook, seed=1) == base, name
-    for name in ("training.py", "objectives/head.py"):
-        (package / name).write_text("2 changed")
-        assert key(notebook, seed=1) != base, name
-        (package / name).write_text("1")
-        assert key(notebook, seed=1) == base, name
-    (package / "new.py").write_text("")
-    assert key(notebook, seed=1) != base
-
-
-def test_what_is_left_out_of_the_key_exists_and_training_is_not_among_it():
-    modules = {path.relative_to(ROOT / "nbutils").with_suffix("").parts[0] for path in (ROOT / "nbutils").rglob("*.py")}
-    assert modules >= NOT_IN_KEY
-    assert not NOT_IN_KEY & {"training", "objectives", "evaluation", "packing", "models", "documents", "corpora"}
-
-
-def test_the_key_is_of_the_content_of_data_files(notebook, tmp_path):
-    text = tmp_path / "a.txt"
-    text.write_text("one")
-    params = {"dataset_name": "text", "data_files": str(tmp_path / "*.txt")}
-    base = key(notebook, **params)
-    text.write_text("two")
-    assert key(notebook, **params) != base
-    text.write_text("one")
-    os.utime(text, (1, 1))
-    assert key(notebook, **params) == base
-    (tmp_path / "b.txt").write_text("three")
-    assert key(notebook, **params) != base
-    with pytest.raises(CorpusError, match="matches no file"):
-        key(notebook, dataset_name="text", data_files=str(tmp_path / "*.md"))
-
-
-def test_the_key_is_of_what_lies_in_a_folder_and_not_of_where_it_lies(notebook, tmp_path):
-    for name, fingerprint in (("one", "abc"), ("two", "abc"), ("three", "def")):
-        (tmp_path / name / "data").mkdir(parents=True)
-        (tmp_path / name / "data" / "card.json").write_text(json.dumps({"fingerprint": fingerprint}))
-    one, two, three = (key(notebook, data_folder=str(tmp_path / name)) for name in ("one", "two", "three"))
-    assert one == two != three
-    model = tmp_path / "teacher" / "model"
-    model.mkdir(parents=True)
-    (model / "model.safetensors").write_bytes(b"1")
-    params = {"model_name": str(tmp_path / "teacher")}  # a folder under a name that does not end in _folder
-    base = key(notebook, **params)
-    (model / "model.safetensors").write_bytes(b"2")
-    assert key(notebook, **params) != base
-    assert read_inputs({"model_name": "distilgpt2", "text": "a/b"}) == {}
-
-
-def test_a_folder_that_is_not_there_or_not_finished_is_refused(notebook, place, tmp_path):
-    with pytest.raises(RunError, match=r"data_folder: there is no folder .*nowhere. Make the run first"):
-        read_inputs({"data_folder": str(tmp_path / "nowhere")})
-    make_run(place, notebook, "failed")
-    with pytest.raises(RunError, match=r"is failed, not finished. Run it again"):
-        read_inputs({"data_folder": str(place.published)})
 
 
 # ---- publishing -----------------------------------------------------------------------------------------------------
@@ -280,6 +195,14 @@ def test_a_plan_folder_that_is_a_file_is_told(tmp_path):
     told = r"cannot be written \(.*\). Name another folder"
     with pytest.raises(RunError, match=told), Place(tmp_path / "runs", "a").lock():
         pass
+
+
+def test_a_folder_that_is_not_there_or_not_finished_is_refused(notebook, place, tmp_path):
+    with pytest.raises(RunError, match=r"data_folder: there is no folder .*nowhere. Make the run first"):
+        read_inputs({"data_folder": str(tmp_path / "nowhere")})
+    make_run(place, notebook, "failed")
+    with pytest.raises(RunError, match=r"is failed, not finished. Run it again"):
+        read_inputs({"data_folder": str(place.published)})
 
 
 # ---- reading --------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ python -m pytest tests/test_training.py
 """
 
 import math
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,14 +14,15 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
 
-from nbutils.errors import RunError
+from nbutils.errors import ModelError
 from nbutils.evaluation import evaluate
-from nbutils.launching import launch
+from nbutils.launching import RankFailed, launch
 from nbutils.models import build_config
 from nbutils.objectives import ObjectiveModel, cosine_mixing
-from nbutils.training import ObjectiveTrainer, TrainingConfig
+from nbutils.tracking import BestModel
+from nbutils.training import ObjectiveTrainer, TrainingConfig, training_arguments
 
 VOCAB, BLOCK = 61, 16
 
@@ -160,18 +162,62 @@ def test_evaluation_equals_the_textbook_per_document(batch_size):
     assert metrics["eval_loss"] == pytest.approx(mixed)
 
 
+def test_a_model_that_diverged_has_no_score_and_is_never_the_best(tmp_path):
+    objective = cosine_mixing(0.0)
+    subject, data = model(objective), blocks(8)
+    with torch.no_grad():
+        subject.embeddings.weight[5] = torch.nan  # some documents hold token 5, some do not
+    metrics = evaluate(subject, data, 4).metrics("eval")
+    assert math.isnan(metrics["eval_ce_loss"]) and math.isnan(metrics["eval_perplexity"])
+    best = BestModel(tmp_path / "best", subject.model)
+    best.on_evaluate(None, None, None, {"eval_ce_loss": 3.0})
+    kept = (tmp_path / "best" / "model.safetensors").read_bytes()
+    with torch.no_grad():
+        subject.embeddings.weight.fill_(torch.nan)
+    best.on_evaluate(None, None, None, metrics)
+    assert best.value == 3.0 and (tmp_path / "best" / "model.safetensors").read_bytes() == kept
+
+
+def test_a_ramped_terms_logged_value_does_not_depend_on_how_often_it_is_logged(tmp_path):
+    frames = {}
+    for steps in (1, 3):
+        settings = config(tmp_path / str(steps), objective=cosine_mixing(0.5, ramp=1.0), logging_steps=steps)
+        trained(replace(settings, learning_rate=1e-12))
+        frames[steps] = pd.read_csv(tmp_path / str(steps) / "metrics.csv").dropna(subset="loss")
+    every = frames[1]["cosine_loss"]
+    assert math.isnan(every.iloc[0])  # of weight 0 in the first step
+    np.testing.assert_allclose(frames[3]["cosine_loss"].iloc[0], every.iloc[1:3].mean(), rtol=1e-5)
+    np.testing.assert_allclose(frames[3]["cosine_loss"].iloc[1], every.iloc[3:6].mean(), rtol=1e-5)
+
+
+def test_saving_the_best_model_is_not_training_time(tmp_path, monkeypatch):
+    save = BestModel.on_evaluate
+
+    def slow(self, *arguments, **named):
+        time.sleep(0.5)
+        return save(self, *arguments, **named)
+
+    monkeypatch.setattr(BestModel, "on_evaluate", slow)
+    assert trained(config(tmp_path)).evaluation_seconds > 1.0  # two evaluations
+
+
+def test_several_visible_gpus_do_not_mean_data_parallel(tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda self: getattr(self, "_n_gpu", 4)))
+    assert training_arguments(config(tmp_path), 96)._n_gpu <= 1
+
+
 @dataclass(frozen=True)
 class RankJob:
     folder: Path
-    fail: bool = False
+    error: Exception | None = None
 
 
 def train_in_rank(job):
     trainer = trained(config(job.folder, per_device_train_batch_size=4, max_steps=1, eval_steps=1))
     rank = trainer.args.process_index
     torch.save(weights(trainer), job.folder / f"weights{rank}.pt")
-    if job.fail and rank == 1:
-        raise ValueError("rank one has had enough")
+    if job.error and rank == 1:
+        raise job.error
     return rank
 
 
@@ -188,6 +234,13 @@ def test_two_ranks_agree_after_a_step_and_with_one_rank_on_the_same_batch(tmp_pa
 
 
 @pytest.mark.slow
-def test_the_rank_that_failed_first_is_named(tmp_path):
-    with pytest.raises(RunError, match="Rank 1 failed first: ValueError: rank one has had enough"):
-        launch(train_in_rank, RankJob(tmp_path, fail=True), processes=2, log_folder=tmp_path)
+@pytest.mark.parametrize(
+    "error, raised, message",
+    [
+        (ValueError("had enough"), RankFailed, "Rank 1 failed first: ValueError: had enough"),
+        (ModelError("no such model"), ModelError, "^no such model$"),
+    ],
+)
+def test_the_rank_that_failed_first_is_named_and_a_users_mistake_stays_one(tmp_path, error, raised, message):
+    with pytest.raises(raised, match=message):
+        launch(train_in_rank, RankJob(tmp_path, error), processes=2, log_folder=tmp_path)

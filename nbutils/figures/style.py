@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from nbutils.places import FIGURES
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from IPython.display import HTML
@@ -151,11 +154,14 @@ def show(figure: Figure, name: str, caption: str, folder: Path = FIGURES) -> HTM
     from nbutils.files import atomic_write
 
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "figure"
-    folder.mkdir(parents=True, exist_ok=True)
     _settle(figure)
     png = _with_palette(_rendered(figure, "png", dpi=DOTS_PER_INCH))
-    atomic_write(folder / f"{name}.png", png)
-    atomic_write(folder / f"{name}.svg", _rendered(figure, "svg", metadata={"Date": None, "Creator": None}))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / f"{name}.png", png)
+        atomic_write(folder / f"{name}.svg", _rendered(figure, "svg", metadata={"Date": None, "Creator": None}))
+    except OSError as error:  # the notebook and the report carry the picture themselves
+        logger.warning("Figure %s is shown, but not saved: %s cannot be written (%s).", name, folder, error.strerror)
     figure.clear()
     caption = html.escape(caption)
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"

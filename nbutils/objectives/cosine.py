@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nbutils.objectives.head import Chunk, Gradients, Term, add_matrix_product, matrix_product
 
-SMALLEST_NORM = 1e-12  # an embedding of exactly zero has no direction; it gets cosine 0 and no gradient
+SMALLEST_NORM = 1e-8  # below it a vector has no direction: cosine 0 and no gradient (a padded vocabulary has such rows)
 GATHER_BYTES = 4 * 2**20  # embeddings gathered at once for top-k: what a cache holds, never (positions, k, width)
 VOCAB_BLOCK = 8192  # columns of E v at once: they stay in the cache, and no third matrix of a chunk's size is needed
 
@@ -58,8 +58,9 @@ class ExpectedEmbeddingCosine(Term):
 
 
 def unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors (..., width) divided by their norms, and the norms (..., 1)."""
-    norm = vectors.norm(dim=-1, keepdim=True).clamp_min(SMALLEST_NORM)
+    """Vectors (..., width) divided by their norms, and the norms (..., 1): infinite where there is no direction."""
+    norm = vectors.norm(dim=-1, keepdim=True)
+    norm = norm.masked_fill(norm < SMALLEST_NORM, torch.inf)
     return vectors / norm, norm
 
 

@@ -21,7 +21,7 @@ def expected_embedding_cosine(
     """1 - cos(sum_j p_j E_j, E_y), p = softmax(z / T), over the k most probable tokens where top_k > 0."""
     probabilities = (logits / temperature).softmax(-1)
     if top_k > 0:
-        probabilities, top = probabilities.topk(top_k, dim=-1)
+        probabilities, top = probabilities.topk(min(top_k, logits.shape[-1]), dim=-1)
         mu = (probabilities.unsqueeze(-1) * embeddings[top]).sum(-2)
     else:
         mu = probabilities @ embeddings

@@ -80,8 +80,11 @@ def export(executed_notebook: Path, html_file: Path) -> Path:
         contents=contents,
         stopped=any(map(_failed, notebook.cells)),
     )
-    html_file.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(html_file, page)
+    try:
+        html_file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(html_file, page)
+    except OSError as error:
+        raise ReportError(f"{html_file} cannot be written ({error.strerror}). Name another file with --out.") from None
     return html_file
 
 

@@ -1,0 +1,98 @@
+"""When a run is the same run: what changes its key and what does not."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+from tiny_notebooks import write_notebook
+
+from nbutils import keys
+from nbutils.errors import CorpusError
+from nbutils.keys import NOT_IN_KEY, read_inputs, run_key
+from nbutils.places import ROOT
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    return write_notebook(tmp_path / "study.ipynb", "x = 1")
+
+
+def key(notebook, **params):
+    return run_key(notebook, params, read_inputs(params))
+
+
+def test_the_key_is_of_parameters_and_source(notebook):
+    base = key(notebook, alpha=0.5, seed=1)
+    assert base == key(notebook, seed=1, alpha=0.5)
+    assert base == key(notebook, seed=1, alpha=0.5, run_folder="somewhere/else")
+    assert base != key(notebook, alpha=0.5, seed=2)
+    assert base != key(notebook, alpha=0.5)
+    write_notebook(notebook, "x = 2")
+    assert base != key(notebook, alpha=0.5, seed=1)
+
+
+def test_the_key_is_of_the_nbutils_files_that_make_numbers(notebook, tmp_path, monkeypatch):
+    package = tmp_path / "nbutils"
+    (package / "objectives").mkdir(parents=True)
+    (package / "figures").mkdir()
+    for name in ("training.py", "objectives/head.py", "figures.py", "figures/style.py", "batch.py", "__main__.py"):
+        (package / name).write_text("1")
+    monkeypatch.setattr(keys, "ROOT", tmp_path)
+    base = key(notebook, seed=1)
+    for name in ("figures.py", "figures/style.py", "batch.py", "__main__.py"):
+        (package / name).write_text("2 changed")
+        assert key(notebook, seed=1) == base, name
+    for name in ("training.py", "objectives/head.py"):
+        (package / name).write_text("2 changed")
+        assert key(notebook, seed=1) != base, name
+        (package / name).write_text("1")
+        assert key(notebook, seed=1) == base, name
+    (package / "new.py").write_text("")
+    assert key(notebook, seed=1) != base
+
+
+def test_what_is_left_out_of_the_key_exists_and_training_is_not_among_it():
+    modules = {path.relative_to(ROOT / "nbutils").with_suffix("").parts[0] for path in (ROOT / "nbutils").rglob("*.py")}
+    assert modules >= NOT_IN_KEY
+    assert not NOT_IN_KEY & {"training", "objectives", "evaluation", "packing", "models", "documents", "corpora"}
+
+
+def test_the_key_is_of_the_content_of_data_files(notebook, tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("one")
+    params = {"dataset_name": "text", "data_files": str(tmp_path / "*.txt")}
+    base = key(notebook, **params)
+    text.write_text("two")
+    assert key(notebook, **params) != base
+    text.write_text("one")
+    os.utime(text, (1, 1))
+    assert key(notebook, **params) == base
+    (tmp_path / "b.txt").write_text("three")
+    assert key(notebook, **params) != base
+    with pytest.raises(CorpusError, match="matches no file"):
+        key(notebook, dataset_name="text", data_files=str(tmp_path / "*.md"))
+
+
+def test_the_key_is_of_what_lies_in_a_folder_and_not_of_where_it_lies(notebook, tmp_path):
+    for name, fingerprint in (("one", "abc"), ("two", "abc"), ("three", "def")):
+        (tmp_path / name / "data").mkdir(parents=True)
+        (tmp_path / name / "data" / "card.json").write_text(json.dumps({"fingerprint": fingerprint}))
+    one, two, three = (key(notebook, data_folder=str(tmp_path / name)) for name in ("one", "two", "three"))
+    assert one == two != three
+    model = tmp_path / "teacher" / "model"
+    model.mkdir(parents=True)
+    (model / "model.safetensors").write_bytes(b"1")
+    params = {"model_name": str(tmp_path / "teacher")}  # a folder under a name that does not end in _folder
+    base = key(notebook, **params)
+    (model / "model.safetensors").write_bytes(b"2")
+    assert key(notebook, **params) != base
+    assert read_inputs({"model_name": "distilgpt2", "text": "a/b"}) == {}
+
+
+def test_a_model_folder_beside_the_notebooks_counts_though_its_name_has_no_slash(tmp_path, monkeypatch):
+    monkeypatch.setattr("nbutils.places.ROOT", tmp_path)
+    (tmp_path / "rootmodel").mkdir()
+    (tmp_path / "rootmodel" / "config.json").write_text("{}")
+    assert list(read_inputs({"model_name": "rootmodel", "other": "micro"})) == ["model_name"]

@@ -123,6 +123,7 @@ class Audit(TrainerCallback):
     def __init__(self, path: Path, model: ObjectiveModel, tokens: torch.Tensor) -> None:
         self.path, self.model, self.tokens = path, model, tokens
         self.rows: list[dict] = []
+        self.seconds = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.rows = []
@@ -133,12 +134,14 @@ class Audit(TrainerCallback):
             self._audit(args, state)
 
     def _audit(self, args, state) -> None:
+        start = time.perf_counter()
         progress = state.global_step / state.max_steps
         self.rows += audit_gradients(self.model, self.tokens.to(args.device), state.global_step, progress)
         with self.path.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
+        self.seconds += time.perf_counter() - start
 
 
 class Noise(TrainerCallback):

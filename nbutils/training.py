@@ -21,8 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
+from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging as logging_of_transformers
 
+from nbutils.errors import ParameterError
 from nbutils.evaluation import combine, evaluate
 from nbutils.models import load_model
 from nbutils.objectives import Objective, ObjectiveModel
@@ -89,7 +91,7 @@ def train(config: TrainingConfig) -> dict[str, float]:
     )
     start = time.perf_counter()
     trainer.train()
-    seconds = time.perf_counter() - start - trainer.evaluation_seconds
+    seconds = time.perf_counter() - start - trainer.evaluation_seconds - trainer.audit_seconds
     if trainer.is_world_process_zero():
         model.save_pretrained(config.run_folder / "model")
         data.tokenizer.save_pretrained(config.run_folder / "model")
@@ -116,6 +118,7 @@ class ObjectiveTrainer(Trainer):
         self.objective_model = model
         self.tokens_seen = 0
         self.evaluation_seconds = 0.0
+        self._audit: Audit | None = None
         self._term_sums: dict[str, Tensor] = {}
         self._term_counts: dict[str, Tensor] = {}
         self._step_counts: dict[
@@ -138,7 +141,13 @@ class ObjectiveTrainer(Trainer):
             self.add_callback(Progress(config.run_folder / "progress.json"))
             if config.audit_blocks:
                 tokens = collate(list(self.train_dataset.select(range(min(config.audit_blocks, len(train_blocks))))))
-                self.add_callback(Audit(config.run_folder / "audit.csv", model, tokens["input_ids"]))
+                self._audit = Audit(config.run_folder / "audit.csv", model, tokens["input_ids"])
+                self.add_callback(self._audit)
+
+    @property
+    def audit_seconds(self) -> float:
+        """What the gradient audit has taken of the training's time."""
+        return self._audit.seconds if self._audit else 0.0
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one optimiser step, and each term's count of positions in them over all ranks."""
@@ -231,13 +240,23 @@ def training_arguments(config: TrainingConfig, train_blocks: int) -> TrainingArg
         data_seed=config.seed,
         remove_unused_columns=False,
         label_names=["labels"],
-        report_to=config.report_to or "none",
+        report_to=_installed(config.report_to) or "none",
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several visible GPUs would mean DataParallel; `processes` means DDP
     return arguments
+
+
+def _installed(trackers: list[str]) -> list[str]:
+    """`trackers`, where all of them can be used here. Raises ParameterError."""
+    available = get_available_reporting_integrations()
+    for name in trackers:
+        if name not in available:
+            there = ", ".join(available) or "none"
+            raise ParameterError(f"report_to names {name!r}, which is not installed here (there: {there}). Install it.")
+    return trackers
 
 
 def total_steps(config: TrainingConfig, train_blocks: int) -> int:

@@ -16,11 +16,14 @@ from test_training import VOCAB, blocks, config, model, trained
 
 from nbutils import sample_measures
 from nbutils.audit import audit_gradients
+from nbutils.errors import ModelError, ParameterError
 from nbutils.evaluation import evaluate, expected_calibration_error, proxy_at, tune_temperature
+from nbutils.models import eight_bits
 from nbutils.objectives import cosine, cosine_mixing, cross_entropy, objective
 from nbutils.stability import stability
 from nbutils.token_bytes import token_bytes, token_lengths
 from nbutils.tokenization import character_tokenizer, load_tokenizer, train_byte_level_bpe
+from nbutils.training import training_arguments
 
 TEXT = "Été: naïve café, 東京 🗼 costs €5.\n\tTabs  and\xa0spaces.\n" * 3
 
@@ -164,6 +167,18 @@ def test_auditing_changes_nothing_that_is_trained(tmp_path):
     rows = pd.read_csv(tmp_path / "with" / "audit.csv")
     assert sorted(rows["step"].unique()) == [0, 2, 4]
     assert not (tmp_path / "without" / "audit.csv").exists()
+
+
+def test_what_is_not_installed_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("nbutils.training.get_available_reporting_integrations", lambda: ["tensorboard"])
+    with pytest.raises(ParameterError, match=r"report_to names 'wandb', which is not installed here \(there: tensor"):
+        training_arguments(config(tmp_path, report_to=["tensorboard", "wandb"]), 96)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ModelError, match="quantised needs a GPU, and there is none here. Set quantised to false"):
+        eight_bits()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    with pytest.raises(ModelError, match="quantised needs bitsandbytes. Install it"):
+        eight_bits()
 
 
 def curve(norms, losses):

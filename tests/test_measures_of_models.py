@@ -174,10 +174,10 @@ def test_what_is_not_installed_is_told(tmp_path, monkeypatch):
     with pytest.raises(ParameterError, match=r"report_to names 'wandb', which is not installed here \(there: tensor"):
         training_arguments(config(tmp_path, report_to=["tensorboard", "wandb"]), 96)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ModelError, match="quantised needs a GPU, and there is none here. Set quantised to false"):
+    with pytest.raises(ModelError, match=r"quantised needs a GPU, and there is none here. Set quantised to false"):
         eight_bits()
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    with pytest.raises(ModelError, match="quantised needs bitsandbytes. Install it"):
+    with pytest.raises(ModelError, match=r"quantised needs bitsandbytes. Install it"):
         eight_bits()
 
 

@@ -112,11 +112,11 @@ def test_gradcheck(mix):
 
 
 def test_a_chunk_is_whole_blocks_and_no_larger_than_its_budget(monkeypatch):
-    monkeypatch.setattr(head, "ROW_BLOCK", 128)
-    monkeypatch.setattr(head, "CHUNK_BYTES", 64 * 2**20)
-    assert head.chunk_rows(50257, 10_000) == 256  # GPT-2
-    assert head.chunk_rows(128_256, 10_000) == 128  # Llama 3
-    assert head.chunk_rows(10**6, 10_000) == 128  # never less than a block
+    monkeypatch.setattr(head, "ROW_BLOCK", 64)
+    monkeypatch.setattr(head, "CHUNK_BYTES", 40 * 2**20)
+    assert head.chunk_rows(50257, 10_000) == 192  # GPT-2
+    assert head.chunk_rows(128_256, 10_000) == 64  # Llama 3
+    assert head.chunk_rows(10**6, 10_000) == 64  # never less than a block
     assert head.chunk_rows(50257, 40) == 40 and head.chunk_rows(50257, 0) == 1
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from nbutils.objectives.head import Chunk, Gradients, Term, add_matrix_product, matrix_product
 
 SMALLEST_NORM = 1e-8  # below it a vector has no direction: cosine 0 and no gradient (a padded vocabulary has such rows)
-GATHER_BYTES = 4 * 2**20  # embeddings gathered at once for top-k: what a cache holds, never (positions, k, width)
-VOCAB_BLOCK = 8192  # columns of E v at once: they stay in the cache, and no third matrix of a chunk's size is needed
+GATHER_BYTES = 8 * 2**20  # embeddings gathered at once for top-k: some rows, never (positions, k, width)
+VOCAB_BLOCK = 2048  # columns of E v at once: they stay in the cache, and no fourth matrix of a chunk is needed
 
 
 @dataclass(frozen=True)

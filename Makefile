@@ -1,9 +1,9 @@
-# make report | test | lab | lint | clean; each installs what is missing first.
+# make report | test | lab | lint; each installs what is missing first.
 PYTHON ?= python3
 PLAN ?= params/quick.yaml
 BIN := .venv/bin
 
-.PHONY: install report test lab lint clean
+.PHONY: install report test lab lint
 
 install: .venv/installed
 
@@ -18,8 +18,9 @@ report: install
 	@$(BIN)/python -m nbutils batch $(PLAN); status=$$?; \
 	if [ $$status -le 1 ]; then $(BIN)/python -m nbutils report --plan $(PLAN) || status=$$?; fi; exit $$status
 
+# One thread for each of the two processes: more would only wait for one another.
 test: install
-	$(BIN)/python -m pytest -n 2 --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 10
 
 lint: install
 	$(BIN)/ruff check .
@@ -27,6 +28,3 @@ lint: install
 
 lab: install
 	$(BIN)/jupyter lab --notebook-dir notebooks
-
-clean:
-	rm -rf .venv runs

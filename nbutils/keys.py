@@ -36,7 +36,8 @@ NOT_IN_KEY = frozenset(
         ),  # start and watch
         *("runs", "manifest", "environment", "keys", "files", "places", "errors"),  # record
         *("plans", "contrasts", "params", "notebooks", "yamlfile", "cost"),  # say what to run
-        *("report", "figures", "statistics", "studies", "measures"),  # show
+        *("report", "figures", "statistics", "studies", "composite", "measures"),  # show
+        *("benchmarks", "measuring", "throughput"),  # time the head; nothing trains through them
     }
 )
 FOLDER_SUFFIX = "_folder"  # a parameter that ends so names a folder the run reads

@@ -85,7 +85,7 @@ def locate_corpus(request: CorpusRequest) -> tuple[CorpusRequest, Located, str]:
         told = " and ".join(f"{title} {error.reason}" for title, error in missed)
         return candidate, located, f"{told}: {_title(candidate)} was read in its place." if told else ""
     tried = f" Of fallback_datasets, none can be had either: {', '.join(title for title, _ in missed[1:])}."
-    raise CorpusError(f"{missed[0][1]}{tried if missed[1:] else ''}")
+    raise UnreachableCorpusError(f"{missed[0][1]}{tried if missed[1:] else ''}", missed[0][1].reason)
 
 
 def read_corpus(request: CorpusRequest) -> Corpus:

@@ -36,6 +36,14 @@ class RunError(WorkbookError):
     """A run folder cannot be used: locked, damaged, or not writable."""
 
 
+class Unreachable(WorkbookError):
+    """Something on the Hub that may well exist, but cannot be had from here and now."""
+
+
+class UnreachableModelError(ModelError, Unreachable):
+    """A model or tokenizer on a Hub that does not answer."""
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """A sentence with the nearest valid name, or with all of them where none is near."""
     valid = sorted(valid)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nbutils.errors import ModelError
+from nbutils.errors import ModelError, UnreachableModelError
 from nbutils.places import resolve
 
 HUB_SECONDS = 5.0
@@ -39,13 +39,15 @@ def locate(name: str, files: Sequence[str], kind: str, cure: str) -> Place:
             raise ModelError(f"{folder} is not a {kind} folder, it has none of {', '.join(files)}. {cure}")
         return Place(str(folder), True)
     from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         if isinstance(try_to_load_from_cache(name, files[0]), str):
             return Place(name, True)
         HfApi().model_info(name, timeout=HUB_SECONDS)
     except Exception as error:  # whatever the Hub's HTTP client raises, the cause and the cure are the same
-        raise ModelError(unusable(name, kind, error, cure)) from error
+        answered = isinstance(error, HfHubHTTPError | HFValidationError)  # then there is no such thing
+        raise (ModelError if answered else UnreachableModelError)(unusable(name, kind, error, cure)) from error
     return Place(name, False)
 
 

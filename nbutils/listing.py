@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from nbutils.cost import Cost, estimate, quantity
-from nbutils.errors import WorkbookError
+from nbutils.errors import Unreachable, WorkbookError
 from nbutils.places import relative
 from nbutils.plans import Plan, Stage
 from nbutils.preflight import check_variant
@@ -19,10 +19,16 @@ HEADER = ("variant", "parameters", "tokens", "training FLOPs", "memory", "hours"
 
 
 def plan_listing(plan: Plan, gpu: str, utilisation: float) -> str:
-    """The listing of a plan. Raises WorkbookError, naming the variant, where one could not run."""
+    """The listing of a plan. Raises WorkbookError, naming the variant, where one could not run anywhere.
+
+    What only cannot be reached from here is told at the end: a plan can be looked at without a network.
+    """
+    unreachable: dict[str, str] = {}
     for variant in plan.variants:
         try:
             check_variant(variant, plan)
+        except Unreachable as error:
+            unreachable.setdefault(str(error), variant.name)
         except WorkbookError as error:
             raise type(error)(f"{variant.name}: {error}") from None
     costs = {variant.name: estimate(variant, plan, gpu, utilisation) for variant in plan.variants}
@@ -31,7 +37,8 @@ def plan_listing(plan: Plan, gpu: str, utilisation: float) -> str:
     parts = [f"{plan.name} ({relative(plan.file)}): {told}"]
     parts += [_stage_listing(stage, plan, costs) for stage in plan.stages]
     parts += ["\n".join(_contrast_lines(plan))] if plan.contrasts else []
-    return "\n\n".join([*parts, "\n".join(_total_lines(costs, gpu, utilisation))])
+    warnings = [f"It would not run here and now. {name}: {message}" for message, name in unreachable.items()]
+    return "\n\n".join([*parts, "\n".join(_total_lines(costs, gpu, utilisation)), *warnings])
 
 
 def _stage_listing(stage: Stage, plan: Plan, costs: dict[str, Cost | None]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nbutils.errors import CorpusError
+from nbutils.errors import CorpusError, Unreachable
 from nbutils.places import resolve
 
 SPLITS = ("train", "validation", "test")
@@ -20,13 +20,13 @@ YOURS = (
 )
 
 
-class UnreachableCorpusError(CorpusError):
+class UnreachableCorpusError(CorpusError, Unreachable):
     """The corpus exists as far as can be known, but cannot be had from here: what a fallback is for.
 
     `reason` ends a sentence that begins with the corpus's name.
     """
 
-    def __init__(self, message: str, reason: str) -> None:
+    def __init__(self, message: str, reason: str = "cannot be reached") -> None:
         super().__init__(message)
         self.reason = reason
 

@@ -161,3 +161,15 @@ def test_status_answers_at_once(here):
     assert "p: 0 of 2 finished" in done.stdout
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
     assert not imported & {"torch", "transformers", "papermill", "nbformat", "pandas", "numpy"}
+
+
+def test_check_looks_at_a_plan_whose_hub_names_cannot_be_reached(monkeypatch, capsys):
+    def no_network(*_, **__):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", no_network)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", no_network)
+    assert cli.main(["check", "cosine"]) == 0
+    told = capsys.readouterr().out
+    assert "81.9 M" in told and "106 variants" in told
+    assert "It would not run here and now. data: The data set 'HuggingFaceFW/finepdfs' cannot be had" in told

@@ -137,3 +137,10 @@ def test_figures_without_data_say_so(draw, toy_evidence, full):
 def test_no_runs_at_all(tmp_path):
     empty = Evidence(tmp_path)
     assert "No data card" in text_of(report.method(empty)) and "No trained model" in text_of(report.method(empty))
+
+
+def test_a_proxys_verdict_says_what_token_frequencies_alone_would_give(tmp_path):
+    runs, file = write_full(tmp_path)
+    text = text_of(report.verdicts(gather(runs, str(file))))
+    assert "In the embeddings of alpha 0.5, token frequencies alone would give 0.2000 where the model gives" in text
+    assert text.count("token frequencies alone") == 1  # not beside the cross entropy's verdict

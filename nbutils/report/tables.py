@@ -15,7 +15,7 @@ from nbutils.measures import UNKNOWN, Measure, measure
 from nbutils.report.page import table
 from nbutils.studies import Arm, Study
 
-HEADLINE = ("perplexity", "ce_loss", "token_acc", "cosine", "cosine_unigram")
+HEADLINE = ("perplexity", "ce_loss", "token_acc", "cosine")
 COSTS = ("train_seconds", "tokens_per_second", "peak_memory_mib", "tokens_seen", "parameters")
 EXPLORATORY = "†"
 

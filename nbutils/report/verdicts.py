@@ -111,7 +111,12 @@ def _verdict(judged: Judged, study: Study) -> str:
     verdict, contrast = judged.verdict, judged.contrast
     kind = "" if contrast.primary else " (secondary question)"
     outcome = verdict.outcome[0].upper() + verdict.outcome[1:]
-    sentences = [_meaning(judged), _measured(judged, study), *_caveats(judged)]
+    sentences = [
+        _meaning(judged),
+        _measured(judged, study),
+        *_caveats(judged),
+        *_explained_by_frequencies(judged, study),
+    ]
     return (
         f'<div class="verdict {CLASSES[verdict.outcome]}"><p><span class="outcome">{outcome}.</span> '
         f"<strong>{html.escape(contrast.question)}</strong>{kind}</p>"
@@ -186,6 +191,20 @@ def _caveats(judged: Judged) -> list[str]:
             f"The difference is no larger than what dropout noise alone does (A/A: within {quantity.number(band)})."
         )
     return found
+
+
+def _explained_by_frequencies(judged: Judged, study: Study) -> list[str]:
+    """What the raw proxy's verdict must be read beside: a model gains in it by making its embeddings alike."""
+    metric = judged.contrast.metric
+    arm = study.arm_of(judged.contrast.treatment)
+    reached, alone = ((arm.results(name) if arm else []) for name in (metric, f"{metric}_unigram"))
+    if not metric.endswith("_cosine") or not reached or not alone:
+        return []
+    mine, theirs = (measure(metric).number(sum(values) / len(values)) for values in (reached, alone))
+    return [
+        f"In the embeddings of {arm.label}, token frequencies alone would give {theirs} where the model gives {mine}: "
+        "read this beside the centred proxy."
+    ]
 
 
 def side_label(values: dict, study: Study) -> str:

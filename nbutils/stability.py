@@ -1,8 +1,10 @@
-"""Was the training stable? Numbers read off metrics.csv, the same for every variant."""
+"""Was the training stable, and did it do what any training must? Read off metrics.csv, the same for every variant."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -36,4 +38,26 @@ def stability(metrics: pd.DataFrame) -> dict[str, float]:
         "early_ce_rise": rise,
         "unstable_early": int(diverged or peak > SPIKE or rise > RISE),
         "diverged": int(diverged),
+    }
+
+
+def functional_check(
+    metrics: pd.DataFrame, numbers: Mapping[str, float], samples: Sequence[Mapping[str, Any]]
+) -> dict[str, bool]:
+    """What must hold of a run before its numbers are worth comparing: {sentence: whether it does}.
+
+    Losses are compared between the first and the last tenth of the steps, cross entropy between the first and the last
+    evaluation; `numbers` are the run's metrics, `samples` have a completion each.
+    """
+    losses = metrics["loss"].dropna()
+    tenth = max(1, len(losses) // 10)
+    evaluations = metrics["eval_ce_loss"].dropna()
+    completions = [sample["completion"].strip() for sample in samples]
+    return {
+        "the objective falls": bool(losses.iloc[-tenth:].mean() < losses.iloc[:tenth].mean()),
+        "validation cross entropy falls": bool(evaluations.iloc[-1] < evaluations.iloc[0]),
+        "all metrics are numbers": all(math.isfinite(value) for value in numbers.values()),
+        "samples are text, each its own": bool(completions)
+        and all(completions)
+        and len({*completions}) == len(completions),
     }

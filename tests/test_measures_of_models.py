@@ -20,7 +20,7 @@ from nbutils.errors import ModelError, ParameterError
 from nbutils.evaluation import evaluate, expected_calibration_error, proxy_at, tune_temperature
 from nbutils.models import eight_bits
 from nbutils.objectives import cosine, cosine_mixing, cross_entropy, objective
-from nbutils.stability import stability
+from nbutils.stability import functional_check, stability
 from nbutils.token_bytes import token_bytes, token_lengths
 from nbutils.tokenization import character_tokenizer, load_tokenizer, train_byte_level_bpe
 from nbutils.training import training_arguments
@@ -199,6 +199,15 @@ def test_stability_by_hand():
     assert stability(curve([1.0] * 100, losses))["unstable_early"] == 1
     assert stability(curve([1.0] * 100, [5.0] * 50 + [math.nan] * 50))["diverged"] == 0  # rows that were not logged
     assert stability(curve([1.0] * 99 + [math.inf], [5.0] * 100))["diverged"] == 1
+
+
+def test_the_functional_check_tells_a_run_that_works_from_one_that_does_not():
+    rows = curve([1.0] * 40, np.linspace(6, 4, 40)).assign(eval_ce_loss=np.linspace(6, 4, 40))
+    samples = [{"completion": "a cat"}, {"completion": "a dog"}]
+    assert set(functional_check(rows, {"eval_ce_loss": 4.0}, samples).values()) == {True}
+    worse = rows.assign(loss=rows["loss"][::-1].to_numpy(), eval_ce_loss=rows["eval_ce_loss"][::-1].to_numpy())
+    assert set(functional_check(worse, {"eval_ce_loss": math.nan}, samples[:1] * 2).values()) == {False}
+    assert not functional_check(rows, {}, [])["samples are text, each its own"]
 
 
 def test_variety_and_repetition_by_hand():

@@ -1,14 +1,15 @@
 """The comparisons a plan announces before any run, and whether they were changed after the first one.
 
 A contrast is judged on pairs: the runs of the treatment and of the control whose other matrix values (the seeds) are
-equal. Everything a report shows that no contrast asked for is exploratory.
+equal. The control may stand in another stage, so that studies share it: pairs then have equal seeds, and equal values
+of every other name that both stages' matrices have. Everything a report shows that no contrast asked for is exploratory.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -18,6 +19,7 @@ from nbutils.files import now, read_json, write_json
 
 CHOICES = {"better": ("lower", "higher"), "claim": ("better", "no worse")}
 PAIRED_BY = "seed"  # the one matrix name whose values make independent pairs
+LEFT_OUT = ("control_metric", "control_stage")  # what a contrast may leave out
 USED_FILE = "contrasts.json"  # in the plan's folder: what the contrasts were, and since when
 
 
@@ -40,15 +42,34 @@ class Comparison:
     treatment: dict[str, Any]
     control: dict[str, Any]
 
+    @property
+    def stage_of_control(self) -> str:
+        """The stage in which the control stands."""
+        return self.stage
+
+    def sides(self, items: Iterable[Item]) -> dict[str, list[Item]]:
+        """The items that are "treatment" and those that are "control", in the plan's order."""
+        asked = {"treatment": (self.stage, self.treatment), "control": (self.stage_of_control, self.control)}
+        items = list(items)
+        return {
+            side: [item for item in items if item.stage == stage and item.matrix.items() >= values.items()]
+            for side, (stage, values) in asked.items()
+        }
+
     def pairs(self, items: Iterable[Item]) -> list[tuple[Item, Item]]:
-        """(treatment, control) for all values of the matrix's other names that both sides have, in the plan's order."""
-        sides: dict[str, dict[str, Item]] = {"treatment": {}, "control": {}}
-        for item in items:
-            for side, values in (("treatment", self.treatment), ("control", self.control)):
-                if item.stage == self.stage and item.matrix.items() >= values.items():
-                    rest = {name: value for name, value in item.matrix.items() if name not in values}
-                    sides[side][json.dumps(rest, sort_keys=True)] = item
-        return [(item, sides["control"][rest]) for rest, item in sides["treatment"].items() if rest in sides["control"]]
+        """(treatment, control) for all values of the matrix's other names that both sides have, in the plan's order.
+
+        A name that only one of two stages has makes no pairs.
+        """
+        sides = self.sides(items)
+        names = [set().union(*(item.matrix for item in members)) for members in sides.values()]
+        shared = set.intersection(*names) - self.treatment.keys() - self.control.keys()
+
+        def rest(item: Item) -> str:
+            return json.dumps({name: item.matrix.get(name) for name in sorted(shared)})
+
+        controls = {rest(item): item for item in sides["control"]}
+        return [(item, controls[rest(item)]) for item in sides["treatment"] if rest(item) in controls]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +77,8 @@ class Contrast(Comparison):
     """A question with its criterion. `smallest_effect` is in the metric's unit; for "no worse" it is the margin.
 
     Where `control_metric` is given, the control is judged on that result instead, which must be in the same unit: a
-    treatment's proxy against the proxy of a control whose temperature was tuned.
+    treatment's proxy against the proxy of a control whose temperature was tuned. `control_stage` is the stage in which
+    the control stands, where that is not the treatment's.
     """
 
     name: str
@@ -66,14 +88,21 @@ class Contrast(Comparison):
     smallest_effect: float
     primary: bool = False
     control_metric: str = ""
+    control_stage: str = ""
+
+    @property
+    def stage_of_control(self) -> str:
+        """The stage in which the control stands."""
+        return self.control_stage or self.stage
 
 
 def contrasts_sha256(contrasts: Iterable[Comparison]) -> str:
     """A hash of what the contrasts ask."""
     asked = [asdict(each) for each in contrasts]
     for each in asked:
-        if not each.get("control_metric"):
-            each.pop("control_metric", None)  # what a plan leaves out asks nothing
+        for name in LEFT_OUT:
+            if not each.get(name):
+                each.pop(name, None)  # what a plan leaves out asks nothing
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -103,39 +132,72 @@ def check_criterion(where: str, given: Mapping[str, Any]) -> None:
         )
     if given.get("control_metric") == given["metric"]:
         raise PlanError(f"{where}: control_metric is the metric itself. Leave it out.")
+    if given.get("control_stage") == given["stage"]:
+        raise PlanError(f"{where}: control_stage is the contrast's own stage. Leave it out.")
     if not isinstance(given.get("primary", False), bool):
         raise PlanError(f"{where}: primary is {given['primary']!r}. Write true or false.")
 
 
-def check_pairs(where: str, comparison: Comparison, matrix: Mapping[str, list[Any]], items: Iterable[InMatrix]) -> None:
-    """Raise PlanError where a comparison names no values of `matrix`, has two equal sides, or has no pair."""
-    for side in ("treatment", "control"):
-        for name, value in getattr(comparison, side).items():
-            if name not in matrix:
-                near = did_you_mean(name, matrix)
-                raise PlanError(f"{where}: {side} names {name!r}, not in the matrix of its stage. {near}")
-            if value not in matrix[name]:
-                values = ", ".join(map(str, matrix[name]))
-                raise PlanError(f"{where}: {side} has {name} {value!r}; the matrix has {values}.")
-    if comparison.treatment.keys() != comparison.control.keys():
-        raise PlanError(
-            f"{where}: treatment and control must name the same matrix values, so that pairs can be formed."
-        )
-    if comparison.treatment == comparison.control:
-        raise PlanError(f"{where}: treatment and control are the same.")
-    pairs = comparison.pairs(items)
-    if not pairs:
+def check_pairs(
+    where: str, comparison: Comparison, matrices: Mapping[str, Mapping[str, list[Any]]], items: Iterable[InMatrix]
+) -> None:
+    """Raise PlanError where a comparison names no values of its stage's matrix, has two equal sides, or has no pair.
+
+    `matrices` are those of the plan's stages, by name.
+    """
+    for side, stage in (("treatment", comparison.stage), ("control", comparison.stage_of_control)):
+        _check_side(where, side, getattr(comparison, side), matrices[stage])
+    if comparison.stage == comparison.stage_of_control:
+        if comparison.treatment.keys() != comparison.control.keys():
+            raise PlanError(
+                f"{where}: treatment and control must name the same matrix values, so that pairs can be formed."
+            )
+        if comparison.treatment == comparison.control:
+            raise PlanError(f"{where}: treatment and control are the same.")
+    else:
+        _check_seeds(where, comparison, matrices)
+    items = list(items)
+    if not comparison.pairs(items):
         raise PlanError(
             f"{where}: no variant of the treatment has a partner of the control with equal other matrix values. "
             "Look at what the stage excludes."
         )
-    unnamed = [name for name in matrix.keys() - comparison.treatment.keys() - {PAIRED_BY} if _varies(name, pairs)]
-    if unnamed:
-        raise PlanError(
-            f"{where}: pairs with equal seed differ in {', '.join(sorted(unnamed))}, but runs of one seed are not "
-            "independent of each other. Name one value of each in treatment and control."
-        )
+    _check_independent(where, comparison, items)
 
 
-def _varies(name: str, pairs: Iterable[tuple[InMatrix, InMatrix]]) -> bool:
-    return len({str(treatment.matrix.get(name)) for treatment, _ in pairs}) > 1
+def _check_side(where: str, side: str, values: Mapping[str, Any], matrix: Mapping[str, list[Any]]) -> None:
+    for name, value in values.items():
+        if name not in matrix:
+            near = did_you_mean(name, matrix)
+            raise PlanError(f"{where}: {side} names {name!r}, not in the matrix of its stage. {near}")
+        if value not in matrix[name]:
+            told = ", ".join(map(str, matrix[name]))
+            raise PlanError(f"{where}: {side} has {name} {value!r}; the matrix has {told}.")
+
+
+def _check_seeds(where: str, comparison: Comparison, matrices: Mapping[str, Mapping[str, list[Any]]]) -> None:
+    """Two stages make pairs by equal seeds: both must have them, and neither side may name one."""
+    for side, stage in (("treatment", comparison.stage), ("control", comparison.stage_of_control)):
+        if PAIRED_BY not in matrices[stage]:
+            raise PlanError(
+                f"{where}: the matrix of stage {stage!r} has no {PAIRED_BY}, by which runs of two stages make pairs. "
+                f"Add {PAIRED_BY} to it, with the values the other stage has."
+            )
+        if PAIRED_BY in getattr(comparison, side):
+            raise PlanError(f"{where}: {side} names {PAIRED_BY}, by which runs of two stages make pairs. Leave it out.")
+
+
+def _check_independent(where: str, comparison: Comparison, items: Sequence[InMatrix]) -> None:
+    """Raise PlanError where a seed gives more than one pair."""
+    pairs = comparison.pairs(items)
+    members = {"treatment and control": [treatment for treatment, _ in pairs]}
+    if comparison.stage != comparison.stage_of_control:
+        members = comparison.sides(items)  # of names that one stage alone has, pairs show one value only
+    for side, own in members.items():
+        names = {name for item in own for name in item.matrix} - {PAIRED_BY}
+        unnamed = sorted(name for name in names if len({str(item.matrix.get(name)) for item in own}) > 1)
+        if unnamed:
+            raise PlanError(
+                f"{where}: pairs with equal seed differ in {', '.join(unnamed)}, but runs of one seed are not "
+                f"independent of each other. Name one value of each in {side}."
+            )

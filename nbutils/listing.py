@@ -80,6 +80,7 @@ def _contrast_lines(plan: Plan) -> Iterator[str]:
         )
         yield f"contrast {contrast.name}{primary}: {contrast.question}"
         against = f"{contrast.control_metric} of " * bool(contrast.control_metric)
+        against += f"{contrast.control_stage} " * bool(contrast.control_stage)
         yield (
             f"  {contrast.metric}: {treatment} against {against}{control}, {pairs} pairs; "
             f"{contrast.better} is better, claim: {contrast.claim}, smallest effect {contrast.smallest_effect:g}"

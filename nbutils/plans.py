@@ -19,7 +19,7 @@ stage needs, whether every contrast has pairs. A plan that loads can be started.
         question: Is alpha 0.5 better in perplexity?
         stage: cosine
         metric: test_ce_loss           # control_metric: another result, where the control is judged on that
-        treatment: {alpha: 0.5}
+        treatment: {alpha: 0.5}        # control_stage: another stage, where the control stands in that
         control: {alpha: 0.0}
         better: lower                  # or higher
         claim: better                  # or no worse
@@ -52,8 +52,8 @@ PLAN_KEYS = {"name": str, "stages": list, "contrasts": list, "noise_floor": dict
 STAGE_KEYS = {"name": str, "notebook": str, "needs": dict, "params": dict, "matrix": dict, "exclude": list}
 COMPARISON_KEYS = {"stage": str, "metric": str, "treatment": dict, "control": dict}
 CONTRAST_KEYS = COMPARISON_KEYS | dict.fromkeys(("name", "question", "better", "claim"), str)
-CONTRAST_KEYS |= {"smallest_effect": object, "primary": object, "control_metric": str}
-OPTIONAL = {"primary", "control_metric"}
+CONTRAST_KEYS |= {"smallest_effect": object, "primary": object, "control_metric": str, "control_stage": str}
+OPTIONAL = {"primary", "control_metric", "control_stage"}
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ def _read_contrasts(plan: str, given: list[Any], stages: list[Stage], variants: 
         check_criterion(where, entry)
         values = _comparison_values(where, entry, stages)
         contrast = Contrast(**entry | values | {"smallest_effect": float(entry["smallest_effect"])})
-        check_pairs(where, contrast, _stage(stages, contrast.stage).matrix, variants)
+        check_pairs(where, contrast, {stage.name: stage.matrix for stage in stages}, variants)
         yield contrast
     _refuse_equal(f"{plan}: contrast", [entry["name"] for entry in given])
     primary = [entry["name"] for entry in given if entry.get("primary")]
@@ -270,17 +270,18 @@ def _read_noise_floor(
     if "metric" not in given and metric is None:
         raise PlanError(f"{where}: metric is missing, and there is no primary contrast to take it from.")
     floor = Comparison(**{"metric": metric} | given | _comparison_values(where, given, stages))
-    check_pairs(where, floor, _stage(stages, floor.stage).matrix, variants)
+    check_pairs(where, floor, {stage.name: stage.matrix for stage in stages}, variants)
     return floor
 
 
 def _comparison_values(where: str, given: Mapping[str, Any], stages: list[Stage]) -> dict[str, dict[str, Any]]:
     names = [stage.name for stage in stages]
-    if given["stage"] not in names:
-        raise PlanError(f"{where}: there is no stage {given['stage']!r}. {did_you_mean(given['stage'], names)}")
+    stands_in = {"treatment": given["stage"], "control": given.get("control_stage") or given["stage"]}
+    for name in stands_in.values():
+        if name not in names:
+            raise PlanError(f"{where}: there is no stage {name!r}. {did_you_mean(name, names)}")
     try:
-        schema = _stage(stages, given["stage"]).schema
-        return {side: schema.convert(given[side]) for side in ("treatment", "control")}
+        return {side: _stage(stages, name).schema.convert(given[side]) for side, name in stands_in.items()}
     except ParameterError as error:
         raise ParameterError(f"{where}: {error}") from None
 

@@ -122,8 +122,8 @@ def eight_bits() -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_8bit=True)
 
 
-def load_trained(folder: Path) -> PreTrainedModel:
-    """The model a run has saved, in evaluation mode, on the GPU where there is one."""
+def load_trained(folder: str | Path) -> PreTrainedModel:
+    """The model in a folder, or of a Hub name, in evaluation mode, on the GPU where there is one."""
     import torch
     from transformers import AutoModelForCausalLM
 

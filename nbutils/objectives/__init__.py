@@ -2,24 +2,34 @@
 
 from nbutils.objectives.cosine import ExpectedEmbeddingCosine
 from nbutils.objectives.cross_entropy import CrossEntropy
-from nbutils.objectives.head import IGNORE_INDEX, Term, WeightedTerm, chunked_head, term_values
+from nbutils.objectives.distillation import Distillation
+from nbutils.objectives.head import IGNORE_INDEX, UNLABELLED, Term, WeightedTerm, chunked_head, term_values
 from nbutils.objectives.measures import Accuracy, Confidence, CosineProxy, Entropy, UnigramCosine
-from nbutils.objectives.objective import Objective, ObjectiveModel, cosine_mixing
+from nbutils.objectives.objective import Objective, ObjectiveModel, Teacher, cosine_mixing, distillation, next_tokens
+from nbutils.objectives.teacher_target import TeacherStates, TeacherTarget, TopTokens
 
 __all__ = [
     "IGNORE_INDEX",
+    "UNLABELLED",
     "Accuracy",
     "Confidence",
     "CosineProxy",
     "CrossEntropy",
+    "Distillation",
     "Entropy",
     "ExpectedEmbeddingCosine",
     "Objective",
     "ObjectiveModel",
+    "Teacher",
+    "TeacherStates",
+    "TeacherTarget",
     "Term",
+    "TopTokens",
     "UnigramCosine",
     "WeightedTerm",
     "chunked_head",
     "cosine_mixing",
+    "distillation",
+    "next_tokens",
     "term_values",
 ]

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nbutils.objectives.head import Chunk, Gradients, Term, add_matrix_product, matrix_product
+from nbutils.objectives.head import Chunk, Gradients, Term
+from nbutils.objectives.products import add_matrix_product, matrix_product
 
 SMALLEST_NORM = 1e-8  # below it a vector has no direction: cosine 0 and no gradient (a padded vocabulary has such rows)
 GATHER_BYTES = 8 * 2**20  # embeddings gathered at once for top-k: some rows, never (positions, k, width)

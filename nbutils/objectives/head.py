@@ -19,13 +19,17 @@ Idea: Hsu et al. 2024, Liger Kernel (arXiv 2410.10989), extended to soft targets
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = -100  # a label that no term scores, as everywhere in PyTorch
+from nbutils.objectives.products import add_matrix_product, matrix_product
+from nbutils.objectives.teacher_target import TeacherTarget
+
+IGNORE_INDEX = -100  # a label that no term scores, as everywhere in PyTorch: padding
+UNLABELLED = -1  # a real token that cross entropy leaves out and distillation may score: prompts, the end of a block
 CHUNK_BYTES = 40 * 2**20  # one float32 chunk of logits: 192 rows of GPT-2; larger saves 5 % time and costs memory
 ROW_BLOCK = 64  # rows come in whole blocks, at least one: odd sizes and fewer rows slow the matrix products
 
@@ -58,9 +62,11 @@ class Chunk:
     labels: Tensor
     embeddings: Tensor | None
     buffers: Buffers
-    _probabilities: dict[float, Tensor] = field(default_factory=dict)
+    teacher: TeacherTarget | None = None
+    _probabilities: dict[Hashable, Tensor] = field(default_factory=dict)
     _expected_embeddings: dict[float, Tensor] = field(default_factory=dict)
     _largest_logit: Tensor | None = None
+    _teacher_logits: Tensor | None = None
 
     def probabilities(self, temperature: float = 1.0) -> Tensor:
         """softmax(z / T), (rows, vocab), formed once per temperature."""
@@ -82,6 +88,21 @@ class Chunk:
         if self._largest_logit is None:
             self._largest_logit = self.logits.amax(-1, keepdim=True)
         return self._largest_logit
+
+    def teacher_logits(self) -> Tensor:
+        """The teacher's logits over the student's vocabulary, (rows, vocab), formed once."""
+        if self._teacher_logits is None:
+            self._teacher_logits = self.teacher.logits(self.buffers.take("teacher logits", len(self.labels)))
+        return self._teacher_logits
+
+    def teacher_probabilities(self, temperature: float = 1.0) -> Tensor:
+        """softmax(u / T) of the teacher's logits, (rows, vocab), formed once per temperature."""
+        name = ("teacher probabilities", temperature)
+        if name not in self._probabilities:
+            result = self.buffers.take(name, len(self.labels))
+            torch.softmax(torch.div(self.teacher_logits(), temperature, out=result), -1, out=result)
+            self._probabilities[name] = result
+        return self._probabilities[name]
 
     def log_probabilities(self, columns: Tensor) -> Tensor:
         """log softmax(z) at `columns` (rows, k), taken from the most probable entry: precise where that is near 1."""
@@ -122,10 +143,15 @@ class Term:
 
     name: str
     uses_embeddings = False
+    uses_teacher = False
 
     def rows(self, labels: Tensor) -> Tensor:
         """Which positions this term scores, a mask of the shape of `labels`."""
-        return labels != IGNORE_INDEX
+        return labels >= 0
+
+    def count(self, labels: Tensor) -> Tensor:
+        """What the sum over a batch is divided by, for targets `labels` (batch, time): the positions scored."""
+        return self.rows(labels).sum()
 
     def add(self, chunk: Chunk, coefficients: Tensor | None = None, gradients: Gradients | None = None) -> Tensor:
         """Value of each row (rows,); with `gradients`, also adds coefficient x gradient of each row into them.
@@ -150,62 +176,59 @@ def chunk_rows(vocab: int, positions: int) -> int:
     return max(1, min(positions, blocks * ROW_BLOCK))
 
 
-def walk(hidden: Tensor, weight: Tensor, embeddings: Tensor | None, labels: Tensor, positions: Tensor, rows: int):
+def walk(
+    hidden: Tensor,
+    weight: Tensor,
+    embeddings: Tensor | None,
+    labels: Tensor,
+    positions: Tensor,
+    teacher: TeacherTarget | None = None,
+) -> Iterator[tuple[Tensor, Chunk]]:
     """Yield (indices, Chunk) over `positions`; logits are (rows, vocab) in float32 or wider.
 
     Arguments: hidden (positions, width), weight and embeddings (vocab, width), labels (positions,).
     """
+    rows = chunk_rows(len(weight), len(positions))
+    teacher = None if teacher is None else teacher.in_precision(hidden.dtype)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     buffers = Buffers(min(rows, len(positions)), len(weight), wide, hidden.device)
     for indices in positions.split(rows):
         logits = matrix_product(hidden[indices], weight.t(), buffers.take("logits", len(indices)))
-        yield indices, Chunk(logits, labels[indices].clamp_min(0), embeddings, buffers)
-
-
-def matrix_product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
-    """left @ right in float32 or wider; half-precision factors are multiplied exactly and summed there.
-
-    `out` is memory for the result, used where the factors are not of half precision.
-    """
-    left = left.to(right.dtype)
-    if right.dtype not in (torch.float16, torch.bfloat16):
-        return torch.mm(left, right, out=out)
-    if right.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()
-
-
-def add_matrix_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, in place where the precisions agree."""
-    if right.dtype == total.dtype:
-        total.addmm_(left.to(right.dtype), right)
-    else:
-        total += matrix_product(left, right)
+        target = None if teacher is None else teacher.rows(indices)
+        yield indices, Chunk(logits, labels[indices].clamp_min(0), embeddings, buffers, target)
 
 
 def chunked_head(
-    hidden: Tensor, weight: Tensor, embeddings: Tensor | None, labels: Tensor, terms: Sequence[WeightedTerm]
+    hidden: Tensor,
+    weight: Tensor,
+    embeddings: Tensor | None,
+    labels: Tensor,
+    terms: Sequence[WeightedTerm],
+    teacher: TeacherTarget | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of `terms` and each term's raw sum over the rows it scores.
 
     Args:
-        hidden: (positions, width), already shifted against `labels` (positions,), `IGNORE_INDEX` where unscored.
+        hidden: (positions, width), already shifted against `labels` (positions,): token ids, `UNLABELLED` or
+            `IGNORE_INDEX`.
         weight: the output matrix W, (vocab, width).
         embeddings: the input matrix E, (vocab, width), for terms that use it; may be `weight` itself (tied).
+        teacher: what the teacher says at every position, for terms that use it; no gradient reaches it.
     Returns: loss, a scalar with gradients to hidden, weight and embeddings; {name: detached sum}.
     """
     hidden = _product_precision(hidden)
     active = [term for term in terms if term.weight != 0]
+    teacher = teacher if any(term.term.uses_teacher for term in active) else None
     if not any(term.term.uses_embeddings for term in active):
         embeddings = None
     with torch.autocast(hidden.device.type, enabled=False):
-        loss, sums = _ChunkedHead.apply(hidden, weight, embeddings, labels, active, embeddings is weight)
+        loss, sums = _ChunkedHead.apply(hidden, weight, embeddings, labels, active, embeddings is weight, teacher)
     return loss, {term.term.name: value for term, value in zip(active, sums, strict=True)}
 
 
 class _ChunkedHead(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, embeddings, labels, terms, tied):
+    def forward(ctx, hidden, weight, embeddings, labels, terms, tied, teacher):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         masks = [term.term.rows(labels) for term in terms]
         needed = torch.stack(masks).any(0).nonzero().squeeze(-1) if masks else labels.new_empty(0)
@@ -217,8 +240,7 @@ class _ChunkedHead(torch.autograd.Function):
         d_embeddings = None if embeddings is None else d_weight if tied else torch.zeros_like(d_weight)
         narrow_weight = weight.to(hidden.dtype)
         narrow_embeddings = narrow_weight if tied else None if embeddings is None else embeddings.to(hidden.dtype)
-        rows = chunk_rows(weight.shape[0], needed.numel())
-        for indices, chunk in walk(hidden, narrow_weight, narrow_embeddings, labels, needed, rows):
+        for indices, chunk in walk(hidden, narrow_weight, narrow_embeddings, labels, needed, teacher):
             gradients = Gradients(chunk.buffers.take("gradient", len(indices)), d_embeddings)
             for i, term in enumerate(terms):
                 mask = masks[i][indices]
@@ -244,9 +266,7 @@ class _ChunkedHead(torch.autograd.Function):
             d_hidden.mul_(scale).to(hidden_dtype),
             d_weight.mul_(scale).to(weight_dtype),
             d_embeddings,
-            None,
-            None,
-            None,
+            *(None,) * 4,
         )
 
 
@@ -264,7 +284,12 @@ def _largest(counts: Sequence[Tensor], like: Tensor) -> Tensor:
 
 
 def term_values(
-    hidden: Tensor, weight: Tensor, embeddings: Tensor, labels: Tensor, measures: Mapping[str, Term]
+    hidden: Tensor,
+    weight: Tensor,
+    embeddings: Tensor,
+    labels: Tensor,
+    measures: Mapping[str, Term],
+    teacher: TeacherTarget | None = None,
 ) -> dict[str, Tensor]:
     """Each measure's value at every position (positions,), 0 where it is not scored; no gradients.
 
@@ -276,9 +301,8 @@ def term_values(
         needed = torch.stack(list(masks.values())).any(0).nonzero().squeeze(-1)
         wide = torch.promote_types(hidden.dtype, torch.float32)
         values = {name: torch.zeros(labels.shape, dtype=wide, device=hidden.device) for name in measures}
-        rows = chunk_rows(weight.shape[0], needed.numel())
         narrow = weight.to(hidden.dtype), embeddings.to(hidden.dtype)
-        for indices, chunk in walk(hidden, *narrow, labels, needed, rows):
+        for indices, chunk in walk(hidden, *narrow, labels, needed, teacher):
             for name, term in measures.items():
                 values[name][indices] = term.add(chunk).where(masks[name][indices], 0)
     return values

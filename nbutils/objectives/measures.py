@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from nbutils.objectives.cosine import unit
-from nbutils.objectives.head import Chunk, Gradients, Term, matrix_product
+from nbutils.objectives.head import Chunk, Gradients, Term
+from nbutils.objectives.products import matrix_product
 
 
 class Measure(Term):

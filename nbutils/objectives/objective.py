@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nbutils.errors import ModelError, ParameterError
+from nbutils.errors import ModelError, ParameterError, did_you_mean
 from nbutils.objectives.cosine import ExpectedEmbeddingCosine
 from nbutils.objectives.cross_entropy import CrossEntropy
-from nbutils.objectives.head import Term, WeightedTerm, chunked_head, term_values
+from nbutils.objectives.distillation import DIVERGENCES, POSITIONS, REDUCTIONS, Distillation
+from nbutils.objectives.head import IGNORE_INDEX, UNLABELLED, Term, WeightedTerm, chunked_head, term_values
+from nbutils.objectives.teacher_target import TeacherTarget
 
 
 @dataclass(frozen=True)
@@ -56,43 +59,123 @@ def cosine_mixing(
     return Objective((CrossEntropy(), cosine), (1 - alpha, alpha), ramp)
 
 
+NO_DIVERGENCE = "none"  # cross entropy alone: the control of a distillation study
+
+
+def distillation(
+    divergence: str = "forward",
+    ce_weight: float = 0.5,
+    kl_weight: float = 0.5,
+    temperature: float = 2.0,
+    beta: float = 0.5,
+    positions: str = "all",
+    reduction: str = "token",
+) -> Objective:
+    """ce_weight x cross entropy + kl_weight x T^2 D(teacher, student); divergence "none" is cross entropy alone.
+
+    Raises ParameterError, naming the notebook's parameter, where a value cannot be.
+    """
+    if divergence == NO_DIVERGENCE:
+        return Objective((CrossEntropy(),), (1.0,))
+    for name, given, words in (
+        ("divergence", divergence, (NO_DIVERGENCE, *DIVERGENCES)),
+        ("kl_positions", positions, POSITIONS),
+        ("kd_reduction", reduction, REDUCTIONS),
+    ):
+        if given not in words:
+            raise ParameterError(f"{name} is {given!r}. {did_you_mean(given, words)}")
+    if not 0 < temperature < float("inf"):
+        raise ParameterError(f"kl_temperature is {temperature}; logits are divided by it, so give a number above 0.")
+    for name, weight in (("ce_weight", ce_weight), ("kl_weight", kl_weight)):
+        if not 0 <= weight < float("inf"):
+            raise ParameterError(f"{name} is {weight}; the weight of a term is a number of at least 0.")
+    if ce_weight == kl_weight == 0:
+        raise ParameterError("ce_weight and kl_weight are both 0, so nothing would be learned. Raise one of them.")
+    if divergence == "jsd" and not 0 < beta < 1:
+        raise ParameterError(
+            f"jsd_beta is {beta}; it weighs teacher against student and lies between 0 and 1, both excluded. At the "
+            "ends the divergence is one of two others: set divergence to forward or reverse."
+        )
+    term = Distillation(temperature, divergence, beta, positions, reduction)
+    return Objective((CrossEntropy(), term), (ce_weight, kl_weight))
+
+
+class Teacher(Protocol):
+    """Who can say what one or several teachers predict for a batch."""
+
+    def target(self, input_ids: Tensor, stored: Mapping[str, Tensor]) -> TeacherTarget:
+        """For all positions of `input_ids` (batch, time), flat; `stored` holds what the batch brings from a cache."""
+
+
 class ObjectiveModel(nn.Module):
     """A causal language model with an objective for its loss.
 
     Body and head run inside this one forward, so that what wraps the module (DDP) sees every gradient. `progress`, in
-    [0, 1], is set by the trainer before each step.
+    [0, 1], is set by the trainer before each step. The teacher is no part of the module: it has nothing to be trained,
+    saved or compared between ranks.
     """
 
-    def __init__(self, model: PreTrainedModel, objective: Objective) -> None:
+    def __init__(self, model: PreTrainedModel, objective: Objective, teacher: Teacher | None = None) -> None:
         super().__init__()
         self.model = model
         self.objective = objective
         self.progress = 0.0
         self.output, self.embeddings = head_matrices(model)
+        self._teacher = (teacher,)  # in a tuple, or torch would register a module's parameters
 
-    def forward(self, input_ids: Tensor, labels: Tensor, counts: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    @property
+    def teacher(self) -> Teacher | None:
+        return self._teacher[0]
+
+    def forward(
+        self, input_ids: Tensor, labels: Tensor, counts: Mapping[str, Tensor], **stored: Tensor
+    ) -> dict[str, Tensor]:
         """Loss and raw term sums of a batch.
 
-        Args: input_ids and unshifted labels, (batch, time); counts, {term name: positions scored in the whole step}.
+        Args: input_ids and unshifted labels, (batch, time); counts, {term name: what its sum is divided by in the whole
+        step}; stored, what the batch brings from a teacher's cache.
         Returns: {"loss": scalar, name: detached sum, ...}.
         """
         hidden, targets = self.targets(input_ids, labels)
         weights = self.objective.weights_at(self.progress)
         terms = [WeightedTerm(t, w, counts[t.name]) for t, w in zip(self.objective.terms, weights, strict=True)]
-        loss, sums = chunked_head(hidden, self.output.weight, self.embeddings.weight, targets, terms)
+        teacher = self._teacher_target(input_ids, stored, (term.term for term in terms if term.weight))
+        loss, sums = chunked_head(hidden, self.output.weight, self.embeddings.weight, targets, terms, teacher)
         return {"loss": loss, **sums}
 
     def targets(self, input_ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden states (batch x (time - 1), width) and the next tokens they predict (batch x (time - 1),)."""
+        """Hidden states (batch x time, width) and the next tokens they predict (batch x time,)."""
         hidden = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state  # (batch, time, width)
-        return hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+        return hidden.flatten(0, 1), next_tokens(labels).flatten()
 
-    def values(self, input_ids: Tensor, labels: Tensor, measures: Mapping[str, Term]) -> dict[str, Tensor]:
+    def values(
+        self,
+        input_ids: Tensor,
+        labels: Tensor,
+        measures: Mapping[str, Term],
+        stored: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Each measure at every predicted position, (batch, time - 1), without gradients."""
         with torch.no_grad():
             hidden, targets = self.targets(input_ids, labels)
-            values = term_values(hidden, self.output.weight, self.embeddings.weight, targets, measures)
-        return {name: value.view(len(input_ids), -1) for name, value in values.items()}
+            teacher = self._teacher_target(input_ids, stored or {}, measures.values())
+            matrices = self.output.weight, self.embeddings.weight
+            values = term_values(hidden, *matrices, targets, measures, teacher)
+        return {name: value.view(len(input_ids), -1)[:, :-1] for name, value in values.items()}
+
+    def _teacher_target(
+        self, input_ids: Tensor, stored: Mapping[str, Tensor], terms: Iterable[Term]
+    ) -> TeacherTarget | None:
+        if not any(term.uses_teacher for term in terms):
+            return None
+        with torch.no_grad():
+            return self.teacher.target(input_ids, stored)
+
+
+def next_tokens(labels: Tensor) -> Tensor:
+    """What each position predicts, (batch, time): `labels` moved by one; a block's last token has no next one."""
+    last = labels[:, -1:]
+    return torch.cat([labels[:, 1:], last.where(last == IGNORE_INDEX, UNLABELLED)], 1)
 
 
 def head_matrices(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:

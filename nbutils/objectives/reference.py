@@ -6,6 +6,7 @@ one value per position and is differentiable by autograd.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,3 +27,31 @@ def expected_embedding_cosine(
     else:
         mu = probabilities @ embeddings
     return 1 - F.cosine_similarity(mu, embeddings[labels], dim=-1)
+
+
+def distillation(
+    logits: Tensor, teacher_logits: Tensor, temperature: float, divergence: str = "forward", beta: float = 0.5
+) -> Tensor:
+    """T^2 D(t, p) with t = softmax(u / T), p = softmax(z / T); D as in `distillation.py`, in probability space."""
+    p, t = (logits / temperature).softmax(-1), (teacher_logits / temperature).softmax(-1)
+    m = beta * t + (1 - beta) * p
+    if divergence == "forward":
+        value = relative_entropy(t, p)
+    elif divergence == "reverse":
+        value = relative_entropy(p, t)
+    else:
+        value = beta * relative_entropy(t, m) + (1 - beta) * relative_entropy(p, m)
+    return temperature**2 * value
+
+
+def distillation_over_top(logits: Tensor, columns: Tensor, log_probabilities: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(t || p) over the k tokens `columns` (positions, k) and one bin of all others, (positions, k + 1)."""
+    p = (logits / temperature).softmax(-1)
+    seen = p.gather(-1, columns)
+    others = p.scatter(-1, columns, 0).sum(-1, keepdim=True)
+    return temperature**2 * relative_entropy(log_probabilities.exp(), torch.cat([seen, others], -1))
+
+
+def relative_entropy(one: Tensor, other: Tensor) -> Tensor:
+    """KL(one || other) = sum one log(one / other), where 0 log 0 = 0: (positions,)."""
+    return (torch.special.xlogy(one, one) - torch.special.xlogy(one, other)).sum(-1)

@@ -1,0 +1,106 @@
+"""Teachers: frozen models whose predictions a student learns from, one or several with their logits averaged.
+
+teacher = load_teachers(["runs/babylm/teacher"], tokenizer, block_size)      # a run of 02_teacher_finetune
+target = teacher.target(input_ids, {})                                       # for the chunked head
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from nbutils import places
+from nbutils.errors import ModelError, ParameterError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from nbutils.objectives import TeacherStates
+
+MODEL_FOLDERS = ("model_best", "model")  # of a run, the better one first
+
+
+@dataclass(frozen=True, eq=False)
+class LiveTeacher:
+    """Models in evaluation mode that run on every batch."""
+
+    models: tuple[PreTrainedModel, ...]
+
+    def target(self, input_ids: Tensor, stored: Mapping[str, Tensor]) -> TeacherStates:
+        """Hidden states of all positions of `input_ids` (batch, time), flat, and the matrices that make them logits."""
+        from nbutils.objectives import TeacherStates
+        from nbutils.objectives.objective import head_matrices
+
+        hidden = (model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state for model in self.models)
+        weights = tuple(head_matrices(model)[0].weight for model in self.models)
+        return TeacherStates(tuple(states.flatten(0, 1) for states in hidden), weights)
+
+    def to(self, device: torch.device) -> LiveTeacher:
+        """The same models, moved to `device`."""
+        for model in self.models:
+            model.to(device)
+        return self
+
+    def fingerprint(self) -> str:
+        """A hash of all weights, whatever folder they came from."""
+        digest = hashlib.sha256()
+        for model in self.models:
+            for name, tensor in model.state_dict().items():
+                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def load_teachers(names: Sequence[str], tokenizer: PreTrainedTokenizerBase, block_size: int) -> LiveTeacher:
+    """The teachers called `names`: each a run of 02_teacher_finetune, a model folder or a Hub name.
+
+    Raises ModelError where one is no model, is too short for `block_size`, or has another vocabulary than `tokenizer`,
+    that of the data and the student.
+    """
+    from nbutils.models import load_trained
+
+    models = []
+    for name in names:
+        folder = model_of(name)
+        check_teacher(folder, tokenizer, block_size)
+        models.append(load_trained(folder).requires_grad_(False))
+    return LiveTeacher(tuple(models))
+
+
+def model_of(name: str) -> str:
+    """The folder or Hub name of the model that `name` stands for: the best of a run, or `name` itself."""
+    place = places.resolve(name)
+    return next((str(place / each) for each in MODEL_FOLDERS if (place / each).is_dir()), name)
+
+
+def check_teacher(name: str, tokenizer: PreTrainedTokenizerBase, block_size: int) -> None:
+    """Raise ModelError where the model at folder or Hub name `name` cannot teach on these tokens."""
+    from nbutils.models import CONFIGURATIONS, build_config, check_model, check_vocabulary
+
+    if name in CONFIGURATIONS:
+        raise ModelError(
+            f"teacher {name!r} is a configuration and has no weights. Train one with 02_teacher_finetune and give its "
+            "run folder, or give the name or the folder of a trained model."
+        )
+    try:
+        check_model(name, from_scratch=False, block_size=block_size)
+        check_vocabulary(name, build_config(name, 0, block_size).vocab_size, tokenizer)
+    except ModelError as error:
+        raise ModelError(f"The teacher cannot be used. {error}") from None
+
+
+def check_shared_vocabulary(divergence: str, teacher: LiveTeacher, student: PreTrainedModel) -> None:
+    """Raise ParameterError where the divergence would be infinite: reverse KL, and tokens that the teacher lacks."""
+    from nbutils.objectives.objective import head_matrices
+
+    has = min(len(head_matrices(model)[0].weight) for model in teacher.models)
+    wanted = len(head_matrices(student)[0].weight)
+    if divergence == "reverse" and wanted > has:
+        raise ParameterError(
+            f"divergence reverse needs a teacher with the student's {wanted} tokens, and it has {has}: where the "
+            "teacher's probability is 0, the divergence is infinite. Use forward or jsd."
+        )

@@ -2,7 +2,7 @@
 
 A contrast is judged on pairs: the runs of the treatment and of the control whose other matrix values (the seeds) are
 equal. The control may stand in another stage, so that studies share it: pairs then have equal seeds, and equal values
-of every other name that both stages' matrices have. Everything a report shows that no contrast asked for is exploratory.
+of every other name that both stages' matrices have. What no contrast asked for is exploratory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run folders grouped for comparison: plans, studies (one stage of a plan), arms, and contrasts judged on seed pairs.
 
-An arm is a stage's runs that differ in nothing but seeds. Runs that the plan does not name, or made with
-other parameters than it has now, are never averaged in: they are left out and the report says so.
+Runs that the plan does not name, or made with other parameters than it has now, are never averaged into an arm
+(nbutils.arms): they are left out and the report says so.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils import statistics
+from nbutils.arms import Arm, Slot, group_arms, number, without_seeds
 from nbutils.errors import WorkbookError
 
 if TYPE_CHECKING:
@@ -19,46 +20,7 @@ if TYPE_CHECKING:
     from nbutils.plans import Plan
     from nbutils.runs import Run
 
-SEEDS = ("seed", "noise_seed")  # they repeat an arm, they do not make another one
 FINAL = ("test_", "eval_")  # prefixes of what a trained model was judged on, the better split first
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A variant and its run: None while there is none. `other_parameters` are those in which the run differs."""
-
-    stage: str
-    variant: str
-    matrix: dict[str, Any]
-    run: Run | None
-    other_parameters: str = ""
-
-    @property
-    def trouble(self) -> str:
-        """Why its numbers cannot be used; empty where they can."""
-        if self.run is None:
-            return "not run yet"
-        if self.run.status != "finished":
-            return self.run.status.replace("_", " ")
-        return f"run with other parameters than the plan has ({self.other_parameters})" * bool(self.other_parameters)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """The usable runs of one matrix combination, one a seed, in the order of the seeds; `planned` are to be made."""
-
-    label: str
-    values: dict[str, Any]
-    runs: tuple[Run, ...]
-    planned: int
-
-    def results(self, metric: str) -> list[float]:
-        """`metric` of every run that reports it; nan where the run diverged."""
-        return list(self.by_seed(metric).values())
-
-    def by_seed(self, metric: str) -> dict[Any, float]:
-        """`metric` of every run that reports it, by the run's seed."""
-        return {run.matrix.get("seed"): number(run.result[metric]) for run in self.runs if metric in run.result}
 
 
 @dataclass(frozen=True)
@@ -73,7 +35,10 @@ class Judged:
 
 @dataclass(frozen=True)
 class Study:
-    """One stage of one plan: its arms, the control first where a contrast names one, and its verdicts."""
+    """One stage of one plan: its arms, the control first where a contrast names one, and its verdicts.
+
+    Arms that contrasts take as controls from another stage are among its arms, but not in its slots.
+    """
 
     plan: str
     stage: str
@@ -91,14 +56,18 @@ class Study:
         """The runs of all arms; without the A/A repeats."""
         return [run for arm in self.arms for run in arm.runs]
 
+    @property
+    def own_arms(self) -> list[Arm]:
+        """The arms that are of this stage, and not a control of another one."""
+        return [arm for arm in self.arms if not arm.borrowed_from]
+
     def reports(self, metric: str) -> bool:
         """Whether any arm has a result called `metric`."""
         return any(arm.results(metric) for arm in self.arms)
 
     def foremost(self, most: int) -> Study:
         """The study with at most so many arms: the control, those that contrasts ask about, then the others."""
-        sides = [side for each in self.judged for side in (each.contrast.treatment, each.contrast.control)]
-        order = [self.control, *map(self.arm_of, sides), *self.arms]
+        order = [self.control, *(side for each in self.judged for side in self.sides(each.contrast)), *self.arms]
         chosen: list[Arm] = []
         for arm in order:
             if arm is not None and arm not in chosen:
@@ -109,16 +78,21 @@ class Study:
         """The result that holds measure `name`: on the test split if any run has it, else on validation."""
         return next((prefix + name for prefix in FINAL if self.reports(prefix + name)), None)
 
-    def arm_of(self, values: dict[str, Any]) -> Arm | None:
+    def arm_of(self, values: dict[str, Any], borrowed_from: str = "") -> Arm | None:
         """The arm with these matrix values, seeds aside; None where they fit several or none."""
-        return next((arm for arm in self.arms if arm.values == _without_seeds(values)), None)
+        arms = [arm for arm in self.arms if arm.borrowed_from == borrowed_from]
+        return next((arm for arm in arms if arm.values == without_seeds(values)), None)
+
+    def sides(self, contrast: Contrast) -> tuple[Arm | None, Arm | None]:
+        """The treatment's arm and the control's."""
+        return self.arm_of(contrast.treatment), self.arm_of(contrast.control, contrast.control_stage or "")
 
     def asked(self, arm: Arm, metric: str) -> Judged | None:
         """The planned contrast of `arm` with the control in `metric`; None: such a comparison is exploratory."""
         for judged in self.judged:
-            sides = [self.arm_of(judged.contrast.treatment), self.arm_of(judged.contrast.control)]
             contrast = judged.contrast
-            if contrast.metric == metric and not contrast.control_metric and sides == [arm, self.control]:
+            sides = self.sides(contrast)
+            if contrast.metric == metric and not contrast.control_metric and sides == (arm, self.control):
                 return judged
         return None
 
@@ -238,21 +212,35 @@ def plan_studies(name: str, slots: Sequence[Slot], plan: Plan | None) -> list[St
     """The stages of one plan that train or judge a model, with the plan's contrasts judged as one family."""
     contrasts = plan.contrasts if plan else ()
     verdicts = judge_contrasts(contrasts, slots, plan.noise_floor if plan else None)
+    arms = {
+        stage: group_arms([slot for slot in slots if slot.stage == stage])
+        for stage in dict.fromkeys(slot.stage for slot in slots)
+    }
     studies = []
-    for stage in dict.fromkeys(slot.stage for slot in slots):
-        own = [slot for slot in slots if slot.stage == stage]
+    for stage in arms:
         judged = [verdict for verdict in verdicts if verdict.contrast.stage == stage]
         judged.sort(key=lambda verdict: not verdict.contrast.primary)
-        arms = group_arms(own)
-        control = None
+        own = tuple(slot for slot in slots if slot.stage == stage)
+        all_arms = (*_borrowed([each.contrast for each in judged], arms), *arms[stage])
+        study = Study(name, stage, own, all_arms, judged=tuple(judged))
         if judged:
-            values = _without_seeds(judged[0].contrast.control)
-            control = next((arm for arm in arms if arm.values == values), None)
-            arms.sort(key=lambda arm: arm is not control)
-        study = Study(name, stage, tuple(own), tuple(arms), control, tuple(judged))
+            control = study.sides(judged[0].contrast)[1]
+            study = replace(study, arms=tuple(sorted(all_arms, key=lambda arm: arm is not control)), control=control)
         if judged or study.final("ce_loss"):
             studies.append(study)
     return studies
+
+
+def _borrowed(contrasts: Iterable[Contrast], arms: dict[str, list[Arm]]) -> list[Arm]:
+    """The arms of other stages that serve as controls, each once, their stage in the label."""
+    found: dict[tuple[str, str], Arm] = {}
+    for contrast in contrasts:
+        stage = contrast.control_stage
+        for arm in arms[stage] if stage else []:
+            if arm.values == without_seeds(contrast.control):
+                label = arm.label if arm.label == stage else f"{arm.label} (stage {stage})"
+                found[stage, label] = replace(arm, label=label, borrowed_from=stage)
+    return list(found.values())
 
 
 def one_run(folder: Path) -> Study:
@@ -261,43 +249,6 @@ def one_run(folder: Path) -> Study:
 
     (run,) = load_runs(folder)
     return Study(run.plan, run.stage or run.variant, (), (Arm(run.variant, run.matrix, (run,), 1),))
-
-
-def group_arms(slots: Sequence[Slot]) -> list[Arm]:
-    """The arms of one stage, in the order of its matrix; repeats with another noise seed (A/A) are left out.
-
-    An arm without a usable run is an arm all the same. Labels name what the matrix varies first, and what else differs
-    from the first arm: "alpha 0.5, cos_topk 256".
-    """
-    noise_seeds = [slot.matrix["noise_seed"] for slot in slots if "noise_seed" in slot.matrix]
-    first_noise = min(noise_seeds, default=None)
-    groups: list[tuple[dict[str, Any], list[Slot]]] = []
-    for slot in slots:
-        if slot.matrix.get("noise_seed", first_noise) != first_noise:
-            continue
-        values = _without_seeds(slot.matrix)
-        group = next((members for known, members in groups if known == values), None)
-        if group is None:
-            group = []
-            groups.append((values, group))
-        group.append(slot)
-    names = dict.fromkeys(name for values, _ in groups for name in values)
-    first = groups[0][0] if groups else {}
-    differing = [name for name in names if any(values.get(name) != first.get(name) for values, _ in groups)]
-    return [
-        Arm(
-            ", ".join(
-                f"{name} {values[name]}"
-                for name in differing
-                if name in values and (name == differing[0] or values[name] != first.get(name))
-            )
-            or members[0].stage,
-            values,
-            tuple(slot.run for slot in sorted(members, key=_seed) if slot.run is not None and not slot.trouble),
-            len(members),
-        )
-        for values, members in groups
-    ]
 
 
 def judge_contrasts(
@@ -310,7 +261,7 @@ def judge_contrasts(
     result = []
     for contrast, verdict, (_, missing) in zip(contrasts, verdicts, paired, strict=True):
         floor = None
-        if noise_floor is not None and noise_floor.stage == contrast.stage:
+        if noise_floor is not None and noise_floor.stage in (contrast.stage, contrast.stage_of_control):
             values, _ = _differences(noise_floor, slots, contrast.metric, contrast.metric)
             floor = statistics.NoiseFloor(tuple(values)) if values else None
         result.append(Judged(contrast, verdict, tuple(missing), floor))
@@ -333,16 +284,3 @@ def _differences(
         else:
             values.append(number(treatment.run.result[metric]) - number(control.run.result[control_metric]))
     return values, missing
-
-
-def number(value: object) -> float:
-    """A stored result as a float; what is none (null: the run diverged) is nan."""
-    return float(value) if isinstance(value, int | float) else float("nan")
-
-
-def _without_seeds(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in SEEDS}
-
-
-def _seed(slot: Slot) -> Any:
-    return slot.matrix.get("seed", 0)

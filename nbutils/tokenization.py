@@ -1,5 +1,7 @@
 """Tokenizers: of a published model, trained on our train split, or single characters; and text turned into token ids.
 
+Two kinds are trained: byte-level BPE (GPT-2's) and Unigram (SentencePiece's, in unigram_tokenizer.py).
+
 Every tokenizer that leaves here has an end token (`tokenizer.eos_token_id`), which stands after each document, and a
 pad token, which is the end token where the published tokenizer has none (GPT-2, Llama 3).
 """
@@ -16,33 +18,40 @@ import numpy as np
 
 from nbutils.errors import ModelError
 from nbutils.hub import locate, unusable
+from nbutils.unigram_tokenizer import SMALLEST_UNIGRAM_VOCABULARY, UNKNOWN_TOKEN, train_unigram_model
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 END_TOKEN = "<|endoftext|>"
-UNKNOWN_TOKEN = "<|unknown|>"
 SMALLEST_VOCABULARY = 257  # all 256 bytes and the end token
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 TEXTS_AT_ONCE = 256
 CURE = (
     "Check the name on the Hugging Face Hub; without a network, set tokenizer to a folder written by save_pretrained, "
-    "to train or to characters."
+    "to train, unigram or characters."
 )
 
 
 def check_tokenizer(tokenizer: str, vocab_size: int) -> None:
     """What can be known before a kernel starts. Raises ModelError with cause and cure.
 
-    tokenizer: "train", "characters", a folder, or a name on the Hugging Face Hub (asked for at most 5 s, and not at all
-    where the tokenizer lies in the local cache).
+    tokenizer: "train", "unigram", "characters", a folder, or a name on the Hugging Face Hub (asked for at most 5 s,
+    and not at all where the tokenizer lies in the local cache).
     """
     if tokenizer == "train":
         if vocab_size < SMALLEST_VOCABULARY:
             raise ModelError(
                 f"vocab_size {vocab_size} is too small for a byte-level tokenizer: 256 bytes and the end token make "
                 f"{SMALLEST_VOCABULARY}. Raise vocab_size, or set tokenizer to characters."
+            )
+    elif tokenizer == "unigram":
+        if vocab_size < SMALLEST_UNIGRAM_VOCABULARY:
+            raise ModelError(
+                f"vocab_size {vocab_size} is too small for a Unigram tokenizer: 256 bytes, the characters that spell "
+                f"them and the special tokens make {SMALLEST_UNIGRAM_VOCABULARY}. Raise vocab_size, or set tokenizer "
+                "to characters."
             )
     elif tokenizer != "characters":
         locate(tokenizer, TOKENIZER_FILES, "tokenizer", CURE)
@@ -53,6 +62,8 @@ def make_tokenizer(tokenizer: str, train_texts: Sequence[str], vocab_size: int) 
     check_tokenizer(tokenizer, vocab_size)
     if tokenizer == "train":
         return train_byte_level_bpe(train_texts, vocab_size)
+    if tokenizer == "unigram":
+        return train_unigram(train_texts, vocab_size)
     if tokenizer == "characters":
         return character_tokenizer(train_texts)
     return load_tokenizer(tokenizer)
@@ -93,6 +104,16 @@ def train_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTok
     )
     tokenizer.train_from_iterator(texts, trainer)
     return _published(tokenizer, eos_token=END_TOKEN, pad_token=END_TOKEN)
+
+
+def train_unigram(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """SentencePiece's kind of tokenizer: the unknown token, 256 bytes, pieces learned from `texts`, the end token last.
+
+    Any text is encoded without loss, what the pieces lack as its bytes; but SentencePiece's own space mark, U+2581, is
+    read as a space. Texts too small for `vocab_size` pieces give a smaller vocabulary. Raises ModelError.
+    """
+    tokenizer = train_unigram_model(texts, vocab_size - 1)
+    return _published(tokenizer, eos_token=END_TOKEN, pad_token=END_TOKEN, unk_token=UNKNOWN_TOKEN)
 
 
 def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:

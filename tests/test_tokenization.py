@@ -12,6 +12,7 @@ import pytest
 from real_data import REAL_DATA, needs_real_data
 
 from nbutils.errors import ModelError
+from nbutils.token_bytes import token_bytes, token_lengths
 from nbutils.tokenization import (
     END_TOKEN,
     UNKNOWN_TOKEN,
@@ -21,7 +22,9 @@ from nbutils.tokenization import (
     make_tokenizer,
     tokenize,
     train_byte_level_bpe,
+    train_unigram,
 )
+from nbutils.unigram_tokenizer import SPELLING
 
 TEXTS = [
     "The default value is None.\n\n  If it is not, the value is used.",
@@ -32,18 +35,65 @@ TEXTS = [
 STRANGE = [*TEXTS, "", " ", "\n\n\n", "\x07 bell", "e\u0301 is two code points", "unseen: ʘ"]
 
 
-@pytest.fixture(params=["train", "characters"])
+@pytest.fixture(params=["train", "characters", "unigram"])
 def own(request: pytest.FixtureRequest):
-    return make_tokenizer(request.param, TEXTS, vocab_size=300)
+    return make_tokenizer(request.param, TEXTS, vocab_size=400)
 
 
 def test_own_tokenizers_lose_nothing(own) -> None:
     assert [own.decode(ids) for ids in tokenize(TEXTS, own)] == TEXTS
 
 
-def test_byte_level_tokenizer_encodes_what_it_never_saw() -> None:
-    tokenizer = train_byte_level_bpe(["abc"], 260)
+@pytest.mark.parametrize(("train", "size"), [(train_byte_level_bpe, 260), (train_unigram, 300)])
+def test_trained_tokenizers_encode_what_they_never_saw(train, size: int) -> None:
+    tokenizer = train(["abc"], size)
     assert [tokenizer.decode(ids) for ids in tokenize(STRANGE, tokenizer)] == STRANGE
+
+
+def test_every_byte_of_a_text_is_in_a_unigram_token() -> None:
+    texts = [*STRANGE, "<0x41> and <0xE2><0x96> spelt out", "tab\tand  two   spaces", "".join(map(chr, range(256)))]
+    tokenizer = train_unigram(TEXTS, 400)
+    lengths = token_lengths(tokenizer, len(tokenizer))
+    pieces = token_bytes(tokenizer)
+    for text, ids in zip(texts, tokenize(texts, tokenizer), strict=True):
+        assert lengths[ids].sum() == len(text.encode())
+        assert b"".join(pieces[number] for number in ids) == text.encode()
+        assert tokenizer.unk_token_id not in ids
+
+
+def test_unigram_encodes_as_sentencepiece_does() -> None:
+    """The same pieces, most probable first, and the same cuts as SentencePiece's own encoder makes with its model."""
+    import io
+
+    import sentencepiece
+
+    choose = random.Random(0)
+    words = [f"{a}{b}" for a in ("token", "block", "split", "größ") for b in ("ise", "ing", "er", "en")]
+    text = " ".join(choose.choices(words, k=3000))
+    model = io.BytesIO()
+    settings = {"model_type": "unigram", "byte_fallback": True, "hard_vocab_limit": False, "num_threads": 4}
+    settings |= {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
+    sentences = iter([text[begin : begin + 500] for begin in range(0, len(text), 500)])
+    settings |= {"bos_id": -1, "eos_id": -1, "minloglevel": 2, "required_chars": SPELLING}
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=sentences, model_writer=model, vocab_size=330, **settings
+    )
+    theirs = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    ours = train_unigram((text[begin : begin + 500] for begin in range(0, len(text), 500)), 331)
+    assert len(ours) == len(theirs) + 1
+    pieces = [theirs.id_to_piece(number) for number in range(257, len(theirs))]
+    assert ours.convert_ids_to_tokens(range(257, len(theirs))) == pieces
+    assert "\u2581block" in pieces and "ing" in pieces
+    sample = " ".join(choose.choices(words, k=50)) + " unseen, ʘ!"
+    assert ours.convert_ids_to_tokens(tokenize([sample], ours)[0]) == theirs.encode(sample, out_type=str)
+
+
+def test_unigram_learns_from_text_of_one_long_line_and_not_across_lines() -> None:
+    """A text without a line end is cut for training, none of it passed over."""
+    tokenizer = train_unigram(["first words " + "filling " * 2000 + "lastly " * 500], 320)
+    vocabulary = tokenizer.get_vocab()
+    assert "\u2581lastly" in vocabulary and "\u2581filling" in vocabulary
+    assert not any("\n" in piece for piece in train_unigram(["ab\ncd\n" * 500], 300).get_vocab())
 
 
 def test_end_token_is_last_single_and_never_made_from_text(own) -> None:
@@ -82,11 +132,13 @@ def test_byte_level_vocabulary_has_the_size_asked_for() -> None:
     assert len(train_byte_level_bpe(["ab"], 1000)) < 300  # nothing left to merge
 
 
-def test_training_is_deterministic() -> None:
+@pytest.mark.parametrize("train", ["train_byte_level_bpe", "train_unigram"])
+def test_training_is_deterministic(train: str) -> None:
     script = (
-        "import random; from nbutils.tokenization import train_byte_level_bpe;"
+        f"import random; from nbutils.tokenization import {train};"
         "choose = random.Random(0); texts = [' '.join(choose.choices(dir(str), k=200)) for _ in range(50)];"
-        "tokenizer = train_byte_level_bpe(texts, 400); print(sorted(tokenizer.get_vocab().items()))"
+        f"tokenizer = {train}(texts, 400); "
+        "print(sorted(tokenizer.get_vocab().items()), tokenizer.backend_tokenizer.to_str())"
     )
     outputs = []
     for threads in "12":
@@ -112,6 +164,17 @@ def test_vocabulary_too_small_for_bytes() -> None:
         check_tokenizer("train", 256)
     check_tokenizer("train", 257)
     check_tokenizer("characters", 0)
+    with pytest.raises(ModelError, match=r"vocab_size 283 is too small for a Unigram tokenizer.*Raise vocab_size"):
+        check_tokenizer("unigram", 283)
+    check_tokenizer("unigram", 284)
+
+
+def test_unigram_vocabulary_too_small_for_the_characters_of_the_text() -> None:
+    text = "".join(map(chr, range(0x4E00, 0x4E00 + 200)))
+    with pytest.raises(ModelError, match=r"vocab_size 300 cannot be trained.*Raise vocab_size, give more text"):
+        train_unigram([text], 300)
+    with pytest.raises(ModelError, match="cannot be trained"):
+        train_unigram(["\n"], 300)
 
 
 def test_folder_without_a_tokenizer(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,12 +43,14 @@ def sample_continuations(
     tokens = torch.from_numpy(chosen["input_ids"].astype(np.int64)).to(model.device)  # (number, time)
     prompts, references = tokens[:, :prompt_tokens], tokens[:, prompt_tokens : prompt_tokens + new_tokens]
     model.eval()
-    with torch.no_grad():
-        if not model(prompts).logits.isfinite().all():
-            logger.warning("The model's logits are not finite: it diverged, and no samples are drawn from it.")
-            return []
-    settings = {"temperature": temperature, "top_k": top_k, "max_new_tokens": new_tokens}
-    completions = _continued(model, prompts, seed, pad_token_id=tokenizer.eos_token_id or 0, **settings)
+    settings = {"do_sample": True, "temperature": temperature, "top_k": top_k, "max_new_tokens": new_tokens}
+    with seeded(seed, model.device):
+        completions = continued(
+            model, prompts, torch.ones_like(prompts), pad_token_id=tokenizer.eos_token_id or 0, **settings
+        )
+    if completions is None:
+        logger.warning("The model's logits are not finite: it diverged, and no samples are drawn from it.")
+        return []
     documents = chosen["document_ids"][:, 0]
     return [
         {
@@ -59,10 +63,36 @@ def sample_continuations(
     ]
 
 
-def _continued(model: PreTrainedModel, prompts: Tensor, seed: int, **settings) -> Tensor:
-    """What the model adds to prompts (number, time), sampled without touching the global random state."""
-    devices = [model.device] if model.device.type == "cuda" else []
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of `seed` inside; outside, the global random state is as if nothing had been drawn."""
+    devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        mask = torch.ones_like(prompts)
-        return model.generate(prompts, attention_mask=mask, do_sample=True, **settings)[:, prompts.shape[1] :]
+        yield
+
+
+def continued(model: PreTrainedModel, prompts: Tensor, mask: Tensor, **settings) -> Tensor | None:
+    """What the model adds to prompts (number, time), of which `mask` (number, time) is 1 on real tokens, 0 on padding.
+
+    `settings` go to transformers' generate, which derives each token's position from the mask. None where the model
+    gives no distribution at some step: its logits are not finite.
+    """
+    finite = LogitsProcessorList([_FiniteLogits()])
+    try:
+        return model.generate(prompts, attention_mask=mask, logits_processor=finite, **settings)[:, prompts.shape[1] :]
+    except _NotFiniteError:
+        return None
+
+
+class _NotFiniteError(ArithmeticError):
+    """A row of logits has no softmax."""
+
+
+class _FiniteLogits(LogitsProcessor):
+    """Stops before a NaN is sampled from: on a GPU that would end the whole process's use of the device."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        if not scores.amax(-1).isfinite().all():  # the largest of a row is NaN or infinite where any is
+            raise _NotFiniteError
+        return scores

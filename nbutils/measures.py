@@ -69,6 +69,8 @@ class Measure:
 MEASURES = {
     "loss": Measure("objective", "nats per token", "lower"),
     "ce_loss": Measure("cross entropy", "nats per token", "lower"),
+    "kl_loss": Measure("KL to the teacher", "nats per token", "lower"),
+    "agreement": Measure("agreement with the teacher", "%", "higher", digits=2, scale=100.0),
     "cosine_loss": Measure("cosine term, 1 − cosine", "", "lower"),
     "perplexity": Measure("perplexity", "", "lower", digits=2),
     "token_acc": Measure("token accuracy", "%", "higher", digits=2, scale=100.0),
@@ -80,6 +82,12 @@ MEASURES = {
     "bits_per_byte": Measure("bits per byte", "", "lower"),
     "entropy": Measure("entropy", "nats per token", ""),
     "ece": Measure("calibration error", "%", "lower", digits=2, scale=100.0),
+    "bleu": Measure("sentence BLEU", "0 to 1", "higher"),
+    "bleu_limit": Measure("sentence BLEU of the references themselves", "0 to 1", ""),
+    "corpus_bleu": Measure("corpus BLEU", "0 to 100", "higher", digits=2),
+    "chrf": Measure("chrF", "0 to 100", "higher", digits=2),
+    "exact_match": Measure("exact match", "%", "higher", digits=2, scale=100.0),
+    "token_f1": Measure("token F1", "%", "higher", digits=2, scale=100.0),
     "gradient_spikes": Measure("steps with a gradient spike", "", "lower", digits=1),
     "early_gradient_peak": Measure("early gradient peak", "× running median", "lower", digits=2),
     "early_ce_rise": Measure("early rise of training cross entropy", "nats", "lower", digits=3),
@@ -97,18 +105,38 @@ MEASURES = {
     "tokens_seen": Measure("tokens seen", "", "", digits=0),
     "parameters": Measure("parameters", "", "", digits=0),
     "steps": Measure("steps", "", "", digits=0),
+    "bytes_on_disk": Measure("size on disk", "MB", "lower", digits=1, scale=1e-6),
+    "generation_tokens_per_second": Measure("generation speed", "tokens/s", "higher", digits=1),
+    "scoring_tokens_per_second": Measure("scoring speed", "tokens/s", "higher", digits=0),
+    "times_smaller": Measure("times fewer parameters", "", "higher", digits=1),
+    "times_smaller_on_disk": Measure("times smaller on disk", "", "higher", digits=1),
+    "times_faster": Measure("times faster in generation", "", "higher", digits=1),
+    "teacher_cache_kl_error": Measure("KL error of the stored teacher", "nats per token", "lower", digits=6),
+    "teacher_cache_gradient_error": Measure("gradient error of the stored teacher", "", "lower", digits=6),
+    "teacher_cache_bytes_per_token": Measure("size of the stored teacher", "bytes per token", "lower", digits=1),
+    "teacher_cache_seconds": Measure("time to store the teacher", "s", "lower", digits=1),
+    "expected_before": Measure("published perplexity before fine-tuning", "", "lower", digits=2),
+    "expected_after": Measure("published perplexity after fine-tuning", "", "lower", digits=2),
 }
 
-SPLITS = {"eval_": "validation", "test_": "test"}
+# What a name begins with, and what its label becomes.
+PREFIXES = {
+    "eval_": "validation {}",
+    "test_": "test {}",
+    "teacher_": "{} of the teacher",
+    "before_": "{} before fine-tuning",
+}
 
 
 def measure(name: str) -> Measure:
-    """The measure called `name`, its split named in the label: `test_ce_loss` is "test cross entropy"."""
-    for prefix, split in SPLITS.items():
+    """The measure called `name`, the split and the model named in the label: `test_ce_loss` is "test cross entropy"."""
+    if name in MEASURES:
+        return MEASURES[name]
+    for prefix, label in PREFIXES.items():
         if name.startswith(prefix):
             plain = measure(name.removeprefix(prefix))
-            return replace(plain, label=f"{split} {plain.label}")
-    return MEASURES.get(name, Measure(name.replace("_", " ")))
+            return replace(plain, label=label.format(plain.label))
+    return Measure(name.replace("_", " "))
 
 
 def percent(value: float) -> str:

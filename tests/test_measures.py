@@ -23,6 +23,39 @@ def test_an_unknown_name_is_shown_as_it_is_without_a_direction():
     assert (unknown.label, unknown.unit, unknown.better) == ("test some new score", "", "")
 
 
+def test_the_teachers_numbers_and_those_before_fine_tuning_say_so():
+    assert measure("teacher_eval_perplexity").label == "validation perplexity of the teacher"
+    assert measure("teacher_test_ce_loss").axis == "test cross entropy of the teacher (nats per token)"
+    assert measure("teacher_parameters").digits == 0 and measure("teacher_token_acc").unit == "%"
+    assert measure("before_eval_ce_loss").label == "validation cross entropy before fine-tuning"
+    assert measure("expected_after").label == "published perplexity after fine-tuning"
+    assert measure("teacher_cache_bytes_per_token").unit == "bytes per token"  # of the store, not of the teacher
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text", "unit", "better"),
+    [
+        ("test_kl_loss", 0.12345, "0.1235", "nats per token", "lower"),
+        ("eval_agreement", 0.4321, "43.21", "%", "higher"),
+        ("test_bleu", 0.1234, "0.1234", "0 to 1", "higher"),
+        ("test_bleu_limit", 0.5, "0.5000", "0 to 1", ""),
+        ("eval_corpus_bleu", 12.345, "12.35", "0 to 100", "higher"),
+        ("eval_chrf", 23.4, "23.40", "0 to 100", "higher"),
+        ("test_exact_match", 0.25, "25.00", "%", "higher"),
+        ("test_token_f1", 0.5, "50.00", "%", "higher"),
+        ("bytes_on_disk", 327_657_928, "327.7", "MB", "lower"),
+        ("teacher_bytes_on_disk", 3_096_165_928, "3,096.2", "MB", "lower"),
+        ("generation_tokens_per_second", 41.26, "41.3", "tokens/s", "higher"),
+        ("scoring_tokens_per_second", 1234.5, "1,234", "tokens/s", "higher"),
+        ("times_smaller", 774_030_080 / 81_912_576, "9.4", "", "higher"),
+        ("teacher_cache_kl_error", 1.5e-5, "0.000015", "nats per token", "lower"),
+    ],
+)
+def test_distillation_is_measured_in(name, value, text, unit, better):
+    found = measure(name)
+    assert (found.number(value), found.unit, found.better) == (text, unit, better)
+
+
 @pytest.mark.parametrize(
     ("value", "text"), [(1234.5, "1,234.50"), (-0.5, "−0.50"), (-0.001, "0.00"), (math.nan, UNKNOWN)]
 )

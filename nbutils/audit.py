@@ -9,13 +9,15 @@ applied has an error near 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nbutils.objectives.check import textbook_values
-from nbutils.objectives.objective import ObjectiveModel
+from nbutils.objectives.check import textbook_loss
+from nbutils.objectives.head import Term
+from nbutils.objectives.objective import ObjectiveModel, next_tokens
 
 COLUMNS = (
     "step",
@@ -30,8 +32,10 @@ COLUMNS = (
 )
 
 
-def audit_gradients(model: ObjectiveModel, tokens: Tensor, step: int, progress: float) -> list[dict[str, Any]]:
-    """Rows of audit.csv for `tokens` (batch, time): each term and the whole objective, for logits and for parameters.
+def audit_gradients(
+    model: ObjectiveModel, batch: Mapping[str, Tensor], step: int, progress: float
+) -> list[dict[str, Any]]:
+    """Rows of audit.csv for a `batch` as it trains: each term and the whole objective, for logits and for parameters.
 
     In evaluation mode, so that it draws no random number; gradients that training has gathered are left as they are.
     """
@@ -39,8 +43,8 @@ def audit_gradients(model: ObjectiveModel, tokens: Tensor, step: int, progress: 
     model.eval()
     terms = model.objective.terms
     weights = dict(zip((term.name for term in terms), model.objective.weights_at(progress), strict=True))
-    gradients = {term.name: _textbook_gradients(model, tokens, term) for term in terms}
-    applied = _trained_gradient(model, tokens, progress)
+    gradients = {term.name: _textbook_gradients(model, batch, term) for term in terms}
+    applied = _trained_gradient(model, batch, progress)
     model.train(was_training)
     rows = []
     for space in ("logits", "parameters"):
@@ -64,22 +68,24 @@ def audit_gradients(model: ObjectiveModel, tokens: Tensor, step: int, progress: 
     return rows
 
 
-def _textbook_gradients(model: ObjectiveModel, tokens: Tensor, term) -> dict[str, Tensor]:
-    """Gradient of the term's mean over positions with respect to logits and to all parameters, flat."""
-    hidden, labels = model.targets(tokens, tokens)
+def _textbook_gradients(model: ObjectiveModel, batch: Mapping[str, Tensor], term: Term) -> dict[str, Tensor]:
+    """Gradient of the term's mean over its units with respect to logits and to all parameters, flat."""
+    hidden, _ = model.targets(batch["input_ids"], batch["labels"])
     logits = hidden @ model.output.weight.t()  # (positions, vocab)
     parameters = _trained_parameters(model)
-    value = textbook_values(term, logits, model.embeddings.weight, labels).mean()
+    teacher = model.teacher_target(batch, [term])
+    value = textbook_loss(term, logits, model.embeddings.weight, next_tokens(batch["labels"]), teacher)
     found = torch.autograd.grad(value, [logits, *parameters], allow_unused=True)
     return {"logits": found[0].flatten(), "parameters": _flat(found[1:], parameters)}
 
 
-def _trained_gradient(model: ObjectiveModel, tokens: Tensor, progress: float) -> Tensor:
+def _trained_gradient(model: ObjectiveModel, batch: Mapping[str, Tensor], progress: float) -> Tensor:
     """The same by the module that trains, with the weights of this moment."""
     before, model.progress = model.progress, progress
-    counts = {term.name: term.rows(tokens[:, 1:]).sum() for term in model.objective.terms}
+    targets = next_tokens(batch["labels"])
+    counts = {term.name: term.units(targets).sum() for term in model.objective.terms}
     parameters = _trained_parameters(model)
-    loss = model(tokens, tokens, counts)["loss"]
+    loss = model(**batch, counts=counts)["loss"]
     model.progress = before
     return _flat(torch.autograd.grad(loss, parameters, allow_unused=True), parameters)
 

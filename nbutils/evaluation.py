@@ -15,15 +15,19 @@ import numpy as np
 import pandas as pd
 import torch
 
+from nbutils.batches import Rows, in_order
 from nbutils.objectives import (
     Accuracy,
     Confidence,
     CosineProxy,
     CrossEntropy,
+    Distillation,
     Entropy,
     ObjectiveModel,
+    TeacherAgreement,
     Term,
     UnigramCosine,
+    next_tokens,
 )
 from nbutils.token_bytes import token_lengths
 
@@ -36,6 +40,11 @@ CALIBRATION_BINS = 15  # Guo et al. 2017
 TEMPERATURES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)  # tried for the control's proxy
 TUNING_BLOCKS = 128  # of validation are enough to choose among them
 SPLITS = {"validation": "eval", "test": "test"}  # and what their metrics begin with
+# Whatever a student learned from, it is compared with its teacher alike: plainly, over the tokens that are scored.
+TEACHER_MEASURES = {
+    "kl_to_teacher": Distillation(temperature=1.0, positions="answers"),
+    "agreement": TeacherAgreement(),
+}
 
 
 @dataclass(frozen=True)
@@ -43,9 +52,10 @@ class Evaluation:
     """Sums over the scored tokens of each document; every metric and interval follows from them.
 
     `per_document` has columns document, tokens and a sum for each measure: ce_sum (nats), correct, cosine_sum,
-    cosine_centred_sum, cosine_unigram_sum, <term>_loss_sum for each further term of the objective; in a full evaluation
-    also entropy_sum (nats), confidence_sum and bytes. `weights`, {term: weight}, are the objective's at the end of
-    training. `calibration`, in a full evaluation, has columns bin, tokens, confidence_sum, correct_sum.
+    cosine_centred_sum, cosine_unigram_sum, <term>_loss_sum for each further term of the objective and, where it is not
+    divided by the tokens, <term>_units; in a full evaluation also entropy_sum (nats), confidence_sum, bytes and, where
+    the model has a teacher, kl_to_teacher_sum (nats) and agreement_sum. `weights`, {term: weight}, are the objective's
+    at the end of training. `calibration`, in a full evaluation, has columns bin, tokens, confidence_sum, correct_sum.
     """
 
     per_document: pd.DataFrame
@@ -57,10 +67,13 @@ class Evaluation:
 
         loss (the objective), ce_loss (nats), perplexity, token_acc; cosine of mu and the gold embedding, the same
         centred, and the cosine that a unigram predictor would get; in a full evaluation also entropy (nats),
-        bits_per_byte and ece.
+        bits_per_byte, ece and, with a teacher, kl_to_teacher (nats) and agreement.
         """
         totals = self.per_document.sum(skipna=False)  # a model that diverged has no perplexity, not a perfect one
         mean = {name: float(totals[name] / totals["tokens"]) for name in self.per_document.columns[2:]}
+        for name in self.weights:
+            if (units := f"{name}_units") in totals:
+                mean[_column(name)] = float(totals[_column(name)] / totals[units])
         ce = mean["ce_sum"]
         found = {
             "loss": sum(weight * mean[_column(name)] for name, weight in self.weights.items()),
@@ -78,41 +91,45 @@ class Evaluation:
                 float(totals["ce_sum"] / math.log(2) / totals["bytes"]) if totals["bytes"] else math.nan
             )
             found["ece"] = expected_calibration_error(self.calibration)
+            found |= {name: mean[f"{name}_sum"] for name in ("kl_to_teacher", "agreement") if f"{name}_sum" in mean}
         return {f"{prefix}_{name}": value for name, value in found.items()}
 
 
 def evaluate(
     model: ObjectiveModel,
-    blocks: Dataset,
+    blocks: Rows,
     batch_size: int,
     shard: tuple[int, int] = (0, 1),
     bytes_of_tokens: np.ndarray | None = None,
 ) -> Evaluation:
-    """Score every next token of `blocks` in evaluation mode; with `bytes_of_tokens` (vocab,), a full evaluation.
+    """Score every labelled next token of `blocks` in evaluation mode; with `bytes_of_tokens` (vocab,), in full.
 
     `shard` = (rank, ranks) scores every ranks-th batch only; add the shards' sums with `combine`. The first token of a
     block is context alone.
     """
     device = next(model.parameters()).device
-    frequencies, documents = _count(blocks, model.embeddings.weight.shape[0])
+    frequencies, documents = _count(getattr(blocks, "dataset", blocks), model.embeddings.weight.shape[0])
     weights = _weights(model)
     measures = _measures(model, frequencies.to(device), full=bytes_of_tokens is not None)
     names = list(measures)
-    sums = torch.zeros(1 + len(names) + (bytes_of_tokens is not None), documents, dtype=torch.float64)
-    bins = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64)
-    for tokens, document_ids, values in _scored(model, blocks, batch_size, measures, shard):
-        owners = torch.from_numpy(document_ids[:, 1:].reshape(-1)).long()
-        rows = [torch.ones(owners.shape), *(values[name] for name in names)]
-        if bytes_of_tokens is not None:
-            rows.append(torch.from_numpy(bytes_of_tokens[tokens[:, 1:].reshape(-1)]))
-            _add_to_bins(bins, values["confidence"], values["correct"])
-        for total, row in zip(sums, rows, strict=True):
-            total.index_add_(0, owners, row.double())
+    shared = [t for t in model.objective.terms if t.name in weights and t.uses_teacher]
     columns = ["tokens", *(name if name == "correct" else f"{name}_sum" for name in names)]
+    columns += [f"{term.name}_units" for term in shared]
+    columns += ["bytes"] if bytes_of_tokens is not None else []
+    sums = torch.zeros(len(columns), documents, dtype=torch.float64)
+    bins = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64)
+    for targets, owners, values in _scored(model, blocks, batch_size, measures, shard):
+        scored = targets >= 0  # (batch, time)
+        rows = [scored, *(values[name] for name in names), *(term.units(targets) for term in shared)]
+        if bytes_of_tokens is not None:
+            rows.append(torch.from_numpy(bytes_of_tokens)[targets.clamp_min(0)] * scored)
+            _add_to_bins(bins, values["confidence"][scored], values["correct"][scored])
+        for total, row in zip(sums, rows, strict=True):
+            total.index_add_(0, owners.flatten(), row.flatten().double())
+    per_document = _frame(sums, columns, "document")
     if bytes_of_tokens is None:
-        return Evaluation(_frame(sums, columns, "document"), weights)
-    calibration = _frame(bins, ["tokens", "confidence_sum", "correct_sum"], "bin")
-    return Evaluation(_frame(sums, [*columns, "bytes"], "document"), weights, calibration)
+        return Evaluation(per_document, weights)
+    return Evaluation(per_document, weights, _frame(bins, ["tokens", "confidence_sum", "correct_sum"], "bin"))
 
 
 def evaluate_run(
@@ -152,7 +169,7 @@ def tune_temperature(model: ObjectiveModel, blocks: Dataset, batch_size: int) ->
 def proxy_at(model: ObjectiveModel, blocks: Dataset, batch_size: int, temperature: float) -> float:
     """The mean cosine proxy over all scored tokens at a softmax temperature."""
     measures = {"proxy": CosineProxy(temperature=temperature)}
-    values = [scored["proxy"] for _, _, scored in _scored(model, blocks, batch_size, measures)]
+    values = [found["proxy"][targets >= 0] for targets, _, found in _scored(model, blocks, batch_size, measures)]
     return torch.cat(values).double().mean().item()
 
 
@@ -180,6 +197,7 @@ def _measures(model: ObjectiveModel, frequencies: torch.Tensor, full: bool) -> d
         "cosine_unigram": UnigramCosine(frequencies),
         **terms,
         **({"entropy": Entropy(), "confidence": Confidence()} if full else {}),
+        **(TEACHER_MEASURES if full and model.teacher is not None else {}),
     }
 
 
@@ -191,20 +209,23 @@ def _weights(model: ObjectiveModel) -> dict[str, float]:
 
 def _scored(
     model: ObjectiveModel,
-    blocks: Dataset,
+    blocks: Rows,
     batch_size: int,
     measures: Mapping[str, Term],
     shard: tuple[int, int] = (0, 1),
-) -> Iterator[tuple[np.ndarray, np.ndarray, dict[str, torch.Tensor]]]:
-    """(input_ids, document_ids, values): (batch, time) twice, and each measure flat, (batch x (time - 1),)."""
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]:
+    """(targets, owners, values), each (batch, time): the next tokens, their documents, and each measure of them."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    for i, (input_ids, document_ids) in enumerate(_batches(blocks, batch_size)):
+    for i, batch in enumerate(in_order(_as_numpy(blocks), batch_size)):
         if i % shard[1] == shard[0]:
-            tokens = torch.from_numpy(input_ids).to(device)
-            values = model.values(tokens, tokens, measures)
-            yield input_ids, document_ids, {name: value.flatten().cpu() for name, value in values.items()}
+            documents = batch.pop("document_ids")
+            owners = torch.cat([documents[:, 1:], documents[:, -1:]], 1)
+            targets = next_tokens(batch["labels"])
+            on_device = {name: tensor.to(device) for name, tensor in batch.items()}
+            values = model.values(on_device.pop("input_ids"), on_device.pop("labels"), measures, on_device)
+            yield targets, owners, {name: value.cpu() for name, value in values.items()}
     model.train(was_training)
 
 
@@ -223,20 +244,18 @@ def _frame(sums: torch.Tensor, columns: list[str], index: str) -> pd.DataFrame:
 
 def _count(blocks: Dataset, vocab: int) -> tuple[torch.Tensor, int]:
     """Frequency of each token among those that are scored (vocab,), and the number of documents."""
-    counts, documents = np.zeros(vocab), 0
-    for input_ids, document_ids in _batches(blocks, 1024):
-        counts += np.bincount(input_ids[:, 1:].ravel(), minlength=vocab)
-        documents = max(documents, 1 + int(document_ids.max()))
-    return torch.from_numpy(counts / counts.sum()), documents
+    counts, documents = torch.zeros(vocab, dtype=torch.long), 0
+    for batch in in_order(_as_numpy(blocks), 1024):
+        targets = next_tokens(batch["labels"])
+        counts += targets[targets >= 0].bincount(minlength=vocab)
+        documents = max(documents, 1 + int(batch["document_ids"].max()))
+    return counts.double() / counts.sum(), documents
 
 
 def _column(term: str) -> str:
     return "ce_sum" if term == "ce" else f"{term}_loss_sum"
 
 
-def _batches(blocks: Dataset, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(input_ids, document_ids), each (batch, time), in order."""
-    rows = blocks.with_format("numpy")
-    for start in range(0, len(rows), batch_size):
-        batch = rows[start : start + batch_size]
-        yield batch["input_ids"].astype(np.int64), batch["document_ids"]
+def _as_numpy(blocks: Rows) -> Rows:
+    """`blocks` with arrays in the place of lists, where they are a data set of the datasets library."""
+    return blocks.with_format("numpy") if hasattr(blocks, "with_format") else blocks

@@ -1,8 +1,4 @@
-"""Models: pretrained by name or folder, or from a configuration with random weights.
-
-Configurations and the shapes of well-known models stand here, so that costs can be estimated and models be made from
-scratch with no network.
-"""
+"""Models: pretrained by name or folder, or from a configuration with random weights."""
 
 from __future__ import annotations
 
@@ -12,27 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from nbutils.errors import ModelError, did_you_mean
 from nbutils.hub import locate, unusable
+from nbutils.shapes import CONFIGURATIONS, PUBLISHED, PUBLISHED_POSITIONS, PUBLISHED_VOCABULARY
 from nbutils.tokenization import load_tokenizer
 
 if TYPE_CHECKING:
     from transformers import BitsAndBytesConfig, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# width, layers, heads of GPT-2 style configurations of our own: random weights only
-CONFIGURATIONS = {
-    "micro": (64, 2, 2),  # for tests and the quick plan
-    "tiny": (128, 4, 4),  # nanoGPT's setting for a CPU: 0.8 M parameters without its vocabulary
-    "small": (256, 6, 8),  # 4.7 M without its vocabulary, 17.6 M with GPT-2's
-    "study": (512, 4, 8),  # the cosine study's own model from scratch
-}
-# the same of published models, whose weights the Hugging Face Hub has
-PUBLISHED = {
-    "distilgpt2": (768, 6, 12),
-    "gpt2": (768, 12, 12),
-    "gpt2-medium": (1024, 24, 16),
-    "gpt2-large": (1280, 36, 20),
-    "gpt2-xl": (1600, 48, 25),
-}
-PUBLISHED_VOCABULARY, PUBLISHED_POSITIONS = 50257, 1024
 LARGEST_PADDING = (
     128  # models pad their vocabulary up to a multiple of 128 for speed; a larger gap is another vocabulary
 )
@@ -50,23 +31,15 @@ def build_config(model_name: str, vocab_size: int, block_size: int, dropout: flo
     Ours get `block_size` positions; all get `vocab_size` tokens, or keep their own where it is 0. Needs the network for
     Hub names that are not in `PUBLISHED` alone. Raises ModelError where there is no such model.
     """
-    from transformers import AutoConfig, GPT2Config
+    from transformers import AutoConfig
 
     shape = CONFIGURATIONS.get(model_name) or PUBLISHED.get(model_name)
     if shape is None:
         config = _load(model_name, AutoConfig.from_pretrained, ["config.json"])
         config.vocab_size = vocab_size or config.vocab_size
     else:
-        width, layers, heads = shape
-        config = GPT2Config(
-            vocab_size=vocab_size or PUBLISHED_VOCABULARY,
-            n_positions=block_size if model_name in CONFIGURATIONS else PUBLISHED_POSITIONS,
-            n_embd=width,
-            n_layer=layers,
-            n_head=heads,
-            bos_token_id=None,  # the tokenizer's, set where there is one
-            eos_token_id=None,
-        )
+        positions = block_size if model_name in CONFIGURATIONS else PUBLISHED_POSITIONS
+        config = shape.config(vocab_size or PUBLISHED_VOCABULARY, positions)
     return _with_dropout(config, dropout)
 
 

@@ -36,7 +36,7 @@ class LiveTeacher:
         from nbutils.objectives.objective import head_matrices
 
         hidden = (model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state for model in self.models)
-        weights = tuple(head_matrices(model)[0].weight for model in self.models)
+        weights = tuple(head_matrices(model)[0].weight.detach() for model in self.models)
         return TeacherStates(tuple(states.flatten(0, 1) for states in hidden), weights)
 
     def to(self, device: torch.device) -> LiveTeacher:
@@ -79,7 +79,8 @@ def model_of(name: str) -> str:
 
 def check_teacher(name: str, tokenizer: PreTrainedTokenizerBase, block_size: int) -> None:
     """Raise ModelError where the model at folder or Hub name `name` cannot teach on these tokens."""
-    from nbutils.models import CONFIGURATIONS, build_config, check_model, check_vocabulary
+    from nbutils.models import build_config, check_model, check_vocabulary
+    from nbutils.shapes import CONFIGURATIONS
 
     if name in CONFIGURATIONS:
         raise ModelError(

@@ -18,8 +18,8 @@ from transformers import AutoModelForCausalLM
 
 from nbutils.cost import PEAK, flops_per_token
 from nbutils.models import build_config
-from nbutils.objectives import Objective, ObjectiveModel
-from nbutils.objectives.check import textbook_values
+from nbutils.objectives import Objective, ObjectiveModel, next_tokens
+from nbutils.objectives.check import textbook_loss
 
 WARM_UP = 3  # steps that are not counted: allocation, choice of kernels
 
@@ -28,11 +28,10 @@ class TextbookModel(ObjectiveModel):
     """The same model with the objective's textbook form on full logits."""
 
     def forward(self, input_ids: Tensor, labels: Tensor, counts: dict[str, Tensor]) -> dict[str, Tensor]:
-        hidden, targets = self.targets(input_ids, labels)
-        logits = self.output(hidden).float()  # (positions, vocab)
+        hidden, _ = self.targets(input_ids, labels)
+        logits, targets = self.output(hidden).float(), next_tokens(labels)  # (positions, vocab), (batch, time)
         parts = zip(self.objective.terms, self.objective.weights, strict=True)
-        embeddings = self.embeddings.weight
-        return {"loss": sum(w * textbook_values(t, logits, embeddings, targets).mean() for t, w in parts if w)}
+        return {"loss": sum(w * textbook_loss(t, logits, self.embeddings.weight, targets) for t, w in parts if w)}
 
 
 def training_steps(

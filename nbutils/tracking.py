@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from nbutils.audit import COLUMNS, audit_gradients
+from nbutils.batches import Rows
 from nbutils.objectives import Objective, ObjectiveModel
 
 logger = logging.getLogger(__name__)
@@ -72,11 +73,12 @@ class BestModel(TrainerCallback):
 
     def __init__(self, folder: Path, model: PreTrainedModel) -> None:
         self.folder, self.model = folder, model
-        self.value = float("inf")
+        self.value, self.step, self.evaluations_since = float("inf"), 0, 0
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self.evaluations_since += 1
         if metrics["eval_ce_loss"] < self.value:
-            self.value = metrics["eval_ce_loss"]
+            self.value, self.step, self.evaluations_since = metrics["eval_ce_loss"], state.global_step, 0
             beside = self.folder.with_name(self.folder.name + ".new")
             self.model.save_pretrained(beside)
             replace_folder(beside, self.folder)
@@ -117,11 +119,24 @@ class Progress(TrainerCallback):
         )
 
 
+class EarlyStopping(TrainerCallback):
+    """Ends training when `patience` evaluations in a row brought no better model.
+
+    transformers' own callback needs the Trainer's checkpoints, and the best model is kept without them here.
+    """
+
+    def __init__(self, patience: int, best_model: BestModel) -> None:
+        self.patience, self.best_model = patience, best_model
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        control.should_training_stop |= self.best_model.evaluations_since >= self.patience
+
+
 class Audit(TrainerCallback):
     """audit.csv: the gradient audit before the first step, in the middle, and after the last step."""
 
-    def __init__(self, path: Path, model: ObjectiveModel, tokens: torch.Tensor) -> None:
-        self.path, self.model, self.tokens = path, model, tokens
+    def __init__(self, path: Path, model: ObjectiveModel, batch: dict[str, torch.Tensor]) -> None:
+        self.path, self.model, self.batch = path, model, batch
         self.rows: list[dict] = []
         self.seconds = 0.0
 
@@ -130,18 +145,32 @@ class Audit(TrainerCallback):
         self._audit(args, state)
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step in (state.max_steps // 2, state.max_steps):
+        if state.global_step == state.max_steps // 2:
             self._audit(args, state)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._audit(args, state)  # not at max_steps: training may stop early
 
     def _audit(self, args, state) -> None:
         start = time.perf_counter()
         progress = state.global_step / state.max_steps
-        self.rows += audit_gradients(self.model, self.tokens.to(args.device), state.global_step, progress)
+        batch = {name: tensor.to(args.device) for name, tensor in self.batch.items()}
+        self.rows += audit_gradients(self.model, batch, state.global_step, progress)
         with self.path.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(self.rows)
         self.seconds += time.perf_counter() - start
+
+
+class Epochs(TrainerCallback):
+    """Tells a data set whose items change with the epoch which one begins."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.rows.set_epoch(int(state.epoch or 0))
 
 
 class Noise(TrainerCallback):

@@ -17,19 +17,21 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging as logging_of_transformers
 
+from nbutils.batches import Rows, collate
 from nbutils.errors import ParameterError
 from nbutils.evaluation import combine, evaluate
 from nbutils.models import load_model
-from nbutils.objectives import Objective, ObjectiveModel
+from nbutils.objectives import Objective, ObjectiveModel, next_tokens
+from nbutils.objectives.head import IGNORE_INDEX
 from nbutils.preparation import load_data
-from nbutils.tracking import Audit, BestModel, MetricsWriter, Noise, Progress, memory_mib
+from nbutils.rows import training_rows
+from nbutils.tracking import Audit, BestModel, EarlyStopping, Epochs, MetricsWriter, Noise, Progress, memory_mib
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +46,12 @@ class TrainingConfig:
     model_name: str = "tiny"
     from_scratch: bool = True
     dropout: float = 0.1
+    teachers: tuple[str, ...] = ()  # runs of 02_teacher_finetune, model folders or Hub names
+    teacher_cache: str = "off"  # off, hidden, topk
+    cache_top_k: int = 64
+    random_chunks: bool = False
+    optim: str = "adamw_torch"  # adamw_torch, adafactor
+    early_stopping_patience: int = 0  # evaluations; 0: train to the end
     num_train_epochs: float = 1.0
     max_steps: int = 0  # 0: by epochs
     per_device_train_batch_size: int = 8
@@ -52,6 +60,7 @@ class TrainingConfig:
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "linear"
     warmup_ratio: float = 0.03
+    warmup_steps: int = 0  # 0: by the ratio
     weight_decay: float = 0.01
     adam_beta2: float = 0.999
     max_grad_norm: float = 1.0
@@ -76,7 +85,8 @@ def train(config: TrainingConfig) -> dict[str, float]:
     """Train one variant; writes metrics.csv, model/ (the last) and model_best/ (by eval_ce_loss) into the run folder.
 
     Returns the numbers of the training itself: parameters, steps, tokens_seen, train_seconds, tokens_per_second,
-    peak_memory_mib, best_eval_ce_loss. Same config, same machine: same weights, bit for bit, where `deterministic`.
+    peak_memory_mib, best_eval_ce_loss, best_step. Same config, same machine: same weights, bit for bit, where
+    `deterministic`.
     """
     logging_of_transformers.disable_progress_bar()  # a bar for each saved model is noise
     data = load_data(config.data_folder)
@@ -86,15 +96,15 @@ def train(config: TrainingConfig) -> dict[str, float]:
     model = load_model(
         config.model_name, data.tokenizer, block_size, config.from_scratch, config.dropout, config.quantised
     )
-    trainer = ObjectiveTrainer(
-        config, ObjectiveModel(model, config.objective), data.blocks["train"], data.blocks["validation"]
-    )
+    teacher, train_rows, eval_rows = training_rows(config, data, model)
+    trainer = ObjectiveTrainer(config, ObjectiveModel(model, config.objective, teacher), train_rows, eval_rows)
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start - trainer.evaluation_seconds - trainer.audit_seconds
     if trainer.is_world_process_zero():
         model.save_pretrained(config.run_folder / "model")
-        data.tokenizer.save_pretrained(config.run_folder / "model")
+        for folder in ("model", "model_best"):
+            data.tokenizer.save_pretrained(config.run_folder / folder)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": trainer.state.global_step,
@@ -104,6 +114,7 @@ def train(config: TrainingConfig) -> dict[str, float]:
         "tokens_per_second": trainer.tokens_seen / seconds,
         "peak_memory_mib": memory_mib(),
         "best_eval_ce_loss": trainer.best_model.value,
+        "best_step": trainer.best_model.step,
     }
 
 
@@ -114,34 +125,39 @@ class ObjectiveTrainer(Trainer):
     tokens; at every evaluation, the metrics of `evaluation.evaluate`.
     """
 
-    def __init__(self, config: TrainingConfig, model: ObjectiveModel, train_blocks, eval_blocks) -> None:
+    def __init__(self, config: TrainingConfig, model: ObjectiveModel, train_rows: Rows, eval_rows: Rows) -> None:
         self.objective_model = model
         self.tokens_seen = 0
         self.evaluation_seconds = 0.0
         self._audit: Audit | None = None
         self._term_sums: dict[str, Tensor] = {}
         self._term_counts: dict[str, Tensor] = {}
-        self._step_counts: dict[
-            str, Tensor
-        ] = {}  # of the present step, each taken once, and only for a term that is on
+        # of the present step, each taken once, and only for a term that is on
+        self._step_counts: dict[str, Tensor] = {}
         super().__init__(
             model=model,
-            args=training_arguments(config, len(train_blocks)),
-            train_dataset=train_blocks.with_format("numpy", columns=["input_ids"]),
-            eval_dataset=eval_blocks,
+            args=training_arguments(config, len(train_rows)),
+            train_dataset=train_rows,
+            eval_dataset=eval_rows,
             data_collator=collate,
         )
         self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True  # counts span the accumulation steps
         self.best_model = BestModel(config.run_folder / "model_best", model.model)
         self.add_callback(Noise(config.seed, config.noise_seed))
+        if model.teacher is not None:
+            model.teacher.to(self.args.device)
+        if hasattr(train_rows, "set_epoch"):
+            self.add_callback(Epochs(train_rows))
         if self.args.process_index == 0:
             self.add_callback(MetricsWriter(config.run_folder / "metrics.csv", config.objective))
             self.add_callback(self.best_model)
+            if config.early_stopping_patience:
+                self.add_callback(EarlyStopping(config.early_stopping_patience, self.best_model))
             self.add_callback(Progress(config.run_folder / "progress.json"))
             if config.audit_blocks:
-                tokens = collate(list(self.train_dataset.select(range(min(config.audit_blocks, len(train_blocks))))))
-                self._audit = Audit(config.run_folder / "audit.csv", model, tokens["input_ids"])
+                some = collate([train_rows[i] for i in range(min(config.audit_blocks, len(train_rows)))])
+                self._audit = Audit(config.run_folder / "audit.csv", model, some)
                 self.add_callback(self._audit)
 
     @property
@@ -150,15 +166,16 @@ class ObjectiveTrainer(Trainer):
         return self._audit.seconds if self._audit else 0.0
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The micro-batches of one optimiser step, and each term's count of positions in them over all ranks."""
+        """The micro-batches of one optimiser step, and each term's units in them over all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        labels = [batch["labels"][:, 1:] for batch in batches]
+        targets = [next_tokens(batch["labels"]) for batch in batches]
         counts = {
-            term.name: self.accelerator.reduce(sum(term.rows(y).sum() for y in labels).to(device), "sum")
+            term.name: self.accelerator.reduce(sum(term.units(y).sum() for y in targets).to(device), "sum")
             for term in self.objective_model.objective.terms
         }
         self._step_counts = counts
-        self.tokens_seen += self.args.world_size * sum(batch["input_ids"].numel() for batch in batches)
+        real = sum((batch["labels"] != IGNORE_INDEX).sum() for batch in batches)  # padding is no token seen
+        self.tokens_seen += int(self.accelerator.reduce(real.to(device), "sum"))
         self.objective_model.progress = self.state.global_step / self.state.max_steps
         return batches, dict(counts)
 
@@ -204,13 +221,7 @@ class ObjectiveTrainer(Trainer):
         return metrics
 
 
-def collate(rows: list[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-    """input_ids and labels, (batch, time): the model shifts them, so they are the same tokens."""
-    input_ids = torch.from_numpy(np.stack([row["input_ids"] for row in rows]).astype(np.int64))
-    return {"input_ids": input_ids, "labels": input_ids}
-
-
-def training_arguments(config: TrainingConfig, train_blocks: int) -> TrainingArguments:
+def training_arguments(config: TrainingConfig, train_rows: int) -> TrainingArguments:
     """The Trainer's arguments; saving and logging are ours."""
     precision = config.precision
     if precision == "auto":
@@ -225,12 +236,13 @@ def training_arguments(config: TrainingConfig, train_blocks: int) -> TrainingArg
         learning_rate=config.learning_rate,
         lr_scheduler_type=config.lr_scheduler_type,
         lr_scheduler_kwargs={"min_lr_rate": 0.1} if config.lr_scheduler_type == "cosine_with_min_lr" else {},
-        warmup_steps=config.warmup_ratio,  # below 1 the Trainer reads it as a ratio
+        warmup_steps=config.warmup_steps or config.warmup_ratio,  # below 1 the Trainer reads it as a ratio
+        optim=config.optim,
         weight_decay=config.weight_decay,
         adam_beta2=config.adam_beta2,
         max_grad_norm=config.max_grad_norm,
         eval_strategy="steps",
-        eval_steps=config.eval_steps or max(1, total_steps(config, train_blocks) // 10),
+        eval_steps=config.eval_steps or max(1, total_steps(config, train_rows) // 10),
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,  # a loss that is not a number must be seen
         save_strategy="no",
@@ -259,10 +271,10 @@ def _installed(trackers: list[str]) -> list[str]:
     return trackers
 
 
-def total_steps(config: TrainingConfig, train_blocks: int) -> int:
+def total_steps(config: TrainingConfig, train_rows: int) -> int:
     """Optimiser steps of the whole run; the last, smaller batch of an epoch counts."""
     ranks = int(os.environ.get("WORLD_SIZE", 1))
-    batches = -(-train_blocks // (config.per_device_train_batch_size * ranks))
+    batches = -(-train_rows // (config.per_device_train_batch_size * ranks))
     return config.max_steps or int(config.num_train_epochs * -(-batches // config.gradient_accumulation_steps))
 
 

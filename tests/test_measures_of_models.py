@@ -16,6 +16,7 @@ from test_training import VOCAB, blocks, config, model, trained
 
 from nbutils import sample_measures
 from nbutils.audit import audit_gradients
+from nbutils.batches import collate
 from nbutils.errors import ModelError, ParameterError
 from nbutils.evaluation import evaluate, expected_calibration_error, proxy_at, tune_temperature
 from nbutils.models import eight_bits
@@ -102,7 +103,7 @@ def test_the_tuned_temperature_is_the_best_of_those_tried():
 
 def audited(mix=0.5, **settings):
     subject = model(cosine_mixing(mix, **settings))
-    rows = audit_gradients(subject, torch.tensor(blocks(2)["input_ids"]), step=3, progress=0.5)
+    rows = audit_gradients(subject, collate([{"input_ids": row} for row in blocks(2)["input_ids"]]), step=3, progress=0.5)
     return {(row["space"], row["term"]): row for row in rows}
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from nbutils.errors import ModelError
 from nbutils.generation import sample_continuations
-from nbutils.models import CONFIGURATIONS, build_config, check_model, count_parameters, load_model
+from nbutils.models import build_config, check_model, count_parameters, load_model
 from nbutils.objectives.objective import head_matrices
 
 
@@ -38,7 +38,15 @@ def test_the_small_configuration_has_10_to_20_million_parameters_with_gpt2s_voca
     assert 10e6 < count_parameters(build_config("small", 50257, 512)) < 20e6
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    ("name", "millions"),  # as their names and papers say, with their vocabulary of 16,000
+    [("babyllama-58m", 58), ("babyllama-gpt2-705m", 705), ("babyllama-llama-360m", 360), ("smolllama-345m", 345)],
+)
+def test_the_shapes_of_published_studies_have_the_parameters_they_are_named_after(name, millions):
+    assert round(count_parameters(build_config(name, 16_000, 128)) / 1e6) == pytest.approx(millions, abs=1)
+
+
+@pytest.mark.parametrize("name", ["micro", "tiny", "small", "study", "babyllama-58m"])
 def test_configurations_run(name):
     torch.manual_seed(0)
     model = load_model(name, WORDS, 16, from_scratch=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM, TrainingArguments, set_seed
+from transformers import AutoModelForCausalLM, TrainerState, TrainingArguments, set_seed
 
 from nbutils.errors import ModelError
 from nbutils.evaluation import evaluate
@@ -170,7 +170,7 @@ def test_a_model_that_diverged_has_no_score_and_is_never_the_best(tmp_path):
     metrics = evaluate(subject, data, 4).metrics("eval")
     assert math.isnan(metrics["eval_ce_loss"]) and math.isnan(metrics["eval_perplexity"])
     best = BestModel(tmp_path / "best", subject.model)
-    best.on_evaluate(None, None, None, {"eval_ce_loss": 3.0})
+    best.on_evaluate(None, TrainerState(), None, {"eval_ce_loss": 3.0})
     kept = (tmp_path / "best" / "model.safetensors").read_bytes()
     with torch.no_grad():
         subject.embeddings.weight.fill_(torch.nan)

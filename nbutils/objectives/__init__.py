@@ -4,7 +4,7 @@ from nbutils.objectives.cosine import ExpectedEmbeddingCosine
 from nbutils.objectives.cross_entropy import CrossEntropy
 from nbutils.objectives.distillation import Distillation
 from nbutils.objectives.head import IGNORE_INDEX, UNLABELLED, Term, WeightedTerm, chunked_head, term_values
-from nbutils.objectives.measures import Accuracy, Confidence, CosineProxy, Entropy, UnigramCosine
+from nbutils.objectives.measures import Accuracy, Confidence, CosineProxy, Entropy, TeacherAgreement, UnigramCosine
 from nbutils.objectives.objective import Objective, ObjectiveModel, Teacher, cosine_mixing, distillation, next_tokens
 from nbutils.objectives.teacher_target import TeacherStates, TeacherTarget, TopTokens
 
@@ -21,6 +21,7 @@ __all__ = [
     "Objective",
     "ObjectiveModel",
     "Teacher",
+    "TeacherAgreement",
     "TeacherStates",
     "TeacherTarget",
     "Term",

@@ -8,10 +8,12 @@ from torch import Tensor
 from nbutils.objectives import reference
 from nbutils.objectives.cosine import ExpectedEmbeddingCosine
 from nbutils.objectives.cross_entropy import CrossEntropy
+from nbutils.objectives.distillation import Distillation
 from nbutils.objectives.head import Term, WeightedTerm, chunked_head
 from nbutils.objectives.objective import Objective
+from nbutils.objectives.teacher_target import TeacherStates, TeacherTarget, TopTokens
 
-POSITIONS, VOCAB, WIDTH = 64, 300, 16
+BATCH, TIME, VOCAB, WIDTH = 4, 16, 300, 16
 
 
 def compare_with_textbook(objective: Objective, seed: int = 0) -> dict[str, float]:
@@ -20,15 +22,21 @@ def compare_with_textbook(objective: Objective, seed: int = 0) -> dict[str, floa
     Keys: loss, d hidden, d output matrix, d embeddings (left out where the objective does not touch E).
     """
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"d hidden": (POSITIONS, WIDTH), "d output matrix": (VOCAB, WIDTH), "d embeddings": (VOCAB, WIDTH)}
-    leaves = [torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes.values()]
-    labels = torch.randint(VOCAB, (POSITIONS,), generator=generator)
-    count = torch.tensor(POSITIONS)
-    terms = [WeightedTerm(t, w, count) for t, w in zip(objective.terms, objective.weights, strict=True)]
-    chunked, _ = chunked_head(*leaves, labels, terms)
+    positions = BATCH * TIME
+    shapes = {"d hidden": (positions, WIDTH), "d output matrix": (VOCAB, WIDTH), "d embeddings": (VOCAB, WIDTH)}
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    leaves = [random(*shape).requires_grad_() for shape in shapes.values()]
+    labels = torch.randint(VOCAB, (BATCH, TIME), generator=generator)
+    teacher = TeacherStates((random(positions, 2 * WIDTH),), (random(VOCAB, 2 * WIDTH),))
+    pairs = list(zip(objective.terms, objective.weights, strict=True))
+    terms = [WeightedTerm(term, weight, term.units(labels).sum()) for term, weight in pairs]
+    chunked, _ = chunked_head(*leaves, labels.flatten(), terms, teacher)
     hidden, weight, embeddings = leaves
     logits = hidden @ weight.t()  # (positions, vocab)
-    textbook = sum(t.weight * textbook_values(t.term, logits, embeddings, labels).mean() for t in terms if t.weight)
+    textbook = sum(w * textbook_loss(t, logits, embeddings, labels, teacher) for t, w in pairs if w)
     differences = {"loss": _relative(chunked, textbook)}
     found = torch.autograd.grad(chunked, leaves, allow_unused=True)
     wanted = torch.autograd.grad(textbook, leaves, allow_unused=True)
@@ -38,13 +46,34 @@ def compare_with_textbook(objective: Objective, seed: int = 0) -> dict[str, floa
     return differences
 
 
-def textbook_values(term: Term, logits: Tensor, embeddings: Tensor, labels: Tensor) -> Tensor:
+def textbook_loss(
+    term: Term, logits: Tensor, embeddings: Tensor, labels: Tensor, teacher: TeacherTarget | None = None
+) -> Tensor:
+    """The textbook form of `term` over the positions it scores, divided by its units.
+
+    Shapes: logits (batch x time, vocab), targets `labels` (batch, time), embeddings (vocab, width).
+    """
+    kept = term.rows(labels).flatten().nonzero().squeeze(-1)
+    target = None if teacher is None else teacher.rows(kept)
+    values = textbook_values(term, logits[kept], embeddings, labels.flatten()[kept], target)
+    return values.sum() / term.units(labels).sum().clamp_min(1)
+
+
+def textbook_values(
+    term: Term, logits: Tensor, embeddings: Tensor, labels: Tensor, teacher: TeacherTarget | None = None
+) -> Tensor:
     """The textbook form of `term` at every position, (positions,); shapes as in `reference`."""
     if isinstance(term, ExpectedEmbeddingCosine):
         embeddings = embeddings.detach() if term.detach_embeddings else embeddings
         return reference.expected_embedding_cosine(logits, embeddings, labels, term.temperature, term.top_k)
     if isinstance(term, CrossEntropy):
         return reference.cross_entropy(logits, labels)
+    if isinstance(term, Distillation) and isinstance(teacher, TopTokens):
+        log_probabilities = teacher.log_probabilities.to(logits.dtype)
+        return reference.distillation_over_top(logits, teacher.columns, log_probabilities, term.temperature)
+    if isinstance(term, Distillation):
+        teacher_logits = teacher.in_precision(logits.dtype).logits(torch.empty_like(logits))
+        return reference.distillation(logits, teacher_logits, term.temperature, term.divergence, term.beta)
     raise TypeError(f"{type(term).__name__} has no textbook form here; add it to reference.py and to this function.")
 
 

@@ -44,9 +44,9 @@ class Distillation(Term):
     def rows(self, labels: Tensor) -> Tensor:
         return labels >= 0 if self.positions == "answers" else labels != IGNORE_INDEX
 
-    def count(self, labels: Tensor) -> Tensor:
+    def units(self, labels: Tensor) -> Tensor:
         rows = self.rows(labels)
-        return rows.any(-1).sum() if self.reduction == "batchmean" else rows.sum()
+        return rows & (rows.cumsum(-1) == 1) if self.reduction == "batchmean" else rows
 
     def add(self, chunk: Chunk, coefficients: Tensor | None = None, gradients: Gradients | None = None) -> Tensor:
         scale = None if gradients is None else (coefficients * self.temperature).unsqueeze(-1)  # (rows, 1)

@@ -149,9 +149,9 @@ class Term:
         """Which positions this term scores, a mask of the shape of `labels`."""
         return labels >= 0
 
-    def count(self, labels: Tensor) -> Tensor:
-        """What the sum over a batch is divided by, for targets `labels` (batch, time): the positions scored."""
-        return self.rows(labels).sum()
+    def units(self, labels: Tensor) -> Tensor:
+        """What the sum is divided by, 1 for each unit, in the places of targets `labels` (batch, time): positions."""
+        return self.rows(labels)
 
     def add(self, chunk: Chunk, coefficients: Tensor | None = None, gradients: Gradients | None = None) -> Tensor:
         """Value of each row (rows,); with `gradients`, also adds coefficient x gradient of each row into them.

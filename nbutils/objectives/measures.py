@@ -58,6 +58,18 @@ class Confidence(Measure):
         return chunk.probabilities().amax(-1)
 
 
+@dataclass(frozen=True)
+class TeacherAgreement(Measure):
+    """1 where student and teacher find the same token most probable, else 0."""
+
+    name: str = "agreement"
+    uses_teacher = True
+
+    def value(self, chunk: Chunk) -> Tensor:
+        same = chunk.logits.argmax(-1) == chunk.teacher_logits().argmax(-1)
+        return same.to(chunk.logits.dtype)
+
+
 @dataclass(frozen=True, eq=False)
 class CosineProxy(Measure):
     """cos(mu, e_y), mu = softmax(z / T) E over the whole vocabulary: the proxy for semantic closeness, in [-1, 1].

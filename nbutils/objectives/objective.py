@@ -139,7 +139,7 @@ class ObjectiveModel(nn.Module):
         hidden, targets = self.targets(input_ids, labels)
         weights = self.objective.weights_at(self.progress)
         terms = [WeightedTerm(t, w, counts[t.name]) for t, w in zip(self.objective.terms, weights, strict=True)]
-        teacher = self._teacher_target(input_ids, stored, (term.term for term in terms if term.weight))
+        teacher = self.teacher_target({"input_ids": input_ids, **stored}, [t.term for t in terms if t.weight])
         loss, sums = chunked_head(hidden, self.output.weight, self.embeddings.weight, targets, terms, teacher)
         return {"loss": loss, **sums}
 
@@ -155,21 +155,20 @@ class ObjectiveModel(nn.Module):
         measures: Mapping[str, Term],
         stored: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Each measure at every predicted position, (batch, time - 1), without gradients."""
+        """Each measure at every position, (batch, time), without gradients."""
         with torch.no_grad():
             hidden, targets = self.targets(input_ids, labels)
-            teacher = self._teacher_target(input_ids, stored or {}, measures.values())
+            teacher = self.teacher_target({"input_ids": input_ids, **(stored or {})}, measures.values())
             matrices = self.output.weight, self.embeddings.weight
             values = term_values(hidden, *matrices, targets, measures, teacher)
-        return {name: value.view(len(input_ids), -1)[:, :-1] for name, value in values.items()}
+        return {name: value.view(input_ids.shape) for name, value in values.items()}
 
-    def _teacher_target(
-        self, input_ids: Tensor, stored: Mapping[str, Tensor], terms: Iterable[Term]
-    ) -> TeacherTarget | None:
+    def teacher_target(self, batch: Mapping[str, Tensor], terms: Iterable[Term]) -> TeacherTarget | None:
+        """What the teacher says at all positions of a batch, flat; None where no term asks."""
         if not any(term.uses_teacher for term in terms):
             return None
         with torch.no_grad():
-            return self.teacher.target(input_ids, stored)
+            return self.teacher.target(batch["input_ids"], batch)
 
 
 def next_tokens(labels: Tensor) -> Tensor:

@@ -1,0 +1,71 @@
+"""What a training run reads: rows of the train and the validation split, with what a teacher's cache adds to them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nbutils.batches import Rows
+from nbutils.errors import ParameterError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from nbutils.objectives import Teacher
+    from nbutils.preparation import PreparedData
+    from nbutils.training import TrainingConfig
+
+CACHES = ("off", "hidden", "topk")
+TOKENS = ("input_ids", "labels", "document_ids")  # columns of blocks that training or evaluation reads
+
+
+def training_rows(
+    config: TrainingConfig, data: PreparedData, model: PreTrainedModel
+) -> tuple[Teacher | None, Rows, Rows]:
+    """The teacher, or None where the objective has no use for one, and the rows of train and validation.
+
+    Raises ParameterError or ModelError where teacher, cache and objective do not fit each other.
+    """
+    from nbutils.chunks import RandomChunks
+
+    blocks = {split: rows.with_format("numpy", columns=_columns(rows)) for split, rows in data.blocks.items()}
+    train = blocks["train"]
+    if config.random_chunks:
+        if data.card.get("task") == "qa":
+            raise ParameterError("random_chunks is for running text; questions are whole. Set it to false.")
+        train = RandomChunks(data.blocks["train"], data.card["block_size"], config.seed)
+    teacher = load_teacher(config, data, model)
+    if teacher is None or config.teacher_cache == "off":
+        return teacher, train, blocks["validation"]
+    from nbutils.teacher_cache import WithTeacher, build_cache
+
+    term = next(term for term in config.objective.terms if term.uses_teacher)
+    if config.teacher_cache == "topk" and term.divergence != "forward":
+        raise ParameterError(
+            f"teacher_cache topk knows the forward divergence alone, and divergence is {term.divergence}. Set "
+            "teacher_cache to hidden or off."
+        )
+    cache = build_cache(
+        teacher, data, config.teacher_cache, term.temperature, config.cache_top_k, config.per_device_eval_batch_size
+    )
+    return cache, WithTeacher(train, cache, "train"), WithTeacher(blocks["validation"], cache, "validation")
+
+
+def load_teacher(config: TrainingConfig, data: PreparedData, model: PreTrainedModel) -> Teacher | None:
+    """The live teachers of a config whose objective uses them; None otherwise."""
+    from nbutils.teachers import check_shared_vocabulary, load_teachers
+
+    if config.teacher_cache not in CACHES:
+        near = did_you_mean(config.teacher_cache, CACHES)
+        raise ParameterError(f"teacher_cache is {config.teacher_cache!r}. {near}")
+    term = next((term for term in config.objective.terms if term.uses_teacher), None)
+    if term is None:
+        return None
+    if not config.teachers:
+        raise ParameterError(f"divergence {term.divergence} needs a teacher. Name one, or set divergence to none.")
+    teacher = load_teachers(config.teachers, data.tokenizer, data.card["block_size"])
+    check_shared_vocabulary(term.divergence, teacher, model)
+    return teacher
+
+
+def _columns(rows) -> list[str]:
+    return [name for name in TOKENS if name in rows.column_names]

@@ -55,7 +55,7 @@ class Outcome:
 def composite(study: Study) -> list[Outcome]:
     """The rule's outcome for every arm but control and longer control; empty without a control or the measures."""
     ce, accuracy, proxy = (study.final(name) for name in ("ce_loss", "token_acc", "cosine"))
-    if study.control is None or ce is None or proxy is None:
+    if study.control is None or ce is None or proxy is None or not mixes(study):
         return []
     outcomes = []
     for arm in study.arms:
@@ -67,6 +67,12 @@ def composite(study: Study) -> list[Outcome]:
         pairs = len(study.differences(arm, ce))
         outcomes.append(Outcome(arm, decide(quality, accurate, closer), pairs, _beats_tuned(study, arm, proxy)))
     return outcomes
+
+
+def mixes(study: Study) -> bool:
+    """Whether a study is about mixing a cosine term in, which the rule and the grid are made for."""
+    runs = [run for arm in study.own_arms for run in arm.runs]
+    return not runs or any("alpha" in run.params for run in runs)
 
 
 def is_longer(arm: Arm, control: Arm) -> bool:

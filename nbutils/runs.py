@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 DRIVEN_FOLDER = "WORKBOOK_RUN_FOLDER"  # environment variable: the folder of the run that a runner is recording
 RESULTS = ("metrics.csv", "result.json", "per_document.parquet", "samples.jsonl", "audit.csv", "calibration.csv")
+RESULTS += ("answers.parquet", "answers.json")
 
 
 @dataclass(frozen=True)
@@ -213,9 +214,22 @@ class Run:
 
     def per_document(self) -> pd.DataFrame:
         """per_document.parquet; empty where there is none."""
+        return self._parquet("per_document.parquet")
+
+    def answers(self) -> pd.DataFrame:
+        """answers.parquet, one row a generated answer with its question and measures; empty where there is none."""
+        return self._parquet("answers.parquet")
+
+    def answer_signatures(self) -> dict[str, str]:
+        """What decides each measure of the answers, by the measure's name; empty where none was kept."""
+        path = self.folder / "answers.json"
+        told = read_json(path) if path.is_file() else {}
+        return {name: text for name, text in told.get("signatures", told).items() if isinstance(text, str)}
+
+    def _parquet(self, name: str) -> pd.DataFrame:
         import pandas as pd
 
-        path = self.folder / "per_document.parquet"
+        path = self.folder / name
         return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
 
     def _csv(self, name: str) -> pd.DataFrame:

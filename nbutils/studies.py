@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nbutils.plans import Plan
     from nbutils.runs import Run
 
+BEFORE = "before_eval_ce_loss"  # a result of runs that fine-tune a teacher
 FINAL = ("test_", "eval_")  # prefixes of what a trained model was judged on, the better split first
 
 
@@ -107,7 +108,8 @@ class PlanEvidence:
     """One plan with its runs. `problems` are sentences, on a plan that does not load or was edited since.
 
     `unplanned` are runs in the plan's folder that it does not name. `contrasts_changed`: whether it asks
-    now what it did not ask before its first run, None where that was not recorded.
+    now what it did not ask before its first run, None where that was not recorded. `teachers` are stages that
+    fine-tuned models for others to learn from, and that no contrast asks about.
     """
 
     name: str
@@ -116,6 +118,7 @@ class PlanEvidence:
     unplanned: tuple[Run, ...]
     contrasts_changed: bool | None
     problems: tuple[str, ...]
+    teachers: tuple[Study, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,10 @@ class Evidence:
     @property
     def studies(self) -> list[Study]:
         return [study for plan in self.plans for study in plan.studies]
+
+    @property
+    def teachers(self) -> list[Study]:
+        return [study for plan in self.plans for study in plan.teachers]
 
     @property
     def slots(self) -> list[Slot]:
@@ -177,8 +184,17 @@ def _plan_evidence(folder: Path, name: str, all_runs: Sequence[Run], file: Path 
         problems.append(f"Plan {name}: {error} Its contrasts are unknown, so all of it is exploratory.")
     slots, unplanned = fill_slots([run for run in all_runs if run.plan == name], plan)
     studies = plan_studies(name, slots, plan)
+    teachers = [study.reports(BEFORE) and not study.judged for study in studies]
     changed = _contrasts_changed(folder / name, plan)
-    return PlanEvidence(name, tuple(studies), tuple(slots), tuple(unplanned), changed, tuple(problems))
+    return PlanEvidence(
+        name,
+        tuple(study for study, is_teacher in zip(studies, teachers, strict=True) if not is_teacher),
+        tuple(slots),
+        tuple(unplanned),
+        changed,
+        tuple(problems),
+        tuple(study for study, is_teacher in zip(studies, teachers, strict=True) if is_teacher),
+    )
 
 
 def _contrasts_changed(plan_folder: Path, plan: Plan | None) -> bool | None:

@@ -152,7 +152,7 @@ def _draw_curves(axes: Axes, study: Study, frame: pd.DataFrame, column: str) -> 
 def _draw_by_arm(axes: Axes, study: Study, metric: str) -> None:
     """The final value of every seed as a faint mark, each arm's mean with its interval, arms from top to bottom."""
     styles = look([arm.label for arm in study.arms])
-    arms = [arm for arm in study.arms if arm.runs]
+    arms = [arm for arm in study.arms if arm.results(metric)] or [arm for arm in study.arms if arm.runs]
     rows = [(arm.label, value) for arm in arms for value in arm.results(metric)]
     labels = [arm.label for arm in arms]
     palette = {label: styles[label]["color"] for label in labels}

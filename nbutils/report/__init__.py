@@ -7,6 +7,7 @@
 It reads files that runs left behind and starts nothing.
 """
 
+from nbutils.composite import mixes
 from nbutils.report.appendix import failed_runs, manifest, samples
 from nbutils.report.budget import budget_table
 from nbutils.report.composite import composite_table
@@ -18,6 +19,7 @@ from nbutils.report.diagnostics import (
     sample_table,
     stability_table,
 )
+from nbutils.report.distillation import distillation
 from nbutils.report.export import ReportError, export
 from nbutils.report.log import write_log, write_metrics
 from nbutils.report.method import method
@@ -36,6 +38,7 @@ __all__ = [
     "composite_table",
     "contrasts_changed",
     "cost_table",
+    "distillation",
     "document_table",
     "export",
     "failed_runs",
@@ -43,6 +46,7 @@ __all__ = [
     "headline_table",
     "manifest",
     "method",
+    "mixes",
     "note",
     "period",
     "proxy_table",

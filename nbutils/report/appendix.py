@@ -12,14 +12,13 @@ import pandas as pd
 from IPython.display import HTML
 
 from nbutils.measures import UNKNOWN
-from nbutils.report.page import details, table
+from nbutils.report.page import details, shortened, side_by_side, table
 from nbutils.studies import Arm, Evidence, Study
 
 if TYPE_CHECKING:
     from nbutils.runs import Run
 
 SAMPLES = 5  # prompts shown
-SAMPLE_CHARACTERS = 400
 SAMPLE_MEASURES = ("repetition", "distinct_2", "similarity")
 SAMPLE_ARMS = 4  # columns that a page can hold
 SHORT = 12  # characters of a hash: enough to find the run again
@@ -55,8 +54,8 @@ def _failure(manifest: dict[str, Any], trouble: str) -> dict[str, str]:
     return {
         "Run": f"{manifest['plan']}/{manifest['variant']}",
         "What happened": trouble,
-        "Cause": _shortened(cause),
-        "Cell": UNKNOWN if cell is None else _shortened(str(cell)),
+        "Cause": shortened(cause),
+        "Cell": UNKNOWN if cell is None else shortened(str(cell)),
         "Exit code": UNKNOWN if manifest.get("exit_code") is None else str(manifest["exit_code"]),
         "Attempts": str(len(manifest.get("attempts", []))),
     }
@@ -80,19 +79,15 @@ def samples(study: Study) -> HTML:
     shared = [prompt for prompt in next(iter(texts.values()), {}) if all(prompt in own for own in texts.values())]
     if not shared:
         return HTML("<p>No prompt was continued by every arm.</p>")
-    columns = ["True continuation", *texts]
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)
-    body = ""
     likeness = {prompt: [_paraphrase(own[prompt]) for own in texts.values()] for prompt in shared}
     measured = all(None not in values for values in likeness.values())
     if measured:
         shared.sort(key=lambda prompt: -sum(likeness[prompt]))
+    rows = []
     for prompt in shared[:SAMPLES]:
         first = next(iter(texts.values()))[prompt]
-        row = f"<td>{_escaped(first['reference'])}</td>"
-        row += "".join(f"<td>{_escaped(own[prompt]['completion'])}{_told(own[prompt])}</td>" for own in texts.values())
-        body += f'<tr class="prompt"><th colspan="{len(columns)}">{html.escape(_shortened(str(prompt)))}</th></tr>'
-        body += f"<tr>{row}</tr>"
+        cells = [_escaped(own[prompt]["completion"]) + _told(own[prompt]) for own in texts.values()]
+        rows.append((str(prompt), [_escaped(first["reference"]), *cells]))
     left_out = sum(bool(arm.runs) for arm in study.arms) - len(arms)
     more = f" {left_out} more arms are not shown." if left_out else ""
     rule = "closest in meaning to the truth with the fewest of its words" if measured else "the first all arms share"
@@ -100,14 +95,11 @@ def samples(study: Study) -> HTML:
         f"Shaded: the prompt, from the validation split, {rule}. One run an arm, the one with its first seed.{more} "
         "Repetition: share of word pairs that came before."
     )
-    return HTML(
-        f'<div class="table"><table class="samples"><caption>{html.escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
+    return side_by_side(["True continuation", *texts], rows, caption)
 
 
 def _escaped(value: object) -> str:
-    return html.escape(_shortened(str(value).strip()))
+    return html.escape(shortened(str(value).strip()))
 
 
 def _told(sample: dict[str, Any]) -> str:
@@ -154,7 +146,7 @@ def manifest(evidence: Evidence) -> HTML:
         parts.append(details(f"What all {len(runs)} runs share", all_alike.data))
     each = table(pd.DataFrame(rows), "Hashes are cut to twelve characters; manifest.json has them whole.", text=rows[0])
     parts.append(details(f"{len(runs)} runs, one by one", each.data))
-    for study in evidence.studies:
+    for study in [*evidence.studies, *evidence.teachers]:
         parts.append(details(f"Parameters of {study.name}", _parameters(study).data))
     return HTML("".join(parts))
 
@@ -209,11 +201,6 @@ def _parameters(study: Study) -> HTML:
     rows = []
     for name in names:
         values = dict.fromkeys(str(run.params.get(name, UNKNOWN)) for run in runs)
-        rows.append({"Parameter": name, "Value": _shortened(", ".join(values))})
+        rows.append({"Parameter": name, "Value": shortened(", ".join(values))})
     frame = pd.DataFrame(rows, columns=["Parameter", "Value"])
     return table(frame, "As resolved: defaults, then the plan's values.", text=frame.columns)
-
-
-def _shortened(text: str) -> str:
-    """`text`, cut where it is too long for a table."""
-    return text if len(text) <= SAMPLE_CHARACTERS else text[:SAMPLE_CHARACTERS].rstrip() + " …"

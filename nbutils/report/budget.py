@@ -1,12 +1,15 @@
 """What an arm gains when both sides had the same: tokens, or time by the clock.
 
 The control saw as many tokens. The time is matched by a longer control: an arm of the plan with the control's
-settings and more steps or epochs, which used what the dearer objective costs for more plain training.
+settings and more steps or epochs, which used what the dearer objective costs for more plain training. Where a study of
+teachers has none, the validation curves say where the slower side stood when the faster one was done.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -15,8 +18,12 @@ from IPython.display import HTML
 from nbutils.composite import is_longer
 from nbutils.measures import UNKNOWN, measure
 from nbutils.report.page import table
+from nbutils.report.teachers import has_teacher
 from nbutils.statistics import mean_interval
-from nbutils.studies import Arm, Study
+from nbutils.studies import Arm, Study, number
+
+if TYPE_CHECKING:
+    from nbutils.runs import Run
 
 SAME_TIME = 0.15  # times closer than this share count as equal: clocks on shared machines are no better
 
@@ -27,27 +34,80 @@ def budget_table(study: Study) -> HTML:
     if metric is None or control is None:
         return HTML('<p class="note">Without a control there is nothing to compare at equal cost.</p>')
     longer = [arm for arm in study.arms if is_longer(arm, control)]
+    from_curves = has_teacher(study) and not longer
     rows = []
     for arm in study.arms:
         if arm is not control and arm not in longer and arm.runs:
             rows.append({"Arm": arm.label, "Time of a step\n(× control's)": _ratio(arm, control, "seconds_per_step")})
-            rows[-1]["Equal tokens: Δ\n(× control's time)"] = _cell(study, arm, control, metric)
+            rows[-1]["Equal tokens: Δ\n(× control's time)"] = _cell(arm, control, metric)
+            if from_curves:
+                rows[-1]["Equal time: Δ on validation\n(what was read)"] = _on_curves(arm, control)
+                continue
             same = [each for each in longer if abs(_share(arm, each, "train_seconds") - 1) <= SAME_TIME]
-            against = _cell(study, arm, same[0], metric) if same else UNKNOWN
+            against = _cell(arm, same[0], metric) if same else UNKNOWN
             rows[-1]["Equal time: Δ\n(× longer control's time)"] = against
     if not rows:
         return HTML('<p class="note">No arm but the control has finished.</p>')
-    quantity = measure(metric)
-    names = ", ".join(arm.label for arm in longer)
-    note = f"Δ: seed-paired difference in {quantity.axis}, 95 % interval. "
+    return table(pd.DataFrame(rows), _note(study, metric, longer, from_curves))
+
+
+def _note(study: Study, metric: str, longer: Sequence[Arm], from_curves: bool) -> str:
+    """How to read the table, and what is not in its times."""
+    note = f"Δ: seed-paired difference in {measure(metric).axis}, 95 % interval. "
     if longer:
+        names = ", ".join(arm.label for arm in longer)
         note += f"Equal time is judged against {names}, where the times differ by at most {100 * SAME_TIME:.0f} %."
+    elif from_curves:
+        note += (
+            "The plan has no longer control, so equal time was not measured. Read from the validation curves, straight "
+            "lines between evaluations, is where the slower side stood when the faster had finished; its learning "
+            "rate had not decayed by then, which counts against it."
+        )
     else:
         note += "The plan has no longer control, so nothing is said about equal time."
-    return table(pd.DataFrame(rows), note)
+    once = [value for arm in study.own_arms for value in arm.results("teacher_cache_seconds")]
+    if has_teacher(study):
+        note += " Not in these times: the teacher's own training, paid once for all students"
+        note += f", and storing what it said, {np.mean(once):,.0f} s on average." if once else "."
+    return note
 
 
-def _cell(study: Study, arm: Arm, other: Arm, metric: str) -> str:
+def _on_curves(arm: Arm, control: Arm) -> str:
+    """Arm minus control on validation at the time at which the faster of both had finished, as their curves say."""
+    differences, shares = [], []
+    theirs = {run.matrix.get("seed"): run for run in control.runs}
+    for run in arm.runs:
+        other = theirs.get(run.matrix.get("seed"))
+        times = [number(each.result.get("train_seconds")) if each else math.nan for each in (run, other)]
+        if other is None or not min(times) > 0:
+            continue
+        reached = [_reached(each, min(times) / time) for each, time in zip((run, other), times, strict=True)]
+        if np.isfinite(reached).all():
+            differences.append(reached[0] - reached[1])
+            shares.append(times[1] / times[0])
+    if not differences:
+        return f"{UNKNOWN}\n(not measured)"
+    quantity, share = measure("eval_ce_loss"), float(np.mean(shares))
+    interval = quantity.difference_interval(*mean_interval(differences))
+    whose = (
+        f"this arm at {100 * share:.0f} % of its steps" if share < 1 else f"control at {100 / share:.0f} % of its steps"
+    )
+    return f"{quantity.difference(float(np.mean(differences)))}\n{interval}\n({whose})"
+
+
+def _reached(run: Run, share: float) -> float:
+    """Validation cross entropy after this share of a run's steps; nan before the first evaluation."""
+    metrics = run.metrics()
+    if "eval_ce_loss" not in metrics.columns:
+        return math.nan
+    curve = metrics[["step", "eval_ce_loss"]].dropna()
+    if curve.empty:
+        return math.nan
+    step = share * max(metrics["step"].max(), number(run.result.get("steps", 0)))
+    return float(np.interp(step, curve["step"], curve["eval_ce_loss"], left=math.nan))
+
+
+def _cell(arm: Arm, other: Arm, metric: str) -> str:
     """The paired difference, its interval, and the ratio of the training times, a line each."""
     quantity, theirs = measure(metric), other.by_seed(metric)
     differences = [value - theirs[seed] for seed, value in arm.by_seed(metric).items() if seed in theirs]

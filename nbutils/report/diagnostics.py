@@ -86,7 +86,7 @@ def audit_findings(study: Study) -> HTML:
 
 def not_applied(study: Study) -> list[str]:
     """Labels of the arms whose audit says that they trained on another gradient than their objective's."""
-    audits = [(arm, audit_of(arm)) for arm in study.arms]
+    audits = [(arm, audit_of(arm)) for arm in study.own_arms]
     return [arm.label for arm, audit in audits if len(audit) and finding(audit)["Finding"].startswith(NOT_APPLIED)]
 
 

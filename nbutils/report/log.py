@@ -18,24 +18,28 @@ from typing import Any
 import numpy as np
 
 from nbutils import statistics
-from nbutils.composite import NEITHER, TRADE_OFF, UNDECIDED, WIN, composite
+from nbutils.composite import NEITHER, TRADE_OFF, UNDECIDED, WIN, composite, mixes
 from nbutils.files import atomic_write, write_json
 from nbutils.measures import UNKNOWN, Measure, measure
 from nbutils.report.export import visible
+from nbutils.report.teachers import no_better
 from nbutils.report.weekly import summary
 from nbutils.studies import Arm, Evidence, PlanEvidence, Slot, Study
 
 LOG = "results.md"
 METRICS = "metrics.json"
 SPLITS = {"Eval": "eval_", "Test": "test_"}
-COMPARED = ("perplexity", "ce_loss", "token_acc", "cosine")
+COMPARED = ("perplexity", "ce_loss", "token_acc", "cosine", "kl_loss", "agreement", "bleu", "corpus_bleu", "chrf")
 NO_CONTRAST = "Nothing to conclude: no contrast was planned. Next: write the question down, then run."
 CONCLUSIONS = {
     WIN: "Pursue: an arm is a win under the study's rule. Next: the same contrasts with a larger model or other data.",
     TRADE_OFF: "Pursue only where the proxy counts more than the perplexity given up for it. Next: smaller weights.",
     UNDECIDED: "Not decided. Next: more seeds for the open contrasts, before any other arm.",
+    statistics.SUPPORTED: "Pursue: the contrast holds. Next: the same with a larger model or other data.",
+    statistics.NOT_SUPPORTED: "Do not pursue this setting. Next: another target or another weight, or none.",
     NEITHER: "Do not pursue these settings: no arm is a win or a trade-off. Next: another target, or none.",
 }
+DECIDED = (statistics.SUPPORTED, statistics.NOT_SUPPORTED)
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$!])")
 
 
@@ -74,10 +78,10 @@ def results_log(evidence: Evidence) -> str:
     """The whole log as markdown: a section a run, then for each study the comparisons, observations, a conclusion."""
     parts = ["# Results", "", "Written by `python -m nbutils report` from the run folders; do not edit.", ""]
     for plan in evidence.plans:
+        for study in plan.teachers:
+            parts += _run_sections(plan, study)
         for study in plan.studies:
-            for slot in study.slots:
-                if slot.run and not slot.trouble:
-                    parts += _run_section(plan, slot)
+            parts += _run_sections(plan, study)
             parts += [*_comparison(study), *_observations(study), *_conclusion(study)]
     if len(parts) == 4:
         parts.append("There are no finished runs yet.")
@@ -89,20 +93,23 @@ def text(value: object) -> str:
     return MARKDOWN.sub(r"\\\1", " ".join(str(value).split()))
 
 
+def _run_sections(plan: PlanEvidence, study: Study) -> list[str]:
+    usable = [slot for slot in study.slots if slot.run and not slot.trouble]
+    return [line for slot in usable for line in _run_section(plan, slot)]
+
+
 def _run_section(plan: PlanEvidence, slot: Slot) -> list[str]:
     """One run, in the form the study has kept its runs from the start."""
     run, card = slot.run, slot.run.data_card()
     config, params, result = card.get("config", {}), run.params, run.result
     dataset = " / ".join(text(config[name]) for name in ("dataset_name", "dataset_config_name") if config.get(name))
     field = f" (field: {text(config['text_field'])})" if config.get("text_field") else ""
-    top_k = params.get("cos_topk") or "None"
     batch = "/".join(_value(params, f"per_device_{which}_batch_size") for which in ("train", "eval"))
     lines = [
         f"## Run: {text(f'runs/{plan.name}/{run.variant}')}",
         f"- Model: {_value(params, 'model_name')}",
         f"- Dataset: {dataset or text(card.get('dataset_name', UNKNOWN))}{field}",
-        f"- Block size: {text(card.get('block_size', UNKNOWN))} | Alpha: {_value(params, 'alpha')} | "
-        f"Temp: {_value(params, 'temperature')} | TopK: {top_k}",
+        f"- Block size: {text(card.get('block_size', UNKNOWN))} | {_objective(params)}",
         f"- Train steps: {result.get('steps', UNKNOWN)} | Epochs: {_value(params, 'num_train_epochs')} | "
         f"LR: {_value(params, 'learning_rate')} | BS train/eval: {batch}",
         f"- Seed: {_value(params, 'seed')}",
@@ -113,6 +120,18 @@ def _run_section(plan: PlanEvidence, slot: Slot) -> list[str]:
         numbers = {name: _plain(value) for name, value in result.items() if name.startswith(prefix)}
         lines.append(f"- {title} metrics: {json.dumps(numbers)}")
     return [*lines, ""]
+
+
+def _objective(params: dict[str, Any]) -> str:
+    """The settings of a run's objective."""
+    if "divergence" in params:
+        weights = "/".join(_value(params, name) for name in ("ce_weight", "kl_weight"))
+        return (
+            f"Teacher: {_value(params, 'teacher')} | Divergence: {_value(params, 'divergence')} | "
+            f"Weights CE/KL: {weights} | Temp: {_value(params, 'kl_temperature')}"
+        )
+    top_k = params.get("cos_topk") or "None"
+    return f"Alpha: {_value(params, 'alpha')} | Temp: {_value(params, 'temperature')} | TopK: {text(top_k)}"
 
 
 def _value(params: dict[str, Any], name: str) -> str:
@@ -184,6 +203,7 @@ def _observed(study: Study) -> Iterator[str]:
     for judged in study.judged:
         verdict, quantity = judged.verdict, measure(judged.contrast.metric)
         numbers = f" {verdict.note}"
+        told = "".join(f" {text(each)}" for each in no_better(study, study.sides(judged.contrast)[0]))
         if verdict.outcome != statistics.NOT_JUDGED:
             interval = quantity.difference_interval(verdict.low, verdict.high)
             numbers = (
@@ -191,21 +211,27 @@ def _observed(study: Study) -> Iterator[str]:
                 f"pairs, detectable {_with_unit(quantity, verdict.minimum_detectable)}."
             )
         primary = " (primary)" * judged.contrast.primary
-        yield f"- {verdict.outcome.capitalize()}{primary}: {text(judged.contrast.question)}{numbers}"
+        yield f"- {verdict.outcome.capitalize()}{primary}: {text(judged.contrast.question)}{numbers}{told}"
 
 
 def _conclusion(study: Study) -> list[str]:
     """Pursue or not, and what next: the rule's best outcome among the arms asked about, if the primary contrast holds.
 
     Where the primary contrast could not be seen nothing is decided; where it is refuted an arm cannot be called a win.
+    Of a study that the rule is not made for, its foremost contrast decides.
     """
     title = f"## {text(study.name)}: Conclusion"
     if not study.judged:
         return [title, f"- {NO_CONTRAST}", ""]
-    asked = [study.arm_of(judged.contrast.treatment) for judged in study.judged]
+    asked = [study.sides(judged.contrast)[0] for judged in study.judged]
     results = {each.result for each in composite(study) if each.arm in asked}
     best = next((result for result in (WIN, TRADE_OFF, UNDECIDED, NEITHER) if result in results), UNDECIDED)
     primary = next((judged.verdict.outcome for judged in study.judged if judged.contrast.primary), None)
+    if not mixes(study):
+        foremost = study.judged[0]  # the primary one where the study has it
+        best = foremost.verdict.outcome if foremost.verdict.outcome in DECIDED else UNDECIDED
+        told = f" The contrast {text(foremost.contrast.name)}: {foremost.verdict.outcome}."
+        return [title, f"- {CONCLUSIONS[best]}{told}", ""]
     if primary in (statistics.NOT_SEEN, statistics.NOT_JUDGED):
         best = UNDECIDED
     elif primary == statistics.NOT_SUPPORTED and best == WIN:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,6 +22,17 @@ COSINE_FORMULAS = (
      "with top-k, over the k most probable tokens; E is the input embedding"),
     ("Cosine term", "C = mean over tokens of 1 − cos(μ, E<sub>y</sub>)"),
 )  # fmt: skip
+DISTILLATION_FORMULAS = (
+    ("Objective", "L = w<sub>CE</sub> CE + w<sub>KL</sub> T² D(t<sub>T</sub>, p<sub>T</sub>), with t<sub>T</sub> the "
+     "teacher's and p<sub>T</sub> the student's softmax at temperature T; of several teachers the logits are averaged"),
+    ("Divergence", "forward: KL(t ‖ p) = Σ<sub>j</sub> t<sub>j</sub> log(t<sub>j</sub> / p<sub>j</sub>); reverse: "
+     "KL(p ‖ t); jsd: β KL(t ‖ m) + (1 − β) KL(p ‖ m), with m = β t + (1 − β) p. Each is 0 where the student equals "
+     "the teacher"),
+    ("Reduction", "token: the mean over the positions scored; batchmean: the sum over them divided by the sequences, "
+     "as many times heavier as a sequence has positions"),
+    ("KL to the teacher", "mean over positions of KL(t<sub>T</sub> ‖ p<sub>T</sub>), without T²; agreement: the share "
+     "of positions where teacher and student find the same token most probable"),
+)  # fmt: skip
 MEASURE_FORMULAS = (
     ("Perplexity", "exp(CE)"),
     ("Bits per byte", "Σ CE / (ln 2 × bytes of the scored tokens)"),
@@ -30,6 +43,7 @@ MEASURE_FORMULAS = (
     ("Differences", "d<sub>s</sub> = treatment − control for every seed s; interval: mean(d) ± "
      "t<sub>n−1, 1−a/2</sub> · sd(d) / √n, with a = 0.05 for the primary contrast and Holm's level for the others"),
 )  # fmt: skip
+DIVERGENCES = {"forward": "KL(t ‖ p)", "reverse": "KL(p ‖ t)", "jsd": "JSD(t, p)"}
 UNITS = ("documents", "tokens", "bytes", "blocks")
 # Names of one thing in the configurations of several families.
 ARCHITECTURE = {
@@ -48,9 +62,61 @@ ARCHITECTURE = {
 def method(evidence: Evidence) -> HTML:
     """Formulas, data and models behind all runs of a report."""
     runs = [slot.run for slot in evidence.slots if slot.run]
-    formulas = COSINE_FORMULAS * any("alpha" in run.params for run in runs) + MEASURE_FORMULAS
+    mixing, distilling = (any(name in run.params for run in runs) for name in ("alpha", "divergence"))
+    formulas = [
+        *(_of_study("mixing", COSINE_FORMULAS, distilling) if mixing else ()),
+        *(_of_study("distillation", DISTILLATION_FORMULAS, mixing) if distilling else ()),
+        *MEASURE_FORMULAS,
+    ]
     items = "".join(f"<dt>{name}</dt><dd>{formula}</dd>" for name, formula in formulas)
-    return HTML(f"<dl>{items}</dl>{_data(evidence)}{_models(evidence)}")
+    return HTML(f"<dl>{items}</dl>{_distillation(evidence)}{_data(evidence)}{_models(evidence)}")
+
+
+def _of_study(study: str, formulas: Iterable[tuple[str, str]], among_others: bool) -> list[tuple[str, str]]:
+    """The formulas, the objective named after its study where there are several."""
+    return [(f"{name} ({study})" if name == "Objective" and among_others else name, text) for name, text in formulas]
+
+
+def _distillation(evidence: Evidence) -> str:
+    """What each arm of a study with teachers minimised, with its numbers, and where the teacher's words came from."""
+    rows = []
+    for study in evidence.studies:
+        for arm in study.own_arms:
+            params = arm.runs[0].params if arm.runs else {}
+            if "divergence" in params:
+                rows.append({"Arm": f"{arm.label}\n({study.plan})", "Objective": objective_text(params)})
+                rows[-1] |= {"Teacher": _teacher(params), "Taken": _taken(params)}
+    if not rows:
+        return ""
+    note = "What each arm of distillation minimised. KL positions and reduction hold for the divergence alone."
+    return table(pd.DataFrame(rows), note, text=rows[0]).data
+
+
+def objective_text(params: Mapping[str, Any]) -> str:
+    """The objective of a distillation run with its numbers: "0.5 CE + 0.5 T² KL(t ‖ p), T = 2"."""
+    divergence, weight = params.get("divergence"), params.get("kl_weight", UNKNOWN)
+    if divergence == "none" or weight == 0:
+        return "CE alone"
+    name = DIVERGENCES.get(str(divergence), str(divergence))
+    beta = f", β = {params['jsd_beta']:g}" if divergence == "jsd" and "jsd_beta" in params else ""
+    text = (
+        f"{params.get('ce_weight', UNKNOWN)} CE + {weight} T² {name}, T = {params.get('kl_temperature', UNKNOWN)}{beta}"
+    )
+    where = "answer tokens" if params.get("kl_positions") == "answers" else "all real tokens"
+    return f"{text}\n(divergence over {where}, reduction {params.get('kd_reduction', 'token')})"
+
+
+def _teacher(params: Mapping[str, Any]) -> str:
+    given = [str(params[name]) for name in ("teacher", "second_teacher") if params.get(name)]
+    names = [name if name.count("/") == 1 else Path(name).name for name in given]  # of the Hub, or a run's folder
+    return ", ".join(names) or "a small one made once"
+
+
+def _taken(params: Mapping[str, Any]) -> str:
+    """Whether the teacher ran for each student or was read from a store."""
+    cache = params.get("teacher_cache", "off")
+    top_k = f" {params['cache_top_k']}" if cache == "topk" and "cache_top_k" in params else ""
+    return {"off": "live", "hidden": "stored hidden states", "topk": f"stored top{top_k}"}.get(str(cache), str(cache))
 
 
 def _data(evidence: Evidence) -> str:
@@ -89,7 +155,7 @@ def _card(card: dict[str, Any]) -> str:
 def _models(evidence: Evidence) -> str:
     """The architecture of each model, once for all runs that share it."""
     rows: dict[str, dict[str, str]] = {}
-    for study in evidence.studies:
+    for study in [*evidence.studies, *evidence.teachers]:
         for run in study.runs:
             config = run.model_config()
             if config:

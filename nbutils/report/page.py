@@ -14,6 +14,7 @@ from nbutils import figures
 from nbutils.studies import Evidence, Study
 
 MOST_ARMS = 8  # as many as there are colours
+LONGEST_TEXT = 400  # characters of a cell
 
 
 def heading(study: Study) -> str:
@@ -21,10 +22,16 @@ def heading(study: Study) -> str:
     return f"<h3>{html.escape(study.stage)} <small>({html.escape(study.plan)})</small></h3>"
 
 
-def by_study(evidence: Evidence, show: Callable[[Study], HTML]) -> HTML:
-    """What `show` makes of each study, one after the other, under its name where there are several."""
+def every(study: Study) -> bool:
+    """Any study."""
+    return True
+
+
+def by_study(evidence: Evidence, show: Callable[[Study], HTML], where: Callable[[Study], bool] = every) -> HTML:
+    """What `show` makes of each study `where` holds of, one after the other, under its name if there are several."""
     several = len(evidence.studies) > 1
-    parts = [(heading(study) if several else "") + show(study).data for study in evidence.studies]
+    studies = [study for study in evidence.studies if where(study)]
+    parts = [(heading(study) if several else "") + show(study).data for study in studies]
     return HTML("".join(parts) or '<p class="note">Nothing to show yet.</p>')
 
 
@@ -35,20 +42,24 @@ def figure_by_study(
     caption: str,
     folder: Path,
     whole: bool = False,
+    where: Callable[[Study], bool] = every,
 ) -> HTML:
     """The figure `draw` makes of each study, saved as `<study>-<name>` in `folder`, under one caption.
 
     Of many arms the control and those that contrasts ask about are drawn, unless `whole`: more lines cannot be told
     apart. The caption says how many are left to the tables.
     """
+    return by_study(evidence, lambda study: figure_of(study, draw, name, caption, folder, whole), where)
 
-    def show(study: Study) -> HTML:
-        shown = study if whole else study.foremost(MOST_ARMS)
-        left = len(study.arms) - len(shown.arms)
-        told = caption + f" {left} more arms are in the tables alone." * bool(left)
-        return figures.show(draw(shown), f"{study.name}-{name}", told, folder)
 
-    return by_study(evidence, show)
+def figure_of(
+    study: Study, draw: Callable[[Study], Figure], name: str, caption: str, folder: Path, whole: bool = False
+) -> HTML:
+    """One study's figure, as in `figure_by_study`."""
+    shown = study if whole else study.foremost(MOST_ARMS)
+    left = len(study.arms) - len(shown.arms)
+    told = caption + f" {left} more arms are in the tables alone." * bool(left)
+    return figures.show(draw(shown), f"{study.name}-{name}", told, folder)
 
 
 def stacked(*parts: HTML) -> HTML:
@@ -59,6 +70,24 @@ def stacked(*parts: HTML) -> HTML:
 def code(text: str) -> str:
     """`text` as code."""
     return f"<code>{html.escape(text)}</code>"
+
+
+def shortened(text: str) -> str:
+    """`text`, cut where it is too long for a table."""
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT].rstrip() + " …"
+
+
+def side_by_side(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], caption: str) -> HTML:
+    """Texts beside each other: for each prompt, which is plain text, a shaded line, then cells of HTML."""
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)
+    body = ""
+    for prompt, cells in rows:
+        body += f'<tr class="prompt"><th colspan="{len(columns)}">{html.escape(shortened(prompt))}</th></tr>'
+        body += f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    return HTML(
+        f'<div class="table"><table class="samples"><caption>{html.escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def details(summary: str, content: str) -> str:

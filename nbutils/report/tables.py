@@ -13,16 +13,18 @@ from IPython.display import HTML
 from nbutils import statistics
 from nbutils.measures import UNKNOWN, Measure, measure
 from nbutils.report.page import table
+from nbutils.report.teachers import has_teacher
 from nbutils.studies import Arm, Study
 
-HEADLINE = ("perplexity", "ce_loss", "token_acc", "cosine")
+HEADLINE = ("perplexity", "ce_loss", "token_acc", "cosine", "kl_loss", "agreement", "bleu")
 COSTS = ("train_seconds", "tokens_per_second", "peak_memory_mib", "tokens_seen", "parameters")
 EXPLORATORY = "†"
 
 
 def headline_table(study: Study) -> HTML:
     """Arm by measure: mean, 95 % interval over seeds, and the seed-paired difference to the control."""
-    names = [metric for metric in map(study.final, HEADLINE) if metric]
+    proxies = {"cosine"} if has_teacher(study) else set()  # no goal of distillation, unless a contrast asks
+    names = [metric for name in HEADLINE if name not in proxies and (metric := study.final(name))]
     names += [j.contrast.metric for j in study.judged if j.contrast.metric not in names]
     metrics = [metric for metric in dict.fromkeys(names) if study.reports(metric)]
     rows = {
@@ -48,7 +50,7 @@ def _headline_cell(study: Study, arm: Arm, metric: str) -> str:
     if not values:
         return UNKNOWN
     lines = [quantity.number(float(np.mean(values))), quantity.interval(*statistics.mean_interval(values))]
-    if study.control is None or arm is study.control:
+    if study.control is None or arm is study.control or not study.control.results(metric):
         return "\n".join(lines)
     mark = "" if study.asked(arm, metric) else f" {EXPLORATORY}"
     difference, interval = difference_lines(study, arm, metric)
@@ -71,7 +73,7 @@ def cost_table(study: Study) -> HTML:
     """What each arm cost: mean and 95 % interval over seeds, time also as a multiple of the control's."""
     rows: dict[str, list[str]] = {"Arm": [arm.label for arm in study.arms], "Seeds": [seeds(a) for a in study.arms]}
     for name in filter(study.reports, COSTS):
-        rows[measure(name).axis] = [_mean_and_interval(arm.results(name), measure(name)) for arm in study.arms]
+        rows[measure(name).axis] = [mean_and_interval(arm.results(name), measure(name)) for arm in study.arms]
     control = study.control.results("train_seconds") if study.control else []
     if control:
         times = [arm.results("train_seconds") for arm in study.arms]
@@ -93,7 +95,7 @@ def measure_table(study: Study, names: Sequence[str], caption: str, absent: str)
         return HTML(f'<p class="note">{html.escape(absent)}</p>')
     rows = {"Arm": [arm.label for arm in study.arms], "Seeds": [seeds(arm) for arm in study.arms]}
     for metric in found:
-        rows[measure(metric).axis] = [_mean_and_interval(arm.results(metric), measure(metric)) for arm in study.arms]
+        rows[measure(metric).axis] = [mean_and_interval(arm.results(metric), measure(metric)) for arm in study.arms]
     return table(pd.DataFrame(rows), caption, [arm is study.control for arm in study.arms])
 
 
@@ -125,7 +127,7 @@ def document_table(study: Study) -> HTML:
     return table(pd.DataFrame(rows), "No comparison of arms can be read from it: they share the documents.")
 
 
-def _mean_and_interval(values: Sequence[float], quantity: Measure) -> str:
+def mean_and_interval(values: Sequence[float], quantity: Measure) -> str:
     """Mean over its interval, or the mean alone where all seeds agree."""
     if not values:
         return UNKNOWN

@@ -9,10 +9,12 @@ import pandas as pd
 from IPython.display import HTML
 
 from nbutils import statistics
+from nbutils.arms import SEEDS
 from nbutils.measures import UNKNOWN, Measure, measure, p_text, percent
 from nbutils.report.diagnostics import not_applied
 from nbutils.report.page import code, heading, table
-from nbutils.studies import Evidence, Judged, Study
+from nbutils.report.teachers import no_better
+from nbutils.studies import Arm, Evidence, Judged, Study
 
 CLASSES = {
     statistics.SUPPORTED: "supported",
@@ -21,6 +23,7 @@ CLASSES = {
     statistics.NOT_JUDGED: "not-judged",
 }
 
+MOST_NAMED = 4  # parameters in one sentence
 CHANGED = "The contrasts were changed after the first run."
 NO_RUNS = """
 <p class="lead">There are no runs to report on yet.</p>
@@ -57,7 +60,7 @@ def verdicts(evidence: Evidence) -> HTML:
         parts += [_verdict(judged, study) for judged in study.judged]
         if not study.judged:
             parts.append("<p>No contrast was planned for this stage: what follows about it is exploratory.</p>")
-    if not evidence.studies:
+    if not evidence.studies and not evidence.teachers:
         parts.append("<p>No run has trained or judged a model yet.</p>")
     return HTML("\n".join(parts))
 
@@ -74,6 +77,7 @@ def warnings(evidence: Evidence) -> list[str]:
     found += [f"Plan {plan.name}: {CHANGED}" for plan in evidence.plans if plan.contrasts_changed]
     for study in evidence.studies:
         runs = [slot.run for slot in study.slots if slot.run and not slot.trouble]
+        runs += [run for arm in study.arms if arm.borrowed_from for run in arm.runs]
         data = {run.manifest.get("data_fingerprint") for run in runs}
         code = {run.manifest.get("source", {}).get("nbutils_sha256") for run in runs}
         for what, values in (("data", data), ("versions of the code", code)):
@@ -94,7 +98,7 @@ def warnings(evidence: Evidence) -> list[str]:
 def _learned_nothing(study: Study) -> list[str]:
     """A sentence on the arms whose cross entropy is no better than that of token frequencies."""
     names = []
-    for arm in study.arms:
+    for arm in study.own_arms:
         reached, unigram = arm.by_seed("eval_ce_loss"), arm.by_seed("unigram_eval_ce_loss")
         if any(not value < unigram[seed] for seed, value in reached.items() if seed in unigram):
             names.append(arm.label)
@@ -115,6 +119,8 @@ def _verdict(judged: Judged, study: Study) -> str:
         _meaning(judged),
         _measured(judged, study),
         *_caveats(judged),
+        *_trained_otherwise(judged, study),
+        *no_better(study, study.sides(contrast)[0]),
         *_explained_by_frequencies(judged, study),
     ]
     return (
@@ -162,7 +168,8 @@ def _measured(judged: Judged, study: Study) -> str:
     if verdict.outcome == statistics.NOT_JUDGED:
         return ""
     quantity = measure(contrast.metric)
-    sides = f"{side_label(contrast.treatment, study)} minus {side_label(contrast.control, study)}"
+    treatment, control = study.sides(contrast)
+    sides = f"{_label(treatment, contrast.treatment)} minus {_label(control, contrast.control)}"
     if contrast.control_metric:
         sides += f" ({measure(contrast.control_metric).label})"
     difference = f"{quantity.difference(verdict.difference)} {quantity.difference_unit}".strip()
@@ -193,10 +200,28 @@ def _caveats(judged: Judged) -> list[str]:
     return found
 
 
+def _trained_otherwise(judged: Judged, study: Study) -> list[str]:
+    """A sentence on the parameters in which a control of another stage differs and the contrast does not name."""
+    contrast, (treatment, control) = judged.contrast, study.sides(judged.contrast)
+    if not contrast.control_stage or not treatment or not control or not treatment.runs or not control.runs:
+        return []
+    ours, theirs = treatment.runs[0].params, control.runs[0].params
+    named = {*contrast.treatment, *contrast.control, *SEEDS}
+    differing = [name for name in ours if name in theirs and name not in named and ours[name] != theirs[name]]
+    if not differing:
+        return []
+    told = [f"{name} {ours[name]}, not {theirs[name]}" for name in differing[:MOST_NAMED]]
+    more = f", and {len(differing) - MOST_NAMED} more" * (len(differing) > MOST_NAMED)
+    return [
+        f"The control, of stage {contrast.control_stage}, was trained with other settings than the treatment "
+        f"({'; '.join(told)}{more}), which may explain the difference as well."
+    ]
+
+
 def _explained_by_frequencies(judged: Judged, study: Study) -> list[str]:
     """What the raw proxy's verdict must be read beside: a model gains in it by making its embeddings alike."""
     metric = judged.contrast.metric
-    arm = study.arm_of(judged.contrast.treatment)
+    arm = study.sides(judged.contrast)[0]
     reached, alone = ((arm.results(name) if arm else []) for name in (metric, f"{metric}_unigram"))
     if not metric.endswith("_cosine") or not reached or not alone:
         return []
@@ -207,9 +232,8 @@ def _explained_by_frequencies(judged: Judged, study: Study) -> list[str]:
     ]
 
 
-def side_label(values: dict, study: Study) -> str:
+def _label(arm: Arm | None, values: dict) -> str:
     """How a contrast's side is called: its arm's label, or its own values where no arm has them."""
-    arm = study.arm_of(values)
     return arm.label if arm else ", ".join(f"{name} {value}" for name, value in values.items())
 
 

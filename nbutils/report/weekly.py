@@ -87,7 +87,10 @@ def summary(evidence: Evidence, week: str) -> dict[str, Any]:
         for plan in evidence.plans
         for slot in plan.slots
     }
-    arms = {study.name: {arm.label: _means(study, arm) for arm in study.arms if arm.runs} for study in evidence.studies}
+    arms = {
+        study.name: {arm.label: _means(study, arm) for arm in study.own_arms if arm.runs}
+        for study in [*evidence.studies, *evidence.teachers]
+    }
     judged = [(study.plan, each) for study in evidence.studies for each in study.judged]
     verdicts = {f"{plan}: {each.contrast.name}": _verdict(each) for plan, each in judged}
     return {"week": week, "runs": runs, "arms": arms, "verdicts": verdicts}

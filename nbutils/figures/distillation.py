@@ -1,0 +1,110 @@
+"""Teachers and students over steps: where a teacher begins to over-fit, and what each term adds to the objective."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from nbutils.figures.style import COLOURS, DASHES, QUIET, canvas, empty, styled
+from nbutils.figures.training import POINTS, STEPS
+from nbutils.measures import measure
+from nbutils.statistics import mean_interval
+from nbutils.studies import Arm, Study
+
+# Raw terms in metrics.csv with the parameter that weighs each, and how the legend calls them.
+TERMS = {"ce_loss": ("ce_weight", "cross entropy"), "kl_loss": ("kl_weight", "divergence from the teacher")}
+MOST_PANELS = 6
+CURVES = {"ce_loss": "training", "eval_ce_loss": "validation"}
+
+
+@styled()
+def overfitting(study: Study) -> Figure:
+    """Training and validation cross entropy of each teacher over epochs, the best validation marked.
+
+    Of several runs of one teacher the first is drawn. Where validation rises while training falls, it over-fits.
+    """
+    drawn = [(arm, arm.runs[0].metrics()) for arm in study.own_arms if arm.runs]
+    drawn = [(arm, metrics) for arm, metrics in drawn if {*CURVES} <= {*metrics.columns}][:MOST_PANELS]
+    if not drawn:
+        return empty("No teacher has logged its cross entropy while it was fine-tuned.")
+    figure, panels = canvas(len(drawn), columns=min(3, max(2, len(drawn))))
+    for axes, (arm, metrics) in zip(panels, drawn, strict=True):
+        _draw_overfitting(axes, metrics)
+        axes.set_title(arm.label if len(drawn) > 1 else "")
+    _legend(figure, list(CURVES.values()))
+    return figure
+
+
+def _draw_overfitting(axes: Axes, metrics: pd.DataFrame) -> None:
+    """One teacher's two curves."""
+    by_epoch = "epoch" in metrics.columns and metrics["epoch"].notna().any()
+    place = metrics["epoch"] if by_epoch else metrics["step"]
+    for index, name in enumerate(CURVES):
+        logged = pd.DataFrame({"x": place, "value": metrics[name]}).dropna()
+        if name == "ce_loss":
+            logged = _binned(logged)
+        marker = "o" if len(logged) <= 25 else ""
+        axes.plot(logged["x"], logged["value"], color=COLOURS[index], marker=marker * index, markersize=4)
+    best = metrics["eval_ce_loss"].idxmin()
+    axes.axvline(place[best], color=QUIET, linewidth=1, linestyle=(0, (3, 2)))
+    axes.annotate(
+        "best", (place[best], 1), xycoords=("data", "axes fraction"), xytext=(-3, -3), textcoords="offset points",
+        ha="right", va="top", color=QUIET,
+    )  # fmt: skip
+    axes.set(xlabel="epoch" if by_epoch else STEPS, ylabel=measure("ce_loss").axis.replace(" (", "\n("))
+
+
+@styled()
+def loss_terms(study: Study) -> Figure:
+    """What each term adds to the objective over steps, weight times raw value, a panel for each arm with a teacher."""
+    arms = [(arm, _contributions(arm)) for arm in study.own_arms]
+    arms = [(arm, frame) for arm, frame in arms if frame["term"].nunique() > 1][:MOST_PANELS]
+    if not arms:
+        return empty("No run of this study has logged two terms of its objective with their weights.")
+    figure, panels = canvas(len(arms), columns=min(3, max(2, len(arms))))
+    labels = [label for _, label in TERMS.values()]
+    for axes, (arm, frame) in zip(panels, arms, strict=True):
+        sns.lineplot(
+            data=frame, x="step", y="value", hue="term", hue_order=labels, style="term", style_order=labels,
+            palette=dict(zip(labels, COLOURS, strict=False)), dashes=dict(zip(labels, DASHES, strict=False)),
+            errorbar=mean_interval, err_kws={"alpha": 0.15, "linewidth": 0}, legend=False, ax=axes,
+        )  # fmt: skip
+        axes.set(xlabel=STEPS, ylabel="weight × term\n(nats per token)", title=arm.label if len(arms) > 1 else "")
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    _legend(figure, labels)
+    return figure
+
+
+def _contributions(arm: Arm) -> pd.DataFrame:
+    """Weight times raw value of each term that an arm's runs logged: columns step, value, term, seed."""
+    pieces = []
+    for run in arm.runs:
+        metrics = run.metrics()
+        for column, (weight, label) in TERMS.items():
+            if column in metrics.columns and run.params.get(weight):
+                logged = metrics[["step", column]].dropna().set_axis(["x", "value"], axis=1)
+                logged = _binned(logged).rename(columns={"x": "step"})
+                pieces.append(logged.assign(value=logged["value"] * run.params[weight], term=label, seed=run.variant))
+    return pd.concat(pieces) if pieces else pd.DataFrame(columns=["step", "value", "term", "seed"])
+
+
+def _binned(curve: pd.DataFrame) -> pd.DataFrame:
+    """A long curve (columns x, value) averaged to POINTS bins."""
+    if len(curve) <= POINTS:
+        return curve
+    width = curve["x"].max() / POINTS
+    middles = ((np.ceil(curve["x"] / width) - 0.5) * width).clip(lower=0)
+    return curve.assign(x=middles).groupby("x", as_index=False)["value"].mean()
+
+
+def _legend(figure: Figure, labels: list[str]) -> None:
+    handles = []
+    for label, colour, dash in zip(labels, COLOURS, DASHES, strict=False):
+        line = Line2D([], [], color=colour, label=label)
+        line.set_dashes(dash or (None, None))
+        handles.append(line)
+    figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), handlelength=3)

@@ -1,0 +1,262 @@
+"""Teachers and distillation in the report: what a teacher learned, what its students took from it, what that cost.
+
+Nothing is shown of studies without a teacher.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML
+
+from nbutils import figures
+from nbutils.measures import UNKNOWN, measure
+from nbutils.report.answers import answers
+from nbutils.report.page import figure_of, heading, stacked, table
+from nbutils.report.tables import mean_and_interval, measure_table, seeds
+from nbutils.report.teachers import PREFIX, against_control, has_teacher, is_taught, teacher_mean, without_teacher
+from nbutils.statistics import mean_interval
+from nbutils.studies import Arm, Evidence, Study, number
+
+TITLE = (
+    "<h2>Teachers and distillation</h2><p>What a teacher learned, whether it knew more than a student without one, "
+    "and what its students took from it.</p>"
+)
+MIB = 1 << 20
+CACHE = ("kl_error", "gradient_error", "bytes_per_token", "seconds")
+SIZES = {
+    "parameters": ("Parameters", 1.0, 0),
+    "bytes_on_disk": ("Weights on disk\n(MiB)", 1 / MIB, 1),
+    "generation_tokens_per_second": ("Generation\n(tokens/s)", 1.0, 1),
+}
+KL_CAPTION = (
+    "KL of the teacher's to the student's distribution at the objective's temperature, without its square. Left: on "
+    "validation over optimiser steps. Right: at the end, every seed as a faint mark, below it the mean with its 95 % "
+    "interval."
+)
+BLEU_CAPTION = "Mean sentence BLEU of generated answers. Left: on validation over optimiser steps. Right: at the end."
+TERMS_CAPTION = (
+    "What each term adds to the objective: its weight times its raw value, T² included, mean over seeds with the 95 % "
+    "interval as a band."
+)
+OVERFITTING_CAPTION = (
+    "Cross entropy of a teacher while it was fine-tuned. Dashed: the best validation, whose weights teach. Where "
+    "validation rises behind it, the teacher over-fits."
+)
+
+
+def distillation(evidence: Evidence, folder: Path) -> HTML:
+    """The whole section, its heading included, figures saved in `folder`; empty where no run had a teacher."""
+    parts = [HTML(heading(study) + _fine_tuning(study, folder).data) for study in evidence.teachers]
+    parts += [HTML(heading(study) + _taught(study, folder).data) for study in evidence.studies if has_teacher(study)]
+    return stacked(HTML(TITLE), *parts) if parts else HTML("")
+
+
+def _fine_tuning(study: Study, folder: Path) -> HTML:
+    """A stage that made teachers."""
+    figure = figure_of(study, figures.overfitting, "overfitting", OVERFITTING_CAPTION, folder, whole=True)
+    return stacked(teacher_table(study), figure)
+
+
+def _taught(study: Study, folder: Path) -> HTML:
+    """A study whose runs had teachers."""
+    parts = [callout(study), student_table(study)]
+    if study.final("kl_loss"):
+        draw = lambda shown: figures.proxy(shown, "kl_loss")  # noqa: E731
+        parts.append(figure_of(study, draw, "kl", KL_CAPTION, folder))
+    if any(is_taught(arm) for arm in study.own_arms):
+        caption = " ".join([TERMS_CAPTION, *_heavier(study)])
+        parts.append(figure_of(study, figures.loss_terms, "terms", caption, folder, whole=True))
+    if study.final("bleu"):
+        parts.append(figure_of(study, lambda shown: figures.proxy(shown, "bleu"), "bleu", BLEU_CAPTION, folder))
+    parts += [compression_table(study), cache_table(study), answers(study)]
+    return stacked(*(part for part in parts if part.data))
+
+
+def teacher_table(study: Study) -> HTML:
+    """Every teacher of a stage before and after fine-tuning, beside what was published, and where it was best."""
+    rows = []
+    for arm in study.own_arms:
+        row = {"Teacher": arm.label, "Runs": seeds(arm)}
+        for split in ("eval_", "test_"):
+            if study.reports(f"before_{split}ce_loss"):
+                row[measure(f"{split}perplexity").axis + "\nbefore → after\n(cross entropy)"] = _before_after(
+                    arm, split
+                )
+        if any(value for name in ("expected_before", "expected_after") for value in _all(study, name)):
+            row["published perplexity\nbefore → after"] = " → ".join(
+                measure("perplexity").number(_mean(arm, name) or math.nan)
+                for name in ("expected_before", "expected_after")
+            )
+        rows.append(row | _best_step(arm))
+    note = (
+        "Mean over runs. Rise after the best: last less best validation cross entropy, which over-fitting makes "
+        "large; the weights of the best step are kept."
+    )
+    return table(pd.DataFrame(rows), note)
+
+
+def _before_after(arm: Arm, split: str) -> str:
+    lines = []
+    for name in (f"{split}perplexity", f"{split}ce_loss"):
+        before, after = (measure(name).number(_mean(arm, each)) for each in (f"before_{name}", name))
+        lines.append(f"{before} → {after}")
+    return f"{lines[0]}\n({lines[1]})"
+
+
+def _best_step(arm: Arm) -> dict[str, str]:
+    """Where validation was best, of how many steps, and how far it rose afterwards."""
+    best, last, rises = [], [], []
+    for run in arm.runs:
+        metrics = run.metrics()
+        if "eval_ce_loss" in metrics.columns and metrics["eval_ce_loss"].notna().any():
+            logged = metrics[["step", "eval_ce_loss"]].dropna()
+            place = logged["eval_ce_loss"].idxmin()
+            best.append(logged["step"][place])
+            last.append(logged["step"].iloc[-1])
+            rises.append(logged["eval_ce_loss"].iloc[-1] - logged["eval_ce_loss"][place])
+    if not best:
+        return {"Best step": UNKNOWN, "Rise after the best\n(nats per token)": UNKNOWN}
+    return {
+        "Best step": f"{np.mean(best):,.0f} of {np.mean(last):,.0f}",
+        "Rise after the best\n(nats per token)": measure("ce_loss").number(float(np.mean(rises))),
+    }
+
+
+def callout(study: Study) -> HTML:
+    """Whether each teacher is better than the student without one: a warning where it is not."""
+    found = against_control(study)
+    if not found:
+        return HTML(
+            '<p class="note">No student was trained on cross entropy alone, so it cannot be told whether the teacher '
+            "knew more.</p>"
+        )
+    parts = []
+    for each in found:
+        whom = f" It taught {'; '.join(each.arms)}." if len(found) > 1 else ""
+        sentence = html.escape(each.sentence + whom)
+        parts.append(f"<p>{sentence}</p>" if each.is_better else f'<div class="warning"><p>{sentence}</p></div>')
+    return HTML("".join(parts))
+
+
+def student_table(study: Study) -> HTML:
+    """Teacher and students beside each other, and how much of the gap between them each student closed."""
+    metric, control = study.final("ce_loss"), without_teacher(study)
+    if metric is None or not any(arm.results(PREFIX + metric) for arm in study.own_arms):
+        return HTML("")
+    prefix = metric.removesuffix("ce_loss")
+    names = [metric, *(name for name in (f"{prefix}perplexity", f"{prefix}token_acc") if study.reports(name))]
+    names += [name for name in (f"{prefix}kl_loss", f"{prefix}agreement") if study.reports(name)]
+    rows = []
+    for label, teacher in _teachers(study, metric).items():
+        row = {"Model": label, "Seeds": ""}
+        rows.append(row | {measure(name).axis: measure(name).number(teacher_mean(teacher, name)) for name in names})
+        rows[-1]["Gap to the\nteacher closed"] = ""
+    teachers = len(rows)
+    for arm in study.arms:
+        row = {"Model": arm.label + "\n(control)" * (arm is study.control), "Seeds": seeds(arm)}
+        row |= {measure(name).axis: mean_and_interval(arm.results(name), measure(name)) for name in names}
+        rows.append(row | {"Gap to the\nteacher closed": _gap_closed(arm, control, metric)})
+    note = (
+        "Mean and 95 % interval over seeds. Gap closed: of the distance in cross entropy from the student without a "
+        "teacher to the teacher, the share that this student gained over it, seed by seed; below 0 it lost."
+    )
+    return table(pd.DataFrame(rows), note, [False] * teachers + [arm is study.control for arm in study.arms])
+
+
+def _teachers(study: Study, metric: str) -> dict[str, Arm]:
+    """A label for each teacher, and an arm whose runs report it."""
+    found: dict[str, Arm] = {}
+    for arm in study.own_arms:
+        if arm.results(PREFIX + metric):
+            found.setdefault(measure(metric).number(teacher_mean(arm, metric)), arm)
+    several = len(found) > 1
+    return {f"Teacher\n(of {arm.label})" if several else "Teacher": arm for arm in found.values()}
+
+
+def _gap_closed(arm: Arm, control: Arm | None, metric: str) -> str:
+    """The share of the gap, with its interval over seed pairs; a dash where there is no gap to close."""
+    if control is None or arm is control or not is_taught(arm):
+        return UNKNOWN
+    plain = control.by_seed(metric)
+    gap = float(np.mean(list(plain.values()))) - teacher_mean(arm, metric) if plain else math.nan
+    gains = [plain[seed] - value for seed, value in arm.by_seed(metric).items() if seed in plain]
+    if not gap > 0 or not gains:
+        return UNKNOWN
+    low, high = (100 * end / gap for end in mean_interval(gains))
+    share = f"{100 * float(np.mean(gains)) / gap:.0f} %".replace("-", "−")
+    return f"{share}\n[{low:.0f}, {high:.0f}]".replace("-", "−") if math.isfinite(low) else share
+
+
+def _heavier(study: Study) -> list[str]:
+    """A sentence on the arms whose divergence is divided by sequences, not by tokens."""
+    arms = [arm for arm in study.own_arms if arm.runs and arm.runs[0].params.get("kd_reduction") == "batchmean"]
+    if not arms:
+        return []
+    block = arms[0].runs[0].data_card().get("block_size")
+    times = f"{block} times, the tokens of a block," if block else "as many times as a block has tokens"
+    names = "; ".join(arm.label for arm in arms)
+    return [f"Under kd_reduction batchmean ({names}) the divergence is {times} heavier than per token at equal weight."]
+
+
+def compression_table(study: Study) -> HTML:
+    """Parameters, bytes on disk and speed of teacher and students, and how many times smaller and faster they are."""
+    names = [name for name in SIZES if study.reports(name) and study.reports(PREFIX + name)]
+    if not names:
+        return HTML("")
+    sizes: dict[tuple[float, ...], list[Arm]] = {}
+    for arm in study.own_arms:
+        if arm.results(PREFIX + names[0]):
+            key = tuple(_mean(arm, each) for name in names[:1] for each in (name, PREFIX + name))
+            sizes.setdefault(key, []).append(arm)
+    rows = []
+    for arms in sizes.values():
+        which = f"\n({'; '.join(arm.label for arm in arms)})" if len(sizes) > 1 else ""
+        teacher, student = ({name: _pooled(arms, prefix + name) for name in names} for prefix in (PREFIX, ""))
+        rows.append({"Model": f"Teacher{which}"} | _sizes(teacher))
+        rows.append({"Model": f"Student{which}"} | _sizes(student))
+        ratio = {"Model": "Student against teacher"}
+        for name in names:
+            faster = name.endswith("per_second")
+            above, below = (student, teacher) if faster else (teacher, student)
+            told = (
+                f"{above[name] / below[name]:.1f} times {'faster' if faster else 'smaller'}" if below[name] else UNKNOWN
+            )
+            ratio[SIZES[name][0]] = told
+        rows.append(ratio)
+    note = "Speeds of both models were measured in the student's run, in turns, so on one machine. Mean over runs."
+    return table(pd.DataFrame(rows), note)
+
+
+def _sizes(values: dict[str, float]) -> dict[str, str]:
+    return {SIZES[n][0]: f"{value * SIZES[n][1]:,.{SIZES[n][2]}f}" for n, value in values.items()}
+
+
+def cache_table(study: Study) -> HTML:
+    """What a stored teacher takes and how far it is from the live one; empty where none was stored."""
+    names = [f"{PREFIX}cache_{name}" for name in CACHE]
+    if not any(map(study.reports, names)):
+        return HTML("")
+    caption = (
+        "The teacher was run once and what it said was stored. Errors are those of the divergence and, relative, of "
+        "its gradient against the live teacher on the same positions."
+    )
+    return measure_table(study, names, caption, "")
+
+
+def _all(study: Study, name: str) -> list[float]:
+    return [value for arm in study.own_arms for value in arm.results(name)]
+
+
+def _mean(arm: Arm, name: str) -> float:
+    values = arm.results(name)
+    return float(np.mean(values)) if values else math.nan
+
+
+def _pooled(arms: Sequence[Arm], name: str) -> float:
+    return float(np.mean([number(value) for arm in arms for value in arm.results(name)]))

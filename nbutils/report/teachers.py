@@ -1,0 +1,95 @@
+"""What a study's runs say of their teacher: is it better than the student that learned without one?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from nbutils.measures import measure
+from nbutils.studies import Arm, Study
+
+PREFIX = "teacher_"  # of results that are the teacher's
+
+
+@dataclass(frozen=True)
+class AgainstControl:
+    """A teacher's cross entropy beside the mean of the student that learned from cross entropy alone.
+
+    `arms` are the labels of those it taught.
+    """
+
+    metric: str
+    teacher: float
+    control: float
+    control_label: str
+    arms: tuple[str, ...]
+
+    @property
+    def is_better(self) -> bool:
+        """Whether the teacher predicts better than that student; not where either diverged."""
+        return self.teacher < self.control
+
+    @property
+    def sentence(self) -> str:
+        """What the two numbers say, in plain words."""
+        quantity = measure(self.metric)
+        told = (
+            f"The teacher is {'better' if self.is_better else 'no better'} than the student trained on cross entropy "
+            f"alone ({self.control_label}): {quantity.label} {quantity.number(self.teacher)} against "
+            f"{quantity.number(self.control)} {quantity.unit}."
+        )
+        if self.is_better:
+            return told
+        return f"{told} What distillation changes here is not the knowledge of a better model."
+
+
+def has_teacher(study: Study) -> bool:
+    """Whether any run of a study reports what its teacher reached."""
+    return any(name.startswith(PREFIX) for arm in study.own_arms for run in arm.runs for name in run.result)
+
+
+def is_taught(arm: Arm) -> bool:
+    """Whether a teacher has any weight in an arm's objective."""
+    params = arm.runs[0].params if arm.runs else {}
+    return params.get("divergence", "none") != "none" and params.get("kl_weight", 1) != 0
+
+
+def without_teacher(study: Study) -> Arm | None:
+    """The arm that learned from cross entropy alone: the control where it did, else the first that did."""
+    arms = sorted(study.arms, key=lambda arm: arm is not study.control)
+    return next((arm for arm in arms if arm.runs and _is_plain(arm)), None)
+
+
+def _is_plain(arm: Arm) -> bool:
+    params = arm.runs[0].params
+    return not is_taught(arm) if "divergence" in params else params.get("alpha") == 0
+
+
+def against_control(study: Study) -> list[AgainstControl]:
+    """Every teacher of a study against the student without one; empty where there is none, or no common result."""
+    control, metric = without_teacher(study), study.final("ce_loss")
+    if control is None or metric is None or not control.results(metric):
+        return []
+    reached = float(np.mean(control.results(metric)))
+    teachers: dict[str, list[Arm]] = {}
+    for arm in study.own_arms:
+        if is_taught(arm) and arm.results(PREFIX + metric):
+            teachers.setdefault(measure(metric).number(teacher_mean(arm, metric)), []).append(arm)
+    return [
+        AgainstControl(metric, teacher_mean(arms[0], metric), reached, control.label, tuple(arm.label for arm in arms))
+        for arms in teachers.values()
+    ]
+
+
+def teacher_mean(arm: Arm, metric: str) -> float:
+    """What the teacher of an arm's runs reached in `metric`; nan where no run says."""
+    values = arm.results(PREFIX + metric)
+    return float(np.mean(values)) if values else math.nan
+
+
+def no_better(study: Study, arm: Arm | None) -> list[str]:
+    """The sentence on the teacher of `arm`, where that is no better than the student without one."""
+    found = [each for each in against_control(study) if not each.is_better]
+    return [each.sentence for each in found if arm is not None and arm.label in each.arms]

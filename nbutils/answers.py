@@ -78,8 +78,7 @@ def _answered(
     added = continued(model, prompts, mask, eos_token_id=end, pad_token_id=end or 0, **settings)
     if added is None:
         return None
-    answers = [ids[: ids.index(end)] if end in ids else ids for ids in added.tolist()]
-    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in answers]
+    return [tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in added]  # after its end, end tokens
 
 
 def _batches(lengths: Sequence[int], rooms: Sequence[int], batch_size: int) -> Iterator[list[int]]:

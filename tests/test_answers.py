@@ -204,6 +204,7 @@ def test_sentence_bleu_by_hand():
         math.exp(1 - 4 / 3) * (math.log(3) / 10) ** 0.25
     )
     assert sentence_bleu("$12.5", "$12.5") == pytest.approx((math.log(2) / 10 * math.log(2) / 20) ** 0.25)
+    assert sentence_bleu("$12.5", "12.5") == pytest.approx(math.exp(1 - 2))  # more, as NLTK has it
     assert sentence_bleu("cat", "cat") == 1 and sentence_bleu("cat", "dog") == 0
 
 

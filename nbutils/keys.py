@@ -33,6 +33,7 @@ NOT_IN_KEY = frozenset(
             "attempts",
             "status",
             "listing",
+            "search",
         ),  # start and watch
         *("runs", "manifest", "environment", "keys", "files", "places", "errors"),  # record
         *("plans", "contrasts", "params", "notebooks", "yamlfile", "cost"),  # say what to run

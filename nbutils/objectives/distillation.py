@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nbutils.objectives.head import IGNORE_INDEX, Chunk, Gradients, Term
+from nbutils.objectives.head import IGNORE_INDEX, Chunk, Gradients, Term, tempered_softmax
 from nbutils.objectives.teacher_target import TopTokens
 
 DIVERGENCES = ("forward", "reverse", "jsd")
@@ -60,48 +60,59 @@ class Distillation(Term):
 
 
 def _forward(chunk: Chunk, temperature: float, scale: Tensor | None, gradients: Gradients | None) -> Tensor:
-    """KL(t || p) = sum t (u - z) / T - lse(u / T) + lse(z / T) of each row (rows,), in few passes over the chunk."""
+    """KL(t || p) = sum t (u - z) / T + lse(z / T) - lse(u / T) of each row (rows,), in few passes over the chunk.
+
+    Differences are taken before sums: the value is exact to float32 where student and teacher nearly agree.
+    """
+    rows, buffers = len(chunk.labels), chunk.buffers
     z, u = chunk.logits, chunk.teacher_logits()
-    p, t = chunk.probabilities(temperature), chunk.teacher_probabilities(temperature)
-    gap = (_row_products(t, u) - _row_products(t, z)) / temperature
-    values = gap - _log_sum(u, t, temperature) + _log_sum(z, p, temperature)
-    if gradients is not None:
-        gradients.add_product(p, scale)
-        gradients.add_product(t, -scale)
-    return values
+    t = tempered_softmax(u, temperature, buffers.take(rows))
+    teacher_top, teacher_log_top = u.amax(-1), t.amax(-1).log()
+    scratch = _memory_of_teacher(chunk, gradients)  # u itself in training
+    gap = torch.sub(u, z, out=scratch).mul_(t).sum(-1)
+    p = tempered_softmax(z, temperature, scratch)
+    # lse(z / T) = max z / T - log max p
+    log_sums = (chunk.largest_logit().squeeze(-1) - teacher_top) / temperature - (p.amax(-1).log() - teacher_log_top)
+    if gradients is None:
+        buffers.release(t)
+    else:
+        gradients.add_buffer(t.sub_(p).mul_(-scale))
+    buffers.release(scratch)
+    return gap / temperature + log_sums
 
 
-def _row_products(left: Tensor, right: Tensor) -> Tensor:
-    """sum_j left_j right_j of each row (rows,), with no matrix in between."""
-    return torch.bmm(left.unsqueeze(1), right.unsqueeze(2)).flatten()
-
-
-def _log_sum(logits: Tensor, probabilities: Tensor, temperature: float) -> Tensor:
-    """log sum_j exp(z_j / T) (rows,), read off the most probable entry."""
-    top, index = logits.max(-1, keepdim=True)
-    return (top / temperature - probabilities.gather(-1, index).log()).squeeze(-1)
+def _memory_of_teacher(chunk: Chunk, gradients: Gradients | None) -> Tensor:
+    """Scratch memory: that of the teacher's logits in training, where no other term needs them."""
+    return chunk.buffers.take(len(chunk.labels)) if gradients is None else chunk.give_up_teacher_logits()
 
 
 def _in_log_space(chunk: Chunk, term: Distillation, scale: Tensor | None, gradients: Gradients | None) -> Tensor:
     """KL(p || t) or the generalised Jensen-Shannon divergence of each row (rows,)."""
     rows, buffers = len(chunk.labels), chunk.buffers
-    p = chunk.probabilities(term.temperature)
-    log_p = _log_softmax(chunk.logits, term.temperature, buffers.take("log probabilities", rows))
-    log_t = _log_softmax(chunk.teacher_logits(), term.temperature, buffers.take("teacher log probabilities", rows))
+    u = chunk.teacher_logits()
+    log_t = _log_softmax(u, term.temperature, _memory_of_teacher(chunk, gradients))
+    log_p = _log_softmax(chunk.logits, term.temperature, buffers.take(rows))
+    p = torch.exp(log_p, out=buffers.take(rows))
+    spent = [log_t, p]
     if term.divergence == "reverse":
         gap = log_p.sub_(log_t)  # log(p / t)
-        values = _row_products(p, gap)
-        mean, weight = values, 1.0
+        values = mean = torch.mul(p, gap, out=log_t).sum(-1)
+        weight = 1.0
     else:
-        beta, other = term.beta, 1 - term.beta
-        t = chunk.teacher_probabilities(term.temperature)
-        log_m = torch.lerp(p, t, beta).clamp_min_(torch.finfo(p.dtype).tiny).log_()
-        from_teacher = _row_products(t, log_t.sub_(log_m))
+        m = torch.exp(log_t, out=buffers.take(rows))
+        m = torch.lerp(p, m, term.beta, out=m)
+        log_m = m.clamp_min_(torch.finfo(m.dtype).tiny).log_()
         gap = log_p.sub_(log_m)  # log(p / m)
-        mean, weight = _row_products(p, gap), other
-        values = beta * from_teacher + other * mean
-    if gradients is not None:
-        gradients.add_product(p, gap.sub_(mean.unsqueeze(-1)).mul_(weight * scale))
+        from_teacher = torch.sub(log_t, log_m, out=log_m).mul_(log_t.exp_()).sum(-1)
+        mean, weight = torch.mul(p, gap, out=log_t).sum(-1), 1 - term.beta
+        values = term.beta * from_teacher + weight * mean
+        spent.append(m)
+    if gradients is None:
+        spent.append(gap)
+    else:
+        gradients.add_buffer(gap.sub_(mean.unsqueeze(-1)).mul_(p).mul_(weight * scale))
+    for buffer in spent:
+        buffers.release(buffer)
     return values
 
 
@@ -114,20 +125,19 @@ def _forward_over_top(chunk: Chunk, teacher: TopTokens, scale: Tensor | None, gr
 
     dz = T (p - t') where t' spreads the bin's mass over its tokens as the student does.
     """
-    temperature = teacher.temperature
-    p = chunk.probabilities(temperature)
-    log_t, log_rest = teacher.log_probabilities.to(p.dtype).split([teacher.columns.shape[-1], 1], -1)
+    temperature, columns = teacher.temperature, teacher.columns
+    p = tempered_softmax(chunk.logits, temperature, chunk.buffers.take(len(chunk.labels)))
+    log_sum = chunk.largest_logit() / temperature - p.amax(-1, keepdim=True).log()  # lse(z / T), (rows, 1)
+    log_t, log_rest = teacher.log_probabilities.to(p.dtype).split([columns.shape[-1], 1], -1)
     t, rest = log_t.exp(), log_rest.exp()  # (rows, k), (rows, 1)
-    mine = p.gather(-1, teacher.columns)  # (rows, k)
-    p.scatter_(-1, teacher.columns, 0)
-    my_rest = p.sum(-1, keepdim=True)  # not 1 - sum: exact where the student is sure
-    p.scatter_(-1, teacher.columns, mine)
-    log_mine = chunk.logits.gather(-1, teacher.columns) / temperature
-    log_mine = log_mine - _log_sum(chunk.logits, p, temperature).unsqueeze(-1)
+    mine = p.gather(-1, columns)  # (rows, k)
+    log_mine = chunk.logits.gather(-1, columns) / temperature - log_sum
+    my_rest = p.scatter_(-1, columns, 0).sum(-1, keepdim=True)  # not 1 - sum: exact where the student is sure
     tiny = torch.finfo(p.dtype).tiny
     values = (t * (log_t - log_mine)).sum(-1) + (rest * (log_rest - my_rest.clamp_min(tiny).log())).squeeze(-1)
-    if gradients is not None:
+    if gradients is None:
+        chunk.buffers.release(p)
+    else:
         spread = rest / my_rest.clamp_min(tiny)  # (rows, 1)
-        gradients.add_product(p, scale * (1 - spread))
-        gradients.logits.scatter_add_(-1, teacher.columns, scale * (mine * spread - t))
+        gradients.add_buffer(p.mul_(scale * (1 - spread)).scatter_(-1, columns, scale * (mine - t)))
     return values

@@ -3,7 +3,8 @@
 A causal model's last hidden states h (positions, width) meet the output matrix W (vocab, width) here. The positions
 that any term needs are walked in chunks; each chunk's logits z = h Wᵀ are formed once, every term adds its value and
 its closed form gradient dz, and the chunk is dropped. Only dh (positions, width), dW and dE (vocab, width) outlive a
-chunk, so memory does not grow with positions x vocab. Peak: 3 x chunk x vocab + the gradients of W and E.
+chunk, so memory does not grow with positions x vocab. Peak: 3 x chunk x vocab + the gradients of W and E; distillation
+needs no more, since a teacher's logits become scratch memory once they are used.
 
 The arithmetic is that of the textbook form; what is saved is memory traffic. On a CPU a new buffer of a chunk's size
 costs more than a pass over it (the system maps it page by page), so one set of buffers serves every chunk.
@@ -19,7 +20,7 @@ Idea: Hsu et al. 2024, Liger Kernel (arXiv 2410.10989), extended to soft targets
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,17 +36,28 @@ ROW_BLOCK = 64  # rows come in whole blocks, at least one: odd sizes and fewer r
 
 
 class Buffers:
-    """Memory of (rows, vocab) by name, handed out to one chunk after the other and overwritten by each."""
+    """Memory of (rows, vocab): as many buffers as one chunk needs at once, overwritten by the next chunk."""
 
     def __init__(self, rows: int, vocab: int, dtype: torch.dtype, device: torch.device) -> None:
         self._kind = {"size": (rows, vocab), "dtype": dtype, "device": device}
-        self._buffers: dict[Hashable, Tensor] = {}
+        self._all: dict[int, Tensor] = {}  # by address, which a view of the first rows shares
+        self._free: list[Tensor] = []
 
-    def take(self, name: Hashable, rows: int) -> Tensor:
-        """The first `rows` of the buffer called `name`, (rows, vocab); what it holds is left of an earlier chunk."""
-        if name not in self._buffers:
-            self._buffers[name] = torch.empty(**self._kind)
-        return self._buffers[name][:rows]
+    def take(self, rows: int) -> Tensor:
+        """The first `rows` of a free buffer, (rows, vocab); what it holds is left of an earlier use."""
+        if not self._free:
+            buffer = torch.empty(**self._kind)
+            self._all[buffer.data_ptr()] = buffer
+            self._free.append(buffer)
+        return self._free.pop()[:rows]
+
+    def release(self, buffer: Tensor) -> None:
+        """Give back what `take` gave."""
+        self._free.append(self._all[buffer.data_ptr()])
+
+    def release_all(self) -> None:
+        """Give back everything: a chunk is done."""
+        self._free = list(self._all.values())
 
 
 @dataclass
@@ -63,7 +75,7 @@ class Chunk:
     embeddings: Tensor | None
     buffers: Buffers
     teacher: TeacherTarget | None = None
-    _probabilities: dict[Hashable, Tensor] = field(default_factory=dict)
+    _probabilities: dict[float, Tensor] = field(default_factory=dict)
     _expected_embeddings: dict[float, Tensor] = field(default_factory=dict)
     _largest_logit: Tensor | None = None
     _teacher_logits: Tensor | None = None
@@ -71,9 +83,8 @@ class Chunk:
     def probabilities(self, temperature: float = 1.0) -> Tensor:
         """softmax(z / T), (rows, vocab), formed once per temperature."""
         if temperature not in self._probabilities:
-            result = self.buffers.take(("probabilities", temperature), len(self.labels))
-            logits = self.logits if temperature == 1.0 else torch.div(self.logits, temperature, out=result)
-            self._probabilities[temperature] = torch.softmax(logits, -1, out=result)
+            result = self.buffers.take(len(self.labels))
+            self._probabilities[temperature] = tempered_softmax(self.logits, temperature, result)
         return self._probabilities[temperature]
 
     def expected_embedding(self, temperature: float = 1.0) -> Tensor:
@@ -92,17 +103,13 @@ class Chunk:
     def teacher_logits(self) -> Tensor:
         """The teacher's logits over the student's vocabulary, (rows, vocab), formed once."""
         if self._teacher_logits is None:
-            self._teacher_logits = self.teacher.logits(self.buffers.take("teacher logits", len(self.labels)))
+            self._teacher_logits = self.teacher.logits(self.buffers.take(len(self.labels)))
         return self._teacher_logits
 
-    def teacher_probabilities(self, temperature: float = 1.0) -> Tensor:
-        """softmax(u / T) of the teacher's logits, (rows, vocab), formed once per temperature."""
-        name = ("teacher probabilities", temperature)
-        if name not in self._probabilities:
-            result = self.buffers.take(name, len(self.labels))
-            torch.softmax(torch.div(self.teacher_logits(), temperature, out=result), -1, out=result)
-            self._probabilities[name] = result
-        return self._probabilities[name]
+    def give_up_teacher_logits(self) -> Tensor:
+        """The teacher's logits in memory that is now the caller's; who asks for them later has them formed again."""
+        logits, self._teacher_logits = self.teacher_logits(), None
+        return logits
 
     def log_probabilities(self, columns: Tensor) -> Tensor:
         """log softmax(z) at `columns` (rows, k), taken from the most probable entry: precise where that is near 1."""
@@ -113,29 +120,35 @@ class Chunk:
 class Gradients:
     """What terms add to: dz of the present chunk (rows, vocab), and dE (vocab, width) over all chunks.
 
-    `logits` starts as unused memory: a first product is written there, only what is no product needs zeros first.
+    A first addend is kept or written where it will stay; only what is neither product nor sum needs zeros first.
     """
 
-    def __init__(self, logits: Tensor, embeddings: Tensor | None) -> None:
+    def __init__(self, buffers: Buffers, rows: int, embeddings: Tensor | None) -> None:
         self.embeddings = embeddings
-        self._logits = logits
-        self._written = False
+        self._buffers, self._rows = buffers, rows
+        self._logits: Tensor | None = None
 
     @property
     def logits(self) -> Tensor:
         """dz so far, (rows, vocab), to be added to in place."""
-        if not self._written:
-            self._logits.zero_()
-            self._written = True
+        if self._logits is None:
+            self._logits = self._buffers.take(self._rows).zero_()
         return self._logits
 
     def add_product(self, left: Tensor, right: Tensor) -> None:
         """dz += left * right, each (rows, vocab) or (rows, 1)."""
-        if self._written:
-            self._logits.addcmul_(left, right)
+        if self._logits is None:
+            self._logits = torch.mul(left, right, out=self._buffers.take(self._rows))
         else:
-            torch.mul(left, right, out=self._logits)
-            self._written = True
+            self._logits.addcmul_(left, right)
+
+    def add_buffer(self, addend: Tensor) -> None:
+        """dz += addend, a buffer (rows, vocab) that the caller has no more use for."""
+        if self._logits is None:
+            self._logits = addend
+        else:
+            self._logits += addend
+            self._buffers.release(addend)
 
 
 class Term:
@@ -170,6 +183,11 @@ class WeightedTerm:
     count: Tensor
 
 
+def tempered_softmax(logits: Tensor, temperature: float, out: Tensor) -> Tensor:
+    """softmax(z / T) in the memory of `out`, which may be that of `logits`."""
+    return torch.softmax(logits if temperature == 1.0 else torch.div(logits, temperature, out=out), -1, out=out)
+
+
 def chunk_rows(vocab: int, positions: int) -> int:
     """Positions a chunk holds: as many as `CHUNK_BYTES` of float32 logits allow, in whole blocks."""
     blocks = max(1, CHUNK_BYTES // (4 * vocab * ROW_BLOCK))
@@ -193,7 +211,8 @@ def walk(
     wide = torch.promote_types(hidden.dtype, torch.float32)
     buffers = Buffers(min(rows, len(positions)), len(weight), wide, hidden.device)
     for indices in positions.split(rows):
-        logits = matrix_product(hidden[indices], weight.t(), buffers.take("logits", len(indices)))
+        buffers.release_all()
+        logits = matrix_product(hidden[indices], weight.t(), buffers.take(len(indices)))
         target = None if teacher is None else teacher.rows(indices)
         yield indices, Chunk(logits, labels[indices].clamp_min(0), embeddings, buffers, target)
 
@@ -235,16 +254,18 @@ class _ChunkedHead(torch.autograd.Function):
         reference = _largest([term.count for term in terms], hidden)
         scales = [term.weight * reference / term.count.clamp_min(1) for term in terms]
         sums = torch.zeros(len(terms), dtype=wide, device=hidden.device)
+        # The teacher's logits first: what then needs memory finds theirs.
+        order = sorted(range(len(terms)), key=lambda i: not terms[i].term.uses_teacher)
         d_hidden = torch.zeros(hidden.shape, dtype=wide, device=hidden.device)
         d_weight = torch.zeros(weight.shape, dtype=wide, device=hidden.device)
         d_embeddings = None if embeddings is None else d_weight if tied else torch.zeros_like(d_weight)
         narrow_weight = weight.to(hidden.dtype)
         narrow_embeddings = narrow_weight if tied else None if embeddings is None else embeddings.to(hidden.dtype)
         for indices, chunk in walk(hidden, narrow_weight, narrow_embeddings, labels, needed, teacher):
-            gradients = Gradients(chunk.buffers.take("gradient", len(indices)), d_embeddings)
-            for i, term in enumerate(terms):
+            gradients = Gradients(chunk.buffers, len(indices), d_embeddings)
+            for i in order:
                 mask = masks[i][indices]
-                values = term.term.add(chunk, mask * scales[i].to(wide), gradients)
+                values = terms[i].term.add(chunk, mask * scales[i].to(wide), gradients)
                 sums[i] += values.where(mask, 0).sum()
             d_hidden[indices] = matrix_product(gradients.logits, narrow_weight)
             add_matrix_product(d_weight, gradients.logits.t(), hidden[indices])

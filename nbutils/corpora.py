@@ -2,9 +2,12 @@
 
     pydoc                 embedded: docstrings on this machine (pydoc_corpus.py)
     text, big_text        your text files (text_corpora.py)
+    babylm                the BabyLM challenge's text files as running text (babylm_corpus.py)
     jsonl, csv, parquet   your files of rows (table_corpora.py)
     wikitext              a folder of WikiText files, or without data_files the Hub's WikiText
     owner/name            a data set of the Hugging Face Hub (hub_corpora.py)
+
+Those with `has_questions` can be read as questions and answers too (task qa).
 
 To add a source, write a `Source` (sources.py): `find` says where the corpus lies or raises a CorpusError; it runs
 before a kernel starts and reads no more than what names the columns. `read` gives a stream of Documents for each split.
@@ -17,6 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from nbutils.babylm_corpus import BABYLM
 from nbutils.errors import CorpusError, ParameterError, did_you_mean
 from nbutils.hub_corpora import HUB, WIKITEXT, WIKITEXT_SOURCE, is_hub_name, refuse_gone
 from nbutils.pydoc_corpus import PYDOC, pydoc_versions
@@ -32,6 +36,7 @@ SOURCES: dict[str, Source] = {
     "pydoc": PYDOC,
     "text": TEXT,
     "big_text": BIG_TEXT,
+    "babylm": BABYLM,
     "jsonl": JSONL,
     "csv": CSV,
     "parquet": PARQUET,
@@ -64,7 +69,12 @@ def check_corpus(request: CorpusRequest) -> None:
             )
     for candidate in candidates:
         refuse_gone(candidate.dataset_name)
-        _source(candidate.dataset_name)
+        if not _source(candidate.dataset_name).has_questions and request.task == "qa":
+            with_questions = ", ".join(name for name, source in SOURCES.items() if source.has_questions)
+            raise CorpusError(
+                f"dataset_name {candidate.dataset_name!r} is running text without questions and answers. For task qa "
+                f"take {with_questions} or a Hub data set; or set task to lm."
+            )
     taken, located, _ = locate_corpus(request)
     if located.files and not any(file.stat().st_size for file in located.files):
         raise _no_text(taken, located)
@@ -101,16 +111,20 @@ def read_corpus(request: CorpusRequest) -> Corpus:
         for stream in _source(taken.dataset_name).read(taken, located)
         for document in _limited(stream, request.max_documents, request.max_tokens)
     ]
-    if not any(document.text.strip() for document in documents):
+    if request.task == "lm" and not any(document.text.strip() for document in documents):
         raise _no_text(taken, located)
     origin = {
         "dataset_name": taken.dataset_name,
         "dataset_config_name": located.config,
-        "text_field": taken.text_field,
+        **({"text_field": taken.text_field} if taken.task == "lm" else _question_fields(taken)),
         "revision": located.revision,
         "files": len(located.files),
     }
     return Corpus(documents, origin, fallback)
+
+
+def _question_fields(request: CorpusRequest) -> dict[str, str]:
+    return {"question_field": request.question_field, "answer_field": request.answer_field}
 
 
 def _no_text(request: CorpusRequest, located: Located) -> CorpusError:
@@ -142,19 +156,23 @@ def _source(dataset_name: str) -> Source:
 
 
 def _candidates(request: CorpusRequest) -> list[CorpusRequest]:
-    """The request, then its fallbacks. Raises ParameterError for an entry that is not name, name:field or
-    name:config:field."""
+    """The request, then its fallbacks: name, name:field or name:config:field; in task qa name or
+    name:config:question:answer. Raises ParameterError for any other entry."""
     candidates = [request]
     for entry in request.fallback_datasets:
-        parts = entry.split(":")
-        if not all(parts) or len(parts) > 3:
-            raise ParameterError(
-                f"fallback_datasets holds {entry!r}. Write name, name:field or name:configuration:field, as in "
-                "HuggingFaceFW/finepdfs:eng_Latn:text"
-            )
-        name, config, field = parts[0], parts[1] if len(parts) == 3 else "", parts[-1] if len(parts) > 1 else "text"
-        other = {"dataset_name": name, "dataset_config_name": config, "text_field": field}
-        candidates.append(replace(request, data_files="", dataset_revision="", **other))
+        name, *rest = entry.split(":")
+        if request.task == "qa":
+            form, known = "name or name:configuration:question_field:answer_field", len(rest) in (0, 3)
+            config, question, answer = rest if len(rest) == 3 else ("", "question", "answer")
+            other = {"dataset_config_name": config, "question_field": question, "answer_field": answer}
+        else:
+            form, known = "name, name:field or name:configuration:field", len(rest) < 3
+            config, field = rest[0] if len(rest) == 2 else "", rest[-1] if rest else "text"
+            other = {"dataset_config_name": config, "text_field": field}
+        if not known or not name or not all(rest):
+            example = "HuggingFaceFW/finepdfs:eng_Latn:text" if request.task == "lm" else "owner/name:default:ask:reply"
+            raise ParameterError(f"fallback_datasets holds {entry!r}. Write {form}, as in {example}")
+        candidates.append(replace(request, dataset_name=name, data_files="", dataset_revision="", **other))
     return candidates
 
 

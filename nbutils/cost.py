@@ -75,7 +75,7 @@ def estimate(variant: Variant, plan: Plan, gpu: str, utilisation: float) -> Cost
         return None
     block_size, vocab_size = data["block_size"], 0  # pretrained models keep their own vocabulary
     if params.get("from_scratch"):
-        if data.get("tokenizer", "train") != "train":
+        if data.get("tokenizer", "train") not in ("train", "unigram"):
             return None  # that tokenizer has the tokens it has, whatever vocab_size says
         vocab_size = data["vocab_size"]
     config, parameters = _model(params["model_name"], vocab_size, block_size)
@@ -86,13 +86,21 @@ def estimate(variant: Variant, plan: Plan, gpu: str, utilisation: float) -> Cost
 
 
 def training_tokens(params: Mapping[str, Any], data: Mapping[str, Any]) -> int | None:
-    """Tokens trained on, over all processes; None where they depend on data that is not prepared."""
+    """Tokens trained on, over all processes; None where they depend on data that is not prepared.
+
+    Of questions and answers, whose lengths differ, padding is not counted.
+    """
+    examples = data.get("task") == "qa"
+    if examples and "splits" not in data:
+        return None
+    train = data["splits"]["train"] if examples else {}
+    length = (train["tokens"] + train["end_tokens"]) / train["blocks"] if examples else data["block_size"]
     blocks = params["per_device_train_batch_size"] * params.get("processes", 1)
     if params.get("max_steps", 0) > 0:
-        return params["max_steps"] * blocks * params.get("gradient_accumulation_steps", 1) * data["block_size"]
+        return round(params["max_steps"] * blocks * params.get("gradient_accumulation_steps", 1) * length)
     if "splits" not in data:
         return None
-    return round(data["splits"]["train"]["blocks"] * data["block_size"] * params["num_train_epochs"])
+    return round(data["splits"]["train"]["blocks"] * length * params["num_train_epochs"])
 
 
 def flops_per_token(config: PretrainedConfig, parameters: int, block_size: int, params: Mapping[str, Any]) -> float:

@@ -14,14 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbutils.corpora import Document, corpus_versions, seen_by_base_model
-from nbutils.documents import Duplicate, measure_leakage
-from nbutils.packing import Blocks, unigram_cross_entropy
+from nbutils.documents import Duplicate
+from nbutils.packing import Blocks, Examples, unigram_cross_entropy
 
 if TYPE_CHECKING:
     from pandas import DataFrame
     from transformers import PreTrainedTokenizerBase
 
 EXAMPLES = 5  # duplicates shown
+UNITS = ("documents", "tokens", "blocks", "answer_tokens")  # of a split, in result.json
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,10 @@ def document_table(documents: Sequence[Document], ids: Sequence[np.ndarray]) -> 
 def data_card(
     selection: Selection,
     table: DataFrame,
-    blocks: dict[str, Blocks],
+    blocks: dict[str, Blocks] | dict[str, Examples],
     tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    leakage: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
     """The card of packed documents, ready for JSON.
 
@@ -79,9 +82,9 @@ def data_card(
         },
         "cleaning_example": selection.cleaning_example,
         "splits": {split: _split_counts(table, split, blocks[split], tokenizer) for split in blocks},
-        "leakage": measure_leakage(selection.documents),
+        "leakage": leakage,
         "vocab_size": len(tokenizer),
-        "block_size": blocks["train"].input_ids.shape[1],
+        "block_size": block_size,
         "end_token_id": tokenizer.eos_token_id,
         "unigram_ce": {
             split: unigram_cross_entropy(blocks["train"], blocks[split], len(tokenizer))
@@ -102,15 +105,33 @@ def headline(card: dict[str, Any]) -> dict[str, float]:
     numbers |= {"fallback_taken": 1} if card["fallback_taken"] else {}
     for split, short in (("train", "train"), ("validation", "eval"), ("test", "test")):
         counts, leakage = card["splits"].get(split, {}), card["leakage"].get(split, {})
-        numbers |= {f"{short}_{unit}": counts[unit] for unit in ("documents", "tokens", "blocks") if counts}
-        numbers |= {f"{short}_leaked_{share}": leakage[share] for share in ("ngram_share", "document_share") if leakage}
+        numbers |= {f"{short}_{unit}": counts[unit] for unit in UNITS if unit in counts}
+        shares = ("ngram_share", "document_share", "question_share", "answer_share")  # the last two of questions only
+        numbers |= {f"{short}_leaked_{share}": leakage[share] for share in shares if share in leakage}
         if split in card["unigram_ce"]:
             numbers[f"unigram_{short}_ce_loss"] = card["unigram_ce"][split]
     return numbers
 
 
-def _split_counts(table: DataFrame, split: str, blocks: Blocks, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """`tokens` are those of the texts; with the end tokens and without the dropped ones they fill the blocks."""
+def left_out(card: dict[str, Any]) -> str:
+    """A sentence on what stands in no block: ends of splits, or pairs that lack an answer or have too many tokens."""
+    if card["task"] == "lm":
+        tokens = sum(counts["dropped_tokens"] for counts in card["splits"].values())
+        return f"{tokens:,} tokens at the ends of the splits fill no block and are left out."
+    dropped = card["dropped"]
+    return (
+        f"Left out: {dropped['empty']:,} rows without a question or an answer, {dropped['too_long']:,} of more tokens "
+        f"than a block has (the longest of all has {dropped['longest_tokens']:,})."
+    )
+
+
+def _split_counts(
+    table: DataFrame, split: str, blocks: Blocks | Examples, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, int]:
+    """`tokens` are those of the texts; with the end tokens and without the dropped ones they fill the blocks.
+
+    Of questions and answers each example is a block, and `answer_tokens`, end tokens included, are those with a label.
+    """
     rows = table[table["split"] == split]
     counts = {name: int(rows[name].sum()) for name in ("characters", "bytes", "tokens")}
     packed = blocks.input_ids.size + blocks.dropped_tokens
@@ -122,17 +143,19 @@ def _split_counts(table: DataFrame, split: str, blocks: Blocks, tokenizer: PreTr
         "end_tokens": packed - counts["tokens"],
         "dropped_tokens": blocks.dropped_tokens,
         "unknown_tokens": int((blocks.input_ids == unknown).sum()) if has_unknown else 0,
-        "blocks": len(blocks.input_ids),
+        "blocks": blocks.shape[0],
+        **({"answer_tokens": len(blocks.scored)} if isinstance(blocks, Examples) else {}),
     }
 
 
-def _fingerprint(blocks: dict[str, Blocks], tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over every block, the document of every token, and the vocabulary."""
+def _fingerprint(blocks: dict[str, Blocks] | dict[str, Examples], tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over every block, the document and the label of every token, and the vocabulary."""
     digest = hashlib.sha256()
     for split, packed in blocks.items():
-        digest.update(f"{split} {packed.input_ids.shape}".encode())
-        digest.update(packed.input_ids.astype("<i4").tobytes())
-        digest.update(packed.document_ids.astype("<i4").tobytes())
+        digest.update(f"{split} {packed.shape}".encode())
+        arrays = list(packed.columns.values()) + ([packed.lengths] if isinstance(packed, Examples) else [])
+        for array in arrays:
+            digest.update(array.astype("<i4").tobytes())
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
     digest.update(json.dumps([vocabulary, tokenizer.eos_token_id]).encode())
     return digest.hexdigest()

@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
+from itertools import pairwise
 
 import numpy as np
 
 from nbutils.corpora import SPLITS, Document
 from nbutils.errors import CorpusError
+from nbutils.text_corpora import join_lines
 
-CLEAN = ("standard", "none")
+CLEAN = ("standard", "newlines", "none")
 DEDUP = ("near", "exact", "off")
 SPLIT = ("hash", "given", "counts", "contiguous")
 
@@ -56,16 +58,17 @@ def clean_documents(
 ) -> list[Document]:
     """The documents cleaned, those of under `minimum_characters` left out.
 
-    clean="none" leaves whitespace and short documents as they are (empty ones go all the same); `ascii_only` drops
-    every character outside ASCII and works with both. Raises CorpusError where no document is left.
+    clean="none" leaves whitespace and short documents as they are (empty ones go all the same); "newlines" does so too,
+    but for a space in place of each line end; `ascii_only` drops every character outside ASCII and works with all.
+    Raises CorpusError where no document is left.
     """
     cleaned = []
     longest = 0
+    tidy = {"standard": clean_text, "newlines": join_lines, "none": str}[clean]
     for document in documents:
-        text = document.text.encode("ascii", "ignore").decode() if ascii_only else document.text
-        text = text if clean == "none" else clean_text(text)
+        text = tidy(document.text.encode("ascii", "ignore").decode() if ascii_only else document.text)
         longest = max(longest, len(text))
-        if text and (clean == "none" or len(text) >= minimum_characters):
+        if text and (clean != "standard" or len(text) >= minimum_characters):
             cleaned.append(replace(document, text=text))
     if not cleaned:
         raise CorpusError(
@@ -194,14 +197,18 @@ def split_documents(
         divided = [replace(document, split=_split_of(document.text)) for document in documents]
     else:
         divided = _take_given(documents, counts)
-    filled = {document.split for document in divided}
-    needed = SPLITS if split == "hash" else SPLITS[:2]
+    return require_splits(divided, SPLITS if split == "hash" else SPLITS[:2], f"split={split}")
+
+
+def require_splits(documents: list[Document], needed: Sequence[str], cause: str) -> list[Document]:
+    """The documents, if none of the splits `needed` is empty. Raises CorpusError that names the `cause`."""
+    filled = {document.split for document in documents}
     if missing := [name for name in needed if name not in filled]:
         raise CorpusError(
-            f"split={split} of {len(documents)} documents leaves {' and '.join(missing)} empty. "
-            "Give more documents, or set split to counts or contiguous."
+            f"{cause} of {len(documents)} documents leaves {' and '.join(missing)} empty. "
+            "Give more documents, or divide them with split=counts."
         )
-    return divided
+    return documents
 
 
 def text_position(text: str) -> float:
@@ -253,9 +260,13 @@ def _check_given(documents: Sequence[Document]) -> list[Document]:
 
 
 def _split_running_text(documents: Sequence[Document]) -> list[Document]:
-    """Joined, the texts of a split are its running text; documents that end in mid-line get the line end they lack."""
+    """Joined, the texts of a split are its running text; documents that end in mid-line get the line end they lack.
+
+    Not where whitespace parts them as it is.
+    """
     *before, last = documents
-    ended = [replace(d, text=d.text if d.text[-1:].isspace() else d.text + "\n") for d in before] + [last]
+    parted = [d.text[-1:].isspace() or after.text[:1].isspace() for d, after in pairwise(documents)]
+    ended = [d if apart else replace(d, text=d.text + "\n") for d, apart in zip(before, parted, strict=True)] + [last]
     if any(document.split for document in documents):
         return _check_given(ended)
     cut = int(CONTIGUOUS_TRAIN_SHARE * sum(len(document.text) for document in ended))

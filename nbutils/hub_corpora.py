@@ -26,7 +26,7 @@ from nbutils.sources import (
     UnreachableCorpusError,
     listed,
 )
-from nbutils.table_corpora import check_field, documents_of_rows, nearest_name
+from nbutils.table_corpora import Rows, check_columns, documents_of_rows, nearest_name
 from nbutils.text_corpora import articles, find_wikitext_folder, read_wikitext_folder
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def _facts(card: dict[str, Any], key: str, config: str) -> dict[str, Any]:
 def _check_known(request: CorpusRequest, info: dict[str, Any], config: dict[str, Any], name: str) -> None:
     """Raises CorpusError where the card itself shows that the field or the splits are not there."""
     if columns := [feature["name"] for feature in info.get("features") or []]:
-        check_field(request.text_field, columns, f"The data set {name}")
+        check_columns(request, columns, f"The data set {name}")
     data_files = config.get("data_files")
     if isinstance(data_files, list) and all(isinstance(each, dict) for each in data_files):
         wanted_splits([each["split"] for each in data_files], request, name)
@@ -228,7 +228,7 @@ def read_hub(request: CorpusRequest, located: Located) -> list[Iterator[Document
         raise _stopped(name, error) from error
     streams = []
     for split, theirs in wanted_splits(list(opened), request, name).items():
-        rows = _rows(opened[theirs], theirs, request.text_field, name)
+        rows = _rows(opened[theirs], theirs, request, name)
         if name == WIKITEXT:
             lines = (document.text or " \n" for document in documents_of_rows(rows, request))
             streams.append(articles(lines, split, f"{name} {located.config}"))
@@ -277,12 +277,12 @@ def _cached_files(folder: Path, config: str, card: dict[str, Any]) -> dict[str, 
     return found
 
 
-def _rows(dataset: IterableDataset, split: str, text_field: str, name: str) -> Iterator[tuple[str, object]]:
+def _rows(dataset: IterableDataset, split: str, request: CorpusRequest, name: str) -> Rows:
     try:
-        columns = dataset.column_names or list(next(iter(dataset), {text_field: ""}))
-        check_field(text_field, columns, f"The data set {name}")
-        for number, row in enumerate(dataset.select_columns([text_field])):
-            yield f"{split}/{number}", row[text_field]
+        columns = dataset.column_names or list(next(iter(dataset), dict.fromkeys(request.columns)))
+        check_columns(request, columns, f"The data set {name}")
+        for number, row in enumerate(dataset.select_columns(list(request.columns))):
+            yield f"{split}/{number}", tuple(row[column] for column in request.columns)
     except CorpusError:
         raise
     except Exception as error:  # of the Hub, the file system, or a damaged file: all end the stream
@@ -323,6 +323,7 @@ HUB = Source(
     read_hub,
     "Unknown for a Hub data set: compare the date on its page with the base model's. Web text, books and papers that "
     "were public by then are in most pretraining corpora.",
+    has_questions=True,
 )
 WIKITEXT_SOURCE = Source(
     _find_wikitext,

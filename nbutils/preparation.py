@@ -2,8 +2,10 @@
 
 A data-prep run folder holds `data/`:
 
-    blocks/{train,validation,test}/   Arrow: input_ids and document_ids, lists of block_size int32 (see packing.py)
-    documents.parquet                 document (what document_ids refer to), name, split, characters, bytes, tokens
+    blocks/{train,validation,test}/   Arrow: input_ids and document_ids, lists of block_size int32 (see packing.py);
+                                      in task qa rows of any length up to it, with labels (qa_preparation.py)
+    documents.parquet                 document (what document_ids refer to), name, split, characters, bytes, tokens;
+                                      in task qa also answer_tokens, question, answer
     tokenizer/                        save_pretrained
     card.json                         the data card
 
@@ -24,10 +26,20 @@ from typing import TYPE_CHECKING, Any
 from nbutils import places
 from nbutils.corpora import SPLITS, CorpusRequest, Document, check_corpus, read_corpus
 from nbutils.datacard import Selection, data_card, document_table
-from nbutils.documents import CLEAN, DEDUP, SPLIT, clean_documents, remove_duplicates, split_documents
+from nbutils.documents import (
+    CLEAN,
+    DEDUP,
+    SPLIT,
+    clean_documents,
+    measure_leakage,
+    remove_duplicates,
+    split_documents,
+)
 from nbutils.errors import CorpusError, ParameterError, did_you_mean
 from nbutils.files import read_json, write_json
-from nbutils.packing import Blocks, load_blocks, pack, save_blocks
+from nbutils.packing import Blocks, Examples, load_blocks, pack, save_blocks
+from nbutils.qa_preparation import clean_pairs, pack_questions, remove_pair_copies, split_questions
+from nbutils.sources import TASKS
 from nbutils.tokenization import check_tokenizer, load_tokenizer, make_tokenizer, tokenize
 
 if TYPE_CHECKING:
@@ -49,6 +61,9 @@ class DataConfig:
     dataset_config_name: str = ""
     dataset_revision: str = ""
     text_field: str = "text"
+    task: str = "lm"
+    question_field: str = "question"
+    answer_field: str = "answer"
     skip_non_text: bool = False
     fallback_datasets: Sequence[str] = ()
     max_documents: int = 400
@@ -92,7 +107,7 @@ def check_config(config: DataConfig) -> None:
 
     Raises ParameterError, CorpusError or ModelError, each with cause and cure.
     """
-    for name, valid in (("clean", CLEAN), ("dedup", DEDUP), ("split", SPLIT)):
+    for name, valid in (("task", TASKS), ("clean", CLEAN), ("dedup", DEDUP), ("split", SPLIT)):
         if (given := getattr(config, name)) not in valid:
             raise ParameterError(f"{name} is {given!r}. {did_you_mean(given, valid)}")
     smallest = {"max_documents": 0, "max_tokens": 0, "minimum_characters": 0, "block_size": 2}
@@ -108,6 +123,14 @@ def check_config(config: DataConfig) -> None:
             f"subset_train, subset_val and subset_test are numbers of documents for split=counts and limits for "
             f"split=given, but split is {config.split!r}. Set split to one of the two, or leave them 0."
         )
+    if config.task == "qa" and config.split == "contiguous":
+        raise ParameterError(
+            "split=contiguous is for running text, not for task qa. Set split to hash, counts or given."
+        )
+    if config.task == "qa" and config.question_field == config.answer_field:
+        raise ParameterError(
+            f"question_field and answer_field are both {config.answer_field!r}. Name the column of each."
+        )
     check_corpus(CorpusRequest.of(asdict(config)))
     check_tokenizer(config.tokenizer, config.vocab_size)
 
@@ -120,18 +143,14 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
     """
     check_config(config)
     selection = select_documents(config)
-    documents = selection.documents
-    train_texts = [document.text for document in documents if document.split == "train"]
+    train_texts = [document.text for document in selection.documents if document.split == "train"]
     tokenizer = make_tokenizer(config.tokenizer, train_texts, config.vocab_size)
-    ids = tokenize([document.text for document in documents], tokenizer)
-    end_token_id = None if config.split == "contiguous" else tokenizer.eos_token_id
-    logger.info("%d tokens of a vocabulary of %d", sum(map(len, ids)), len(tokenizer))
-    blocks = {}
-    for split in SPLITS:
-        if numbers := [number for number, document in enumerate(documents) if document.split == split]:
-            blocks[split] = pack([ids[number] for number in numbers], numbers, config.block_size, end_token_id, split)
-    table = document_table(documents, ids)
-    card = {"config": config.parameters(), **data_card(selection, table, blocks, tokenizer)}
+    if config.task == "qa":
+        blocks, table, card = pack_questions(selection, tokenizer, config.block_size)
+    else:
+        blocks, table, card = _pack_documents(selection, tokenizer, config)
+    logger.info("%d tokens of a vocabulary of %d", table["tokens"].sum(), len(tokenizer))
+    card = {"config": config.parameters(), **card}
     folder = places.resolve(folder)
     aside = folder / f".data-{uuid.uuid4().hex}"
     try:
@@ -174,11 +193,19 @@ def small_data() -> Path:
 
     Safe in several processes at once: each prepares aside, the first to finish is used.
     """
-    config = DataConfig()
-    folder = places.RUNS / "interactive" / "data-small"
+    return _prepared_once(DataConfig(), "data-small", "corpus of {} documents")
+
+
+def small_questions() -> Path:
+    """As `small_data`, a small set of embedded questions and answers."""
+    return _prepared_once(DataConfig(task="qa"), "questions-small", "set of {} questions and answers")
+
+
+def _prepared_once(config: DataConfig, name: str, what: str) -> Path:
+    folder = places.RUNS / "interactive" / name
     if _is_prepared(folder, config):
         return folder
-    print(f"Preparing a small corpus of {config.max_documents} documents once, in {places.relative(folder)} ...")
+    print(f"Preparing a small {what.format(config.max_documents)} once, in {places.relative(folder)} ...")
     aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
     try:
         prepare_data(config, aside)
@@ -204,11 +231,17 @@ def select_documents(config: DataConfig) -> Selection:
     corpus = read_corpus(CorpusRequest.of(asdict(config)))
     read = corpus.documents
     record("read", read)
-    cleaned = clean_documents(read, config.clean, config.ascii_only, config.minimum_characters)
+    counts = (config.subset_train, config.subset_val, config.subset_test)
+    if config.task == "qa":
+        cleaned = clean_pairs(read, config.clean, config.ascii_only)
+        unique, duplicates = remove_pair_copies(cleaned, config.dedup)
+        documents = split_questions(unique, config.split, counts)
+    else:
+        cleaned = clean_documents(read, config.clean, config.ascii_only, config.minimum_characters)
+        unique, duplicates = remove_duplicates(cleaned, config.dedup)
+        documents = split_documents(unique, config.split, *counts)
     record("cleaned", cleaned)
-    unique, duplicates = remove_duplicates(cleaned, config.dedup)
     record("without duplicates", unique)
-    documents = split_documents(unique, config.split, config.subset_train, config.subset_val, config.subset_test)
     record("split", documents)
     before = next(document for document in read if document.name == cleaned[0].name)
     example = {
@@ -219,12 +252,27 @@ def select_documents(config: DataConfig) -> Selection:
     return Selection(documents, stages, duplicates, example, corpus.origin, corpus.fallback_taken)
 
 
+def _pack_documents(
+    selection: Selection, tokenizer: PreTrainedTokenizerBase, config: DataConfig
+) -> tuple[dict[str, Blocks], DataFrame, dict[str, Any]]:
+    documents = selection.documents
+    ids = tokenize([document.text for document in documents], tokenizer)
+    end_token_id = None if config.split == "contiguous" else tokenizer.eos_token_id
+    blocks = {}
+    for split in SPLITS:
+        if numbers := [number for number, document in enumerate(documents) if document.split == split]:
+            blocks[split] = pack([ids[number] for number in numbers], numbers, config.block_size, end_token_id, split)
+    table = document_table(documents, ids)
+    leakage = measure_leakage(documents)
+    return blocks, table, {"task": "lm", **data_card(selection, table, blocks, tokenizer, config.block_size, leakage)}
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def _write(
     folder: Path,
-    blocks: dict[str, Blocks],
+    blocks: dict[str, Blocks] | dict[str, Examples],
     table: DataFrame,
     tokenizer: PreTrainedTokenizerBase,
     card: dict[str, Any],
@@ -236,8 +284,8 @@ def _write(
     write_json(folder / "card.json", card)
 
 
-def _disk_full(folder: Path, blocks: dict[str, Blocks]) -> str:
-    needed = sum(packed.input_ids.nbytes + packed.document_ids.nbytes for packed in blocks.values()) / 2**20
+def _disk_full(folder: Path, blocks: dict[str, Blocks] | dict[str, Examples]) -> str:
+    needed = sum(column.nbytes for packed in blocks.values() for column in packed.columns.values()) / 2**20
     there = next(each for each in (folder, *folder.parents) if each.exists())
     free = shutil.disk_usage(there).free / 2**20
     return (

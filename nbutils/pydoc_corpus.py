@@ -1,6 +1,7 @@
 """`pydoc`, the embedded corpus: documentation that is already on the machine.
 
-It is the docstrings of the Python standard library and of five pinned packages, one module a document. The modules are
+It is the docstrings of the Python standard library and of five pinned packages, one module a document; in task qa,
+questions about what the modules define and the first sentences of the docstrings that answer them. The modules are
 parsed, never imported.
 """
 
@@ -18,6 +19,8 @@ from hashlib import blake2b
 from pathlib import Path
 
 from nbutils.errors import CorpusError
+from nbutils.pydoc_questions import module_questions
+from nbutils.qa_corpus import pair_document
 from nbutils.sources import CorpusRequest, Document, Located, Source
 
 # This list and no other: a new requirement of the project must not change the embedded data.
@@ -52,16 +55,30 @@ def _find_pydoc(request: CorpusRequest) -> Located:
 
 
 def _read_pydoc(request: CorpusRequest, located: Located) -> list[Iterator[Document]]:
-    return [_modules(located.files)]
+    return [_questions(located.files) if request.task == "qa" else _modules(located.files)]
 
 
 def _modules(folders: tuple[Path, ...]) -> Iterator[Document]:
+    for name, file in _shuffled(folders):
+        if text := "\n\n".join(_docstrings(file)):
+            yield Document(name, text)
+
+
+def _questions(folders: tuple[Path, ...]) -> Iterator[Document]:
+    """Questions about the modules. Each answer stands once: a method that many classes share tells little twice."""
+    asked: set[str] = set()
+    for name, file in _shuffled(folders):
+        if tree := _parse(file):
+            for question, answer in module_questions(name, tree):
+                if not asked & {question.lower(), answer.lower()}:
+                    asked |= {question.lower(), answer.lower()}
+                    yield pair_document(question.split()[2].rstrip("?"), question, answer)
+
+
+def _shuffled(folders: tuple[Path, ...]) -> list[tuple[str, Path]]:
     """Modules in the order of a hash of their names: the first hundred are a fair sample of the whole."""
     modules = _module_files(*folders)
-    for name in sorted(modules, key=lambda name: blake2b(name.encode(), digest_size=8).digest()):
-        text = "\n\n".join(_docstrings(modules[name]))
-        if text:
-            yield Document(name, text)
+    return sorted(modules.items(), key=lambda module: blake2b(module[0].encode(), digest_size=8).digest())
 
 
 def _module_files(standard_library: Path, *packages: Path) -> dict[str, Path]:
@@ -76,14 +93,19 @@ def _module_files(standard_library: Path, *packages: Path) -> dict[str, Path]:
     return modules
 
 
-def _docstrings(file: Path) -> list[str]:
-    """The docstrings of a module, its classes and functions, in the order of the source."""
+def _parse(file: Path) -> ast.Module | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # invalid escapes in other people's source are not our user's business
         try:
-            pending: list[ast.AST] = [ast.parse(file.read_bytes())]
+            return ast.parse(file.read_bytes())
         except SyntaxError:  # source for another Python version, as torch ships some
-            return []
+            return None
+
+
+def _docstrings(file: Path) -> list[str]:
+    """The docstrings of a module, its classes and functions, in the order of the source."""
+    tree = _parse(file)
+    pending: list[ast.AST] = [tree] if tree else []
     found = []
     while pending:
         node = pending.pop()
@@ -100,4 +122,5 @@ PYDOC = Source(
     _read_pydoc,
     "Almost certainly seen by any pretrained model: the documentation of widely used packages is in web and code "
     "corpora many times over. Judge pretrained models on it by differences between arms only.",
+    has_questions=True,
 )

@@ -12,6 +12,7 @@ from nbutils.places import resolve
 
 SPLITS = ("train", "validation", "test")
 KEEPS_GIVEN_SPLITS = ("given", "contiguous")  # ways of splitting that use the splits a corpus comes with
+TASKS = ("lm", "qa")
 LISTED = 3  # files or names that a message shows
 
 YOURS = (
@@ -33,11 +34,16 @@ class UnreachableCorpusError(CorpusError, Unreachable):
 
 @dataclass(frozen=True)
 class Document:
-    """One text. `split` is "" until documents are split, unless the corpus itself says where the text belongs."""
+    """One text. `split` is "" until documents are split, unless the corpus itself says where the text belongs.
+
+    `question` and `answer` are what a text of task qa is made of, "" in task lm.
+    """
 
     name: str
     text: str
     split: str = ""
+    question: str = ""
+    answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,6 +60,14 @@ class CorpusRequest:
     max_documents: int = 0
     max_tokens: int = 0
     split: str = "hash"
+    task: str = "lm"
+    question_field: str = "question"
+    answer_field: str = "answer"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read of a row."""
+        return (self.question_field, self.answer_field) if self.task == "qa" else (self.text_field,)
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> CorpusRequest:
@@ -83,6 +97,7 @@ class Source:
     find: Callable[[CorpusRequest], Located]
     read: Callable[[CorpusRequest, Located], Iterable[Iterator[Document]]]
     seen_by_base_model: str
+    has_questions: bool = False  # whether it can be read as questions and answers too
 
 
 def find_files(data_files: str, suffix: str) -> tuple[Path, ...]:

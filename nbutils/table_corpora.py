@@ -1,5 +1,6 @@
 """`jsonl`, `csv` and `parquet`: files of rows, one row a document; `text_field` names the column that holds the text.
 
+In task qa a row is a question and its answer, by `question_field` and `answer_field` (qa_corpus.py).
 Files are read as far as documents are wanted and no further.
 """
 
@@ -13,6 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from nbutils.errors import CorpusError, did_you_mean
+from nbutils.qa_corpus import examples_of_rows
 from nbutils.sources import YOURS, CorpusRequest, Document, Located, Source, find_files, short_names
 
 logger = logging.getLogger(__name__)
@@ -21,17 +23,18 @@ ROWS_AT_ONCE = 1000
 ROWS_LOOKED_AT = 1000  # after the first row without text, to say how many there are
 NAMES_SHOWN = 20  # of columns or configurations, some data sets have thousands
 
-Rows = Iterator[tuple[str, object]]  # where the row stands, and what it has for a text
+Rows = Iterator[tuple[str, tuple[object, ...]]]  # where the row stands, and what it has in each column that is read
 
 
 # ---- rows to documents, for files and Hub data sets alike ------------------------------------------------------------
 
 
-def check_field(text_field: str, columns: Iterable[str], where: str) -> None:
-    """Raises CorpusError where `text_field` is none of the `columns`."""
+def check_columns(request: CorpusRequest, columns: Iterable[str], where: str) -> None:
+    """Raises CorpusError where a column that `request` reads is none of the `columns`."""
     columns = list(columns)
-    if text_field not in columns:
-        raise CorpusError(f"{where} has no column for text_field {text_field!r}. {nearest_name(text_field, columns)}")
+    for parameter in ("question_field", "answer_field") if request.task == "qa" else ("text_field",):
+        if (name := getattr(request, parameter)) not in columns:
+            raise CorpusError(f"{where} has no column for {parameter} {name!r}. {nearest_name(name, columns)}")
 
 
 def nearest_name(name: str, valid: Iterable[str]) -> str:
@@ -47,12 +50,15 @@ def documents_of_rows(rows: Rows, request: CorpusRequest, split: str = "") -> It
     """A document for each row with a text; a null, a number or anything else is refused, or left out where asked.
 
     Raises CorpusError that says how many rows are no text and which is the first; in any case where the first
-    ROWS_LOOKED_AT rows hold no text at all.
+    ROWS_LOOKED_AT rows hold no text at all. In task qa as `examples_of_rows`.
     """
+    if request.task == "qa":
+        yield from examples_of_rows(rows, request, split)
+        return
     texts = 0
     without: list[str] = []
     try:
-        for place, value in rows:
+        for place, (value,) in rows:
             if isinstance(value, str):
                 texts += 1
                 yield Document(place, value, split)
@@ -67,7 +73,7 @@ def documents_of_rows(rows: Rows, request: CorpusRequest, split: str = "") -> It
 
 def _without_text(request: CorpusRequest, without: list[str], rows: Rows) -> str:
     further = list(islice(rows, ROWS_LOOKED_AT))
-    others = sum(not isinstance(value, str) for _, value in further)
+    others = sum(not isinstance(value, str) for _, (value,) in further)
     skip = "" if request.skip_non_text else ", or set skip_non_text to true to leave them out"
     return (
         f"The column {request.text_field!r} has rows that are no text: {without[0]} is the first, and of the "
@@ -85,9 +91,9 @@ def _kind(value: object) -> str:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _json_rows(file: Path, name: str, text_field: str) -> Rows:
+def _json_rows(file: Path, name: str, request: CorpusRequest) -> Rows:
     for number, row in _json_lines(file):
-        yield f"{name}:{number}", row.get(text_field)
+        yield f"{name}:{number}", tuple(row.get(column) for column in request.columns)
 
 
 def _json_lines(file: Path) -> Iterator[tuple[int, dict[str, object]]]:
@@ -117,8 +123,8 @@ def _json_columns(file: Path) -> list[str]:
     return list(next((row for _, row in _json_lines(file)), {}))
 
 
-def _csv_rows(file: Path, name: str, text_field: str) -> Rows:
-    """Cells are texts; an empty one is a null, and one that reads as a number a number."""
+def _csv_rows(file: Path, name: str, request: CorpusRequest) -> Rows:
+    """Cells are texts, an empty one is a null; in task lm one that reads as a number is a number."""
     import pandas
 
     with _csv_errors(file):
@@ -130,12 +136,14 @@ def _csv_rows(file: Path, name: str, text_field: str) -> Rows:
                     f"{file} is damaged: its rows have more cells than its header has names. Quote texts that hold "
                     "commas, or name all columns in the first line."
                 )
-            cells = chunk[text_field]
-            numbers = pandas.to_numeric(cells, errors="coerce")
-            for cell, as_number in zip(cells, numbers, strict=True):
+            cells = chunk[list(request.columns)]
+            if request.task == "lm":
+                texts = chunk[request.text_field].astype(object)
+                numbers = pandas.to_numeric(texts, errors="coerce")
+                cells = texts.where(numbers.isna(), numbers).to_frame()
+            for values in cells.itertuples(index=False, name=None):
                 number += 1
-                value = cell if pandas.isna(as_number) else float(as_number)
-                yield f"{name}:{number}", None if pandas.isna(value) else value
+                yield f"{name}:{number}", tuple(None if pandas.isna(value) else value for value in values)
 
 
 def _csv_columns(file: Path) -> list[str]:
@@ -162,16 +170,16 @@ def _csv_errors(file: Path) -> Iterator[None]:
         ) from None
 
 
-def _parquet_rows(file: Path, name: str, text_field: str) -> Rows:
+def _parquet_rows(file: Path, name: str, request: CorpusRequest) -> Rows:
     with _parquet_errors(file):
         import pyarrow.parquet
 
         number = 0
         with pyarrow.parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(ROWS_AT_ONCE, columns=[text_field]):
-                for value in batch.column(0).to_pylist():
+            for batch in table.iter_batches(ROWS_AT_ONCE, columns=list(request.columns)):
+                for values in zip(*(batch.column(column).to_pylist() for column in request.columns), strict=True):
                     number += 1
-                    yield f"{name}:{number}", value
+                    yield f"{name}:{number}", values
 
 
 def _parquet_columns(file: Path) -> list[str]:
@@ -208,21 +216,23 @@ def _first_line(error: Exception) -> str:
 # ---- sources ---------------------------------------------------------------------------------------------------------
 
 
-def _table(suffix: str, columns: Callable[[Path], list[str]], rows: Callable[[Path, str, str], Rows]) -> Source:
+def _table(
+    suffix: str, columns: Callable[[Path], list[str]], rows: Callable[[Path, str, CorpusRequest], Rows]
+) -> Source:
     def find(request: CorpusRequest) -> Located:
         """Looks at what names the columns of each file, and no further."""
         files = find_files(request.data_files, suffix)
         for file in files:
             if found := columns(file):
-                check_field(request.text_field, found, str(file))
+                check_columns(request, found, str(file))
         return Located(files)
 
     def read(request: CorpusRequest, located: Located) -> list[Iterator[Document]]:
         named = zip(located.files, short_names(located.files), strict=True)
-        everything = chain.from_iterable(rows(file, name, request.text_field) for file, name in named)
+        everything = chain.from_iterable(rows(file, name, request) for file, name in named)
         return [documents_of_rows(everything, request)]
 
-    return Source(find, read, YOURS)
+    return Source(find, read, YOURS, has_questions=True)
 
 
 JSONL = _table(".jsonl", _json_columns, _json_rows)

@@ -20,7 +20,6 @@ from nbutils.sources import (
     Located,
     Source,
     find_files,
-    listed,
     short_names,
 )
 
@@ -48,21 +47,24 @@ def read_text(path: Path) -> str:
         ) from None
 
 
-# ---- text, big_text: one file a document -----------------------------------------------------------------------------
+def join_lines(text: str) -> str:
+    """A space for each line end, every other character as it is."""
+    return re.sub(r"\r\n|\r|\n", " ", text)
+
+
+# ---- text: one file a document; big_text: all files one document -----------------------------------------------------
 
 
 def _find_text(request: CorpusRequest) -> Located:
     return Located(find_files(request.data_files, ".txt"))
 
 
-def _find_big_text(request: CorpusRequest) -> Located:
-    located = _find_text(request)
-    if len(located.files) > 1:
-        raise CorpusError(
-            f"dataset_name 'big_text' reads one file as one document, but {request.data_files!r} matches "
-            f"{len(located.files)}: {listed(located.files)}. Name one of them, or set dataset_name to text."
-        )
-    return located
+def _read_joined(request: CorpusRequest, located: Located) -> list[Iterator[Document]]:
+    """All files as one document, in the order of their names; one that ends in mid-line gets the line end it lacks."""
+    name = short_names(located.files)[0] if len(located.files) == 1 else f"{len(located.files)} files joined"
+    texts = [read_text(file) for file in located.files]
+    joined = "".join(text if text.endswith("\n") else f"{text}\n" for text in texts[:-1]) + texts[-1]
+    return [iter([Document(name, joined)])]
 
 
 def _read_files(request: CorpusRequest, located: Located) -> list[Iterator[Document]]:
@@ -136,4 +138,4 @@ def _is_title(previous: str, line: str, upcoming: str) -> bool:
 
 
 TEXT = Source(_find_text, _read_files, YOURS)
-BIG_TEXT = Source(_find_big_text, _read_files, YOURS)
+BIG_TEXT = Source(_find_text, _read_joined, YOURS)

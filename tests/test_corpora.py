@@ -166,10 +166,11 @@ def test_empty_files_are_told_before_a_kernel_starts(tmp_path: Path) -> None:
         corpora.check_corpus(CorpusRequest(dataset_name="text", data_files=str(tmp_path / "*.txt")))
 
 
-def test_big_text_refuses_several_files(tmp_path: Path) -> None:
-    write(tmp_path, a="a", b="b")
-    with pytest.raises(CorpusError, match=r"matches 2: .*a\.txt, .*b\.txt.*set dataset_name to text"):
-        check_corpus("big_text", str(tmp_path))
+def test_big_text_joins_the_files_of_a_folder(tmp_path: Path) -> None:
+    write(tmp_path, a="one\n", c="no line end", b="two\r\nthree\n", d="\nlast")
+    (document,) = read_corpus("big_text", str(tmp_path))
+    assert (document.name, document.text) == ("4 files joined", "one\ntwo\r\nthree\nno line end\n\nlast")
+    assert read_corpus("big_text", str(tmp_path / "a.txt")) == [Document("a.txt", "one\n")]
 
 
 # ---- wikitext

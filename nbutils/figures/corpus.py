@@ -55,15 +55,20 @@ def document_lengths(documents: pd.DataFrame) -> Figure:
 
 @styled()
 def leakage(card: dict[str, Any]) -> Figure:
-    """How much of validation and test stands in train word for word, as measured for a data card."""
+    """How much of validation and test stands in train word for word, as measured for a data card.
+
+    Of questions and answers also how many of the answers do.
+    """
     table = card["leakage"]
     if not table:
         return empty("There is no split to measure leakage into.")
-    figure, panels = canvas(2, height=1.3, columns=2)
     columns = {
-        "ngram_share": "13-word runs also in train (%)",
+        "ngram_share": f"{card.get('leakage_words', 13)}-word runs also in train (%)",
         "document_share": "documents with at least one such run (%)",
     }
+    if any("answer_share" in row for row in table.values()):
+        columns = {"ngram_share": columns["ngram_share"], "answer_share": "answers that a train answer equals (%)"}
+    figure, panels = canvas(2, height=1.3, columns=2)
     for axes, (column, label) in zip(panels, columns.items(), strict=True):
         _bars(axes, list(table), [100 * row[column] for row in table.values()], "{:.2f} %")
         axes.set(xlabel=label, ylabel="")
@@ -79,5 +84,5 @@ def _bars(axes: Axes, names: Sequence[str], values: Sequence[float], text: str) 
     sns.barplot(x=list(values), y=list(names), hue=list(names), palette=palette, legend=False, ax=axes)
     for place, value in enumerate(values):
         axes.annotate(text.format(value), (value, place), xytext=(3, 0), textcoords="offset points", va="center")
-    axes.set_xlim(0, max(*values, 1e-9) * 1.2)
+    axes.set_xlim(0, 1.2 * max(values) or 1)
     axes.grid(axis="y", visible=False)

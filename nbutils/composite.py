@@ -71,8 +71,9 @@ def composite(study: Study) -> list[Outcome]:
 
 def mixes(study: Study) -> bool:
     """Whether a study is about mixing a cosine term in, which the rule and the grid are made for."""
-    runs = [run for arm in study.own_arms for run in arm.runs]
-    return not runs or any("alpha" in run.params for run in runs)
+    return any(
+        "alpha" in settings for arm in study.own_arms for settings in (arm.values, *(r.params for r in arm.runs))
+    )
 
 
 def is_longer(arm: Arm, control: Arm) -> bool:

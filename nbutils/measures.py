@@ -32,7 +32,9 @@ class Measure:
 
     @property
     def difference_unit(self) -> str:
-        """The unit of a difference: two percentages differ by percentage points."""
+        """The unit of a difference: two percentages differ by percentage points, two scores on a scale have none."""
+        if self.unit.startswith("0 to "):
+            return ""
         return "percentage points" if self.unit == "%" else self.unit
 
     def number(self, value: float) -> str:
@@ -69,7 +71,8 @@ class Measure:
 MEASURES = {
     "loss": Measure("objective", "nats per token", "lower"),
     "ce_loss": Measure("cross entropy", "nats per token", "lower"),
-    "kl_loss": Measure("KL to the teacher", "nats per token", "lower"),
+    "kl_loss": Measure("divergence term", "nats per token", "lower"),
+    "kl_to_teacher": Measure("KL to the teacher", "nats per token", "lower"),
     "agreement": Measure("agreement with the teacher", "%", "higher", digits=2, scale=100.0),
     "cosine_loss": Measure("cosine term, 1 − cosine", "", "lower"),
     "perplexity": Measure("perplexity", "", "lower", digits=2),

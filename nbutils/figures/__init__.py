@@ -8,7 +8,7 @@ Figures are made without pyplot: nothing stays open, and the reader's own style 
 from nbutils.figures.contrasts import contrast_forest
 from nbutils.figures.corpus import document_lengths, documents_per_split, leakage
 from nbutils.figures.diagnostics import gradient_audit, reliability
-from nbutils.figures.distillation import loss_terms, overfitting
+from nbutils.figures.distillation import distance_to_teacher, loss_terms, overfitting
 from nbutils.figures.grid import heat_map
 from nbutils.figures.style import show
 from nbutils.figures.training import cost_quality, loss_curves, perplexity_curves, proxy
@@ -16,6 +16,7 @@ from nbutils.figures.training import cost_quality, loss_curves, perplexity_curve
 __all__ = [
     "contrast_forest",
     "cost_quality",
+    "distance_to_teacher",
     "document_lengths",
     "documents_per_split",
     "gradient_audit",

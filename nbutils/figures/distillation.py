@@ -9,14 +9,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from nbutils.figures.style import COLOURS, DASHES, QUIET, canvas, empty, styled
-from nbutils.figures.training import POINTS, STEPS
+from nbutils.figures.style import COLOURS, DASHES, QUIET, arm_legend, canvas, empty, styled
+from nbutils.figures.training import POINTS, STEPS, curve_frame, draw_by_arm, draw_curves
 from nbutils.measures import measure
 from nbutils.statistics import mean_interval
 from nbutils.studies import Arm, Study
 
 # Raw terms in metrics.csv with the parameter that weighs each, and how the legend calls them.
 TERMS = {"ce_loss": ("ce_weight", "cross entropy"), "kl_loss": ("kl_weight", "divergence from the teacher")}
+KL = "kl_to_teacher"
 MOST_PANELS = 6
 CURVES = {"ce_loss": "training", "eval_ce_loss": "validation"}
 
@@ -35,7 +36,7 @@ def overfitting(study: Study) -> Figure:
     for axes, (arm, metrics) in zip(panels, drawn, strict=True):
         _draw_overfitting(axes, metrics)
         axes.set_title(arm.label if len(drawn) > 1 else "")
-    _legend(figure, list(CURVES.values()))
+    _legend(figure, list(CURVES.values()), dashed=False)
     return figure
 
 
@@ -56,6 +57,25 @@ def _draw_overfitting(axes: Axes, metrics: pd.DataFrame) -> None:
         ha="right", va="top", color=QUIET,
     )  # fmt: skip
     axes.set(xlabel="epoch" if by_epoch else STEPS, ylabel=measure("ce_loss").axis.replace(" (", "\n("))
+
+
+@styled()
+def distance_to_teacher(study: Study) -> Figure:
+    """How far students are from their teacher: on validation over steps, and at the end by arm, every seed a dot.
+
+    While training the objective's own divergence is logged, at the end the plain KL; where runs log that while they
+    train, both are it.
+    """
+    final = study.final(KL)
+    frames = {name: curve_frame(study, name) for name in (f"eval_{KL}", "eval_kl_loss")}
+    column = next((name for name, frame in frames.items() if not frame.empty), None)
+    if column is None and final is None:
+        return empty("No run of this study has reported how far it is from its teacher.")
+    figure, (left, right) = canvas(2, height=2.5, columns=2)
+    draw_curves(left, study, frames.get(column, pd.DataFrame()), column or f"eval_{KL}")
+    draw_by_arm(right, study, final or f"test_{KL}")
+    arm_legend(figure, study.arms)
+    return figure
 
 
 @styled()
@@ -101,10 +121,10 @@ def _binned(curve: pd.DataFrame) -> pd.DataFrame:
     return curve.assign(x=middles).groupby("x", as_index=False)["value"].mean()
 
 
-def _legend(figure: Figure, labels: list[str]) -> None:
+def _legend(figure: Figure, labels: list[str], dashed: bool = True) -> None:
     handles = []
     for label, colour, dash in zip(labels, COLOURS, DASHES, strict=False):
         line = Line2D([], [], color=colour, label=label)
-        line.set_dashes(dash or (None, None))
+        line.set_dashes(dash if dashed and dash else (None, None))
         handles.append(line)
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), handlelength=3)

@@ -55,12 +55,12 @@ def perplexity_curves(study: Study, unigram_ce: float | None = None) -> Figure:
 def proxy(study: Study, name: str = "cosine") -> Figure:
     """A measure `name` that is not the loss: on validation over steps, and at the end by arm, every seed a dot."""
     final = study.final(name)
-    frame = _curve_frame(study, f"eval_{name}")
+    frame = curve_frame(study, f"eval_{name}")
     if frame.empty and final is None:
         return empty(f"No run of this study has reported {measure(name).label}.")
     figure, (left, right) = canvas(2, columns=2)
-    _draw_curves(left, study, frame, f"eval_{name}")
-    _draw_by_arm(right, study, final or f"test_{name}")
+    draw_curves(left, study, frame, f"eval_{name}")
+    draw_by_arm(right, study, final or f"test_{name}")
     arm_legend(figure, study.arms)
     return figure
 
@@ -90,18 +90,18 @@ def cost_quality(study: Study) -> Figure:
 
 def _curves(study: Study, columns: Sequence[str], what: str) -> Figure:
     """A panel for each of `columns` that any run has logged."""
-    frames = {name: _curve_frame(study, name) for name in columns}
+    frames = {name: curve_frame(study, name) for name in columns}
     frames = {name: frame for name, frame in frames.items() if not frame.empty}
     if not frames:
         return empty(f"No run of this study has logged {what}.")
     figure, panels = canvas(len(frames))
     for axes, (name, frame) in zip(panels, frames.items(), strict=True):
-        _draw_curves(axes, study, frame, name)
+        draw_curves(axes, study, frame, name)
     arm_legend(figure, study.arms)
     return figure
 
 
-def _curve_frame(study: Study, column: str) -> pd.DataFrame:
+def curve_frame(study: Study, column: str) -> pd.DataFrame:
     """What every run logged in `column`: columns step, value, arm, seed; long curves averaged to POINTS bins."""
     pieces = []
     for arm in study.arms:
@@ -118,7 +118,7 @@ def _curve_frame(study: Study, column: str) -> pd.DataFrame:
     return frame.assign(step=middles).groupby(["arm", "seed", "step"], as_index=False)["value"].mean()
 
 
-def _draw_curves(axes: Axes, study: Study, frame: pd.DataFrame, column: str) -> None:
+def draw_curves(axes: Axes, study: Study, frame: pd.DataFrame, column: str) -> None:
     """Mean and band of each arm over steps."""
     axes.set(xlabel=STEPS, ylabel=_upright(column))
     if frame.empty:
@@ -149,7 +149,7 @@ def _draw_curves(axes: Axes, study: Study, frame: pd.DataFrame, column: str) -> 
     )
 
 
-def _draw_by_arm(axes: Axes, study: Study, metric: str) -> None:
+def draw_by_arm(axes: Axes, study: Study, metric: str) -> None:
     """The final value of every seed as a faint mark, each arm's mean with its interval, arms from top to bottom."""
     styles = look([arm.label for arm in study.arms])
     arms = [arm for arm in study.arms if arm.results(metric)] or [arm for arm in study.arms if arm.runs]

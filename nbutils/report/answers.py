@@ -10,18 +10,21 @@ import pandas as pd
 from IPython.display import HTML
 
 from nbutils.errors import RunError
+from nbutils.manifest import MANIFEST
 from nbutils.measures import UNKNOWN, measure, p_text
+from nbutils.places import resolve
 from nbutils.report.page import details, shortened, side_by_side, stacked, table
-from nbutils.report.tables import measure_table
+from nbutils.report.tables import mean_and_interval, seeds
 from nbutils.report.teachers import without_teacher
-from nbutils.studies import Arm, Study
+from nbutils.runs import Run, load_runs
+from nbutils.studies import Arm, Study, number
 
 MEASURES = ("bleu", "corpus_bleu", "chrf", "exact_match", "token_f1", "perplexity")
 COMPARED = ("corpus_bleu", "chrf")  # scores of a whole split, which a bootstrap over questions can compare
 SPLITS = ("test", "validation")  # as answers.parquet calls them, the better one first
-MOST_ARMS = 4  # columns that a page can hold
+MOST_ARMS = 3  # beside reference and teacher: columns that a page can hold
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the questions shown, by the arms' mean BLEU
-TEACHER = "teacher_answer"  # a column that runs may have
+MOST_TEACHERS = 1  # more would leave no room for students
 
 
 def answers(study: Study) -> HTML:
@@ -32,24 +35,36 @@ def answers(study: Study) -> HTML:
 
 
 def answer_table(study: Study) -> HTML:
-    """Every arm's BLEU, chrF, exact match, F1 and perplexity of the answers; the measures' signatures behind a line."""
-    limits = [value for arm in study.own_arms for value in arm.results(study.final("bleu_limit") or "")]
+    """BLEU, chrF, exact match, F1 and perplexity of the answers; the measures' signatures behind a line."""
+    names = [name for name in map(study.final, MEASURES) if name]
+    rows = []
+    for label, run in _teachers(study).items():
+        row = {name: measure(name).number(number(run.result.get(name))) for name in names}
+        rows.append({"Model": label, "Seeds": ""} | {measure(name).axis: row[name] for name in names})
+    teachers = len(rows)
+    for arm in study.arms:
+        row = {measure(name).axis: mean_and_interval(arm.results(name), measure(name)) for name in names}
+        rows.append({"Model": arm.label + "\n(control)" * (arm is study.control), "Seeds": seeds(arm)} | row)
     caption = (
         "Mean and 95 % interval over seeds. Sentence BLEU is the mean over questions; perplexity is that of the "
-        "reference answers. "
+        "reference answers."
     )
+    limits = [value for arm in study.own_arms for value in arm.results(study.final("bleu_limit") or "")]
     if limits:
-        caption += f"The references themselves get a sentence BLEU of {np.mean(limits):.4f}: an answer cannot get more."
-    found = measure_table(study, MEASURES, caption.strip(), "No run has measured its answers.")
+        caption += f" The references themselves get a sentence BLEU of {np.mean(limits):.4f}: no answer can get more."
+    marked = [False] * teachers + [arm is study.control for arm in study.arms]
+    return stacked(table(pd.DataFrame(rows), caption, marked), _signatures(study))
+
+
+def _signatures(study: Study) -> HTML:
+    """What decides each score, to be opened; empty where no run has kept it."""
     told: dict[str, set[str]] = {}
     for run in study.runs:
         for name, signature in run.answer_signatures().items():
             told.setdefault(signature, set()).add(measure(name).label)
-    if not told:
-        return found
     rows = [{"Measure": ", ".join(sorted(names)), "Signature": signature} for signature, names in told.items()]
-    note = "What decides each number: scores with other signatures are other measures."
-    return stacked(found, HTML(details("Signatures", table(pd.DataFrame(rows), note, text=rows[0]).data)))
+    note = "Scores with another signature are other measures."
+    return HTML(details("Signatures", table(pd.DataFrame(rows), note, text=rows[0]).data) if rows else "")
 
 
 def bootstrap_table(study: Study) -> HTML:
@@ -95,17 +110,20 @@ def answer_samples(study: Study) -> HTML:
     answered = tuple(arm for arm in study.arms if arm.runs and len(_of_split(arm.runs[0].answers(), split)))
     control = study.control if study.control in answered else None
     arms = replace(study, arms=answered, control=control).foremost(MOST_ARMS).arms
-    tables = {arm.label: _of_split(arm.runs[0].answers(), split).drop_duplicates("question") for arm in arms}
-    tables = {label: frame.set_index("question") for label, frame in tables.items()}
-    shared = [each for each in next(iter(tables.values()), pd.DataFrame()).index]
+    tables = {arm.label: _by_question(arm.runs[0], split) for arm in arms}
+    shared = next(iter(tables.values()), pd.DataFrame()).index
     shared = [question for question in shared if all(question in frame.index for frame in tables.values())]
     if not shared:
         return HTML('<p class="note">No question was answered by every arm.</p>')
     scores = sum(frame.loc[shared, "bleu"] for frame in tables.values())
     order = scores.sort_values(kind="stable").index
     chosen = dict.fromkeys(order[round(quantile * (len(order) - 1))] for quantile in QUANTILES)
-    rows = [(question, _cells(question, tables)) for question in chosen]
-    teacher = ["Teacher"] * _has_teacher_answers(tables)
+    taught = [_by_question(run, split) for run in _teachers(study).values()]
+    rows = []
+    for question in chosen:
+        own = [frame.loc[question] for frame in tables.values()]
+        cells = [_answer(frame.loc[question]) if question in frame.index else UNKNOWN for frame in taught]
+        rows.append((question, [_escaped(own[0]["reference"]), *cells, *map(_answer, own)]))
     left = len(answered) - len(arms)
     caption = (
         f"Shaded: the question, from the {split} split. By the arms' mean sentence BLEU they are the lowest, those at "
@@ -113,20 +131,29 @@ def answer_samples(study: Study) -> HTML:
         + f" {left} more arms are not shown."
         * bool(left)
     )
-    return side_by_side(["Reference", *teacher, *tables], rows, caption)
+    return side_by_side(["Reference", *_teachers(study), *tables], rows, caption)
 
 
-def _cells(question: str, tables: dict[str, pd.DataFrame]) -> list[str]:
-    """The reference, the teacher's answer where there is one, and every arm's with its BLEU."""
-    own = [frame.loc[question] for frame in tables.values()]
-    cells = [_escaped(own[0]["reference"])]
-    if _has_teacher_answers(tables):
-        cells.append(_escaped(next((row[TEACHER] for row in own if TEACHER in row), UNKNOWN)))
-    return cells + [f"{_escaped(row['answer'])}<br><small>BLEU {row['bleu']:.2f}</small>" for row in own]
+def _by_question(run: Run, split: str) -> pd.DataFrame:
+    """A run's answers on a split, one a question."""
+    answered = _of_split(run.answers(), split)
+    return answered.drop_duplicates("question").set_index("question") if len(answered) else answered
 
 
-def _has_teacher_answers(tables: dict[str, pd.DataFrame]) -> bool:
-    return any(TEACHER in frame.columns for frame in tables.values())
+def _answer(row: pd.Series) -> str:
+    return f"{_escaped(row['answer'])}<br><small>BLEU {row['bleu']:.2f}</small>"
+
+
+def _teachers(study: Study) -> dict[str, Run]:
+    """The runs that made the students' teachers, where they answered the questions too, under a label each."""
+    found: dict[str, Run] = {}
+    for arm in study.own_arms:
+        for run in arm.runs[:1]:
+            folder = run.manifest.get("inputs", {}).get("teacher", {}).get("folder")
+            made = load_runs(resolve(folder)) if folder and (resolve(folder) / MANIFEST).is_file() else []
+            found |= {each.variant: each for each in made if len(each.answers())}
+    found = dict(list(found.items())[:MOST_TEACHERS])
+    return {"Teacher" if len(found) == 1 else f"Teacher {name}": run for name, run in found.items()}
 
 
 def _escaped(value: object) -> str:
@@ -137,7 +164,7 @@ def _control(study: Study) -> Arm | None:
     return study.control or without_teacher(study)
 
 
-def _first_pair(arm: Arm, control: Arm | None):
+def _first_pair(arm: Arm, control: Arm | None) -> tuple[Run, Run] | None:
     """(control's run, arm's run) of the first seed of which both have answers; None where there is none."""
     for run in arm.runs:
         for other in control.runs if control else ():

@@ -22,6 +22,12 @@ NOT_APPLIED = "Not applied"
 NO_AUDIT = '<p class="note">No run has kept an audit of its gradients.</p>'
 
 
+def has_proxy(study: Study) -> bool:
+    """Whether a run of the study, not of a control it borrows, reports the proxy."""
+    metric = study.final(PROXIES[0])
+    return any(arm.results(metric) for arm in study.own_arms) if metric else False
+
+
 def proxy_table(study: Study) -> HTML:
     """The proxy beside what a unigram predictor gets, centred, and at the tuned temperature."""
     caption = (

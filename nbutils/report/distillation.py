@@ -35,9 +35,8 @@ SIZES = {
     "generation_tokens_per_second": ("Generation\n(tokens/s)", 1.0, 1),
 }
 KL_CAPTION = (
-    "KL of the teacher's to the student's distribution at the objective's temperature, without its square. Left: on "
-    "validation over optimiser steps. Right: at the end, every seed as a faint mark, below it the mean with its 95 % "
-    "interval."
+    "Left: on validation over optimiser steps; a divergence term is each arm's own, T² included. Right: at the end the "
+    "plain KL, alike for all arms, every seed as a faint mark, below it the mean with its 95 % interval."
 )
 BLEU_CAPTION = "Mean sentence BLEU of generated answers. Left: on validation over optimiser steps. Right: at the end."
 TERMS_CAPTION = (
@@ -66,9 +65,7 @@ def _fine_tuning(study: Study, folder: Path) -> HTML:
 def _taught(study: Study, folder: Path) -> HTML:
     """A study whose runs had teachers."""
     parts = [callout(study), student_table(study)]
-    if study.final("kl_loss"):
-        draw = lambda shown: figures.proxy(shown, "kl_loss")  # noqa: E731
-        parts.append(figure_of(study, draw, "kl", KL_CAPTION, folder))
+    parts.append(figure_of(study, figures.distance_to_teacher, "kl", KL_CAPTION, folder))
     if any(is_taught(arm) for arm in study.own_arms):
         caption = " ".join([TERMS_CAPTION, *_heavier(study)])
         parts.append(figure_of(study, figures.loss_terms, "terms", caption, folder, whole=True))
@@ -151,17 +148,17 @@ def student_table(study: Study) -> HTML:
         return HTML("")
     prefix = metric.removesuffix("ce_loss")
     names = [metric, *(name for name in (f"{prefix}perplexity", f"{prefix}token_acc") if study.reports(name))]
-    names += [name for name in (f"{prefix}kl_loss", f"{prefix}agreement") if study.reports(name)]
+    names += [name for name in (f"{prefix}kl_to_teacher", f"{prefix}agreement") if study.reports(name)]
     rows = []
     for label, teacher in _teachers(study, metric).items():
         row = {"Model": label, "Seeds": ""}
         rows.append(row | {measure(name).axis: measure(name).number(teacher_mean(teacher, name)) for name in names})
-        rows[-1]["Gap to the\nteacher closed"] = ""
+        rows[-1]["Gap closed"] = ""
     teachers = len(rows)
     for arm in study.arms:
         row = {"Model": arm.label + "\n(control)" * (arm is study.control), "Seeds": seeds(arm)}
         row |= {measure(name).axis: mean_and_interval(arm.results(name), measure(name)) for name in names}
-        rows.append(row | {"Gap to the\nteacher closed": _gap_closed(arm, control, metric)})
+        rows.append(row | {"Gap closed": _gap_closed(arm, control, metric)})
     note = (
         "Mean and 95 % interval over seeds. Gap closed: of the distance in cross entropy from the student without a "
         "teacher to the teacher, the share that this student gained over it, seed by seed; below 0 it lost."

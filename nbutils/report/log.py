@@ -29,7 +29,8 @@ from nbutils.studies import Arm, Evidence, PlanEvidence, Slot, Study
 LOG = "results.md"
 METRICS = "metrics.json"
 SPLITS = {"Eval": "eval_", "Test": "test_"}
-COMPARED = ("perplexity", "ce_loss", "token_acc", "cosine", "kl_loss", "agreement", "bleu", "corpus_bleu", "chrf")
+OTHERS = {"Before fine-tuning": "before_", "Teacher": "teacher_"}  # of the runs that have them
+COMPARED = ("perplexity", "ce_loss", "token_acc", "cosine", "kl_to_teacher", "agreement", "bleu", "corpus_bleu", "chrf")
 NO_CONTRAST = "Nothing to conclude: no contrast was planned. Next: write the question down, then run."
 CONCLUSIONS = {
     WIN: "Pursue: an arm is a win under the study's rule. Next: the same contrasts with a larger model or other data.",
@@ -116,9 +117,10 @@ def _run_section(plan: PlanEvidence, slot: Slot) -> list[str]:
     ]
     if card.get("fallback_taken"):
         lines.append(f"- Another data set than planned: {text(card['fallback_taken'])}")
-    for title, prefix in SPLITS.items():
+    for title, prefix in (SPLITS | OTHERS).items():
         numbers = {name: _plain(value) for name, value in result.items() if name.startswith(prefix)}
-        lines.append(f"- {title} metrics: {json.dumps(numbers)}")
+        if numbers or title in SPLITS:
+            lines.append(f"- {title} metrics: {json.dumps(numbers)}")
     return [*lines, ""]
 
 
@@ -130,6 +132,8 @@ def _objective(params: dict[str, Any]) -> str:
             f"Teacher: {_value(params, 'teacher')} | Divergence: {_value(params, 'divergence')} | "
             f"Weights CE/KL: {weights} | Temp: {_value(params, 'kl_temperature')}"
         )
+    if "expected_before" in params:
+        return "Fine-tuned as a teacher"
     top_k = params.get("cos_topk") or "None"
     return f"Alpha: {_value(params, 'alpha')} | Temp: {_value(params, 'temperature')} | TopK: {text(top_k)}"
 

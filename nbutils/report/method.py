@@ -30,8 +30,8 @@ DISTILLATION_FORMULAS = (
      "the teacher"),
     ("Reduction", "token: the mean over the positions scored; batchmean: the sum over them divided by the sequences, "
      "as many times heavier as a sequence has positions"),
-    ("KL to the teacher", "mean over positions of KL(t<sub>T</sub> ‖ p<sub>T</sub>), without T²; agreement: the share "
-     "of positions where teacher and student find the same token most probable"),
+    ("KL to the teacher", "mean over the scored tokens of KL(t ‖ p) at T = 1, whatever was trained on; agreement: the "
+     "share of tokens where teacher and student find the same one most probable"),
 )  # fmt: skip
 MEASURE_FORMULAS = (
     ("Perplexity", "exp(CE)"),

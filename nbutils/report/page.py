@@ -32,7 +32,8 @@ def by_study(evidence: Evidence, show: Callable[[Study], HTML], where: Callable[
     several = len(evidence.studies) > 1
     studies = [study for study in evidence.studies if where(study)]
     parts = [(heading(study) if several else "") + show(study).data for study in studies]
-    return HTML("".join(parts) or '<p class="note">Nothing to show yet.</p>')
+    absent = "This does not apply to the studies here." if evidence.studies else "Nothing to show yet."
+    return HTML("".join(parts) or f'<p class="note">{absent}</p>')
 
 
 def figure_by_study(

@@ -37,7 +37,7 @@ class AgainstControl:
         quantity = measure(self.metric)
         told = (
             f"The teacher is {'better' if self.is_better else 'no better'} than the student trained on cross entropy "
-            f"alone ({self.control_label}): {quantity.label} {quantity.number(self.teacher)} against "
+            f"alone, {self.control_label}: {quantity.label} {quantity.number(self.teacher)} against "
             f"{quantity.number(self.control)} {quantity.unit}."
         )
         if self.is_better:

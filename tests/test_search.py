@@ -1,26 +1,18 @@
-"""The search: its space, its study shared and resumed, its trials as runs, and the plan it leaves."""
+"""The search without a single run: its space, its study shared and resumed, the plan it leaves."""
 
 from __future__ import annotations
 
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
-from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
+import pandas as pd
 import pytest
-from tiny_notebooks import write_notebook, write_plan
+from student import SPACE, loss, refused, search_for, tried, write_student, write_study
 
-from nbutils.attempts import Place
 from nbutils.errors import ParameterError, PlanError, RunError
+from nbutils.figures.search import search_history, search_importances, search_slices
 from nbutils.files import write_json
-from nbutils.places import ROOT
 from nbutils.plans import load_plan
-from nbutils.runs import load_runs
 from nbutils.search import (
     Confirmation,
     Search,
@@ -28,51 +20,16 @@ from nbutils.search import (
     best_plan,
     check_confirmation,
     importances,
-    prepare,
     read_setting,
     read_space,
-    trial_table,
 )
 from nbutils.search.study import INDEX, PARAMS, SharedStudy
 from nbutils.search.work import lowest_loss, validation_results
-from nbutils.status import plan_status
-
-PARAMETERS = """\
-run_folder: str = ""  # where results go
-data_folder: str = ""  # an earlier run
-divergence: str = "forward"  # one of none, forward: what is trained on
-learning_rate: float = 1e-3  # > 0
-kl_weight: float = 0.5  # in [0, 1]
-layers: int = 2  # at least 1
-names: list[str] = []  # of anything
-seconds: float = 0.0  # between evaluations, at least 0
-evaluate_test: bool = True  # judge the test split too
-seed: int = 0  # at least 0
-"""
-# The loss has its minimum, 1, at a learning rate of 1e-3 and a weight of 0.3; it falls over four evaluations.
-TRAINING = """\
-import json, math, os, time
-floor = 1 + (math.log10(learning_rate) + 3) ** 2 + (kl_weight - 0.3) ** 2
-if data_folder and not os.path.isfile(os.path.join(data_folder, "made")):
-    raise OSError("no data")
-with open(run_folder + "/metrics.csv", "w") as file:
-    file.write("step,loss,eval_ce_loss\\n")
-    for step in (10, 20, 30, 40):
-        file.write(f"{step - 5},9,\\n{step},,{floor + 4 / step - 0.1 + (step == 40) * 0.05}\\n")
-        file.flush()
-        time.sleep(seconds)
-os.mkdir(run_folder + "/model")
-result = {"eval_ce_loss": floor + 0.05}
-if evaluate_test:
-    result["test_ce_loss"] = -5.0
-json.dump(result, open(run_folder + "/result.json", "w"))
-"""
-SPACE = ["learning_rate: 1e-5..1e-1 log", "kl_weight: 0..1"]
 
 
 @pytest.fixture
 def notebook(tmp_path):
-    return write_notebook(tmp_path / "student.ipynb", TRAINING, parameters=PARAMETERS)
+    return write_student(tmp_path)
 
 
 @pytest.fixture
@@ -80,24 +37,9 @@ def setting(notebook):
     return read_setting(str(notebook))
 
 
-@contextmanager
-def refused(kind: type[Exception], text: str):
-    """This error, whose message holds `text`."""
-    with pytest.raises(kind) as caught:
-        yield
-    assert text in str(caught.value)
-
-
-def loss(params) -> float:
-    return 1 + (math.log10(params["learning_rate"]) + 3) ** 2 + (params["kl_weight"] - 0.3) ** 2
-
-
-def search_for(path: Path, setting, lines=SPACE, **config) -> Search:
-    return Search(path, setting, read_space(lines, setting), SearchConfig(**config))
-
-
-def tried(shared: SharedStudy) -> list[dict]:
-    return [trial.user_attrs[PARAMS] for trial in shared.counted()]
+@pytest.fixture
+def plan(tmp_path):
+    return write_study(tmp_path)
 
 
 # --- the space
@@ -255,163 +197,7 @@ def test_only_validation_results_are_seen(tmp_path):
     assert math.isnan(lowest_loss(tmp_path))
 
 
-# --- trials as runs
-
-
-@pytest.mark.slow
-def test_trials_are_runs_and_are_pruned_and_become_a_plan(setting, notebook, tmp_path, capsys):
-    slow = read_setting(str(notebook), fixed=["seconds: 1.0"])
-    # the first two run at once; the third is worse than both
-    search = search_for(tmp_path / "study.db", slow, trials=4, pruning_startup=1, seed=4, workers=2)
-    good = {"learning_rate": 1e-3, "kl_weight": 0.3}
-    for values in (good, good | {"learning_rate": 1e-2}, good | {"learning_rate": 1e-1}):
-        search.shared.study.enqueue_trial(values)
-    search.run()
-    table = trial_table(search.shared)
-    assert table["trial"].tolist() == [0, 1, 2, 3]
-    assert table["state"][0] == "finished" and table["value"][0] == pytest.approx(1 + 4 / 30 - 0.1)  # not the last
-    assert table["state"][2] == "pruned" and 1 <= table["evaluations"][2] < 4
-    runs = {run.variant: run for run in load_runs(tmp_path / "trials")}
-    assert list(runs) == ["trial-0000", "trial-0001", "trial-0002", "trial-0003"]
-    assert (runs["trial-0000"].status, runs["trial-0002"].status) == ("finished", "killed")
-    assert runs["trial-0000"].params["evaluate_test"] is False
-    assert not any("test" in name for run in runs.values() for name in run.result)
-    assert not (runs["trial-0000"].folder / "model").exists()
-    assert "trial 2: pruned at step 10" in capsys.readouterr().out
-    plan = load_plan(tmp_path / "trials.yaml")
-    told = plan_status(plan, tmp_path / "trials")
-    assert "trials: " in told and "trial-0002  killed" in told and "waiting" not in told
-    made = load_plan(best_plan(search, Confirmation("divergence: none", (1, 2))))
-    assert [variant.params["divergence"] for variant in made.variants] == ["none", "none", "forward", "forward"]
-
-
-@pytest.mark.slow
-def test_a_finished_trial_is_not_run_again(setting, tmp_path):
-    search_for(tmp_path / "study.db", setting, trials=2, workers=2).run()
-    times = {run.variant: run.manifest["attempts"] for run in load_runs(tmp_path / "trials")}
-    again = search_for(tmp_path / "study.db", setting, trials=2)
-    again.run()
-    (tmp_path / "study.db").unlink()
-    search_for(tmp_path / "study.db", setting, trials=2).run()
-    assert {run.variant: run.manifest["attempts"] for run in load_runs(tmp_path / "trials")} == times
-    assert len(times) == 2 and all(len(attempts) == 1 for attempts in times.values())
-
-
-SCRIPT = """\
-import sys
-from pathlib import Path
-from nbutils.search import Search, SearchConfig, read_setting, read_space
-setting = read_setting(sys.argv[1], fixed=["seconds: " + sys.argv[3]])
-config = SearchConfig(trials=int(sys.argv[4]), startup_trials=2, pruner="none")
-Search(Path(sys.argv[2]), setting, read_space({space!r}, setting), config).run()
-"""
-
-
-def worker(notebook: Path, database: Path, seconds: float, trials: int) -> subprocess.Popen:
-    script = notebook.with_name("search.py")
-    script.write_text(SCRIPT.format(space=SPACE))
-    words = [sys.executable, script, notebook, database, str(seconds), str(trials)]
-    return subprocess.Popen(
-        list(map(str, words)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def wait_for(condition, seconds: float = 60.0):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return found
-
-
-def processes_of(folder: Path) -> list[psutil.Process]:
-    """Runners of trials in `folder`, and the kernels they started."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            words = [*process.cmdline(), process.environ().get("WORKBOOK_RUN_FOLDER", "")]
-        except psutil.Error:
-            continue
-        if any(str(folder) in word for word in words) and process.status() != psutil.STATUS_ZOMBIE:
-            found.append(process)
-    return found
-
-
-@pytest.mark.slow
-def test_two_processes_share_a_study(notebook, tmp_path):
-    database = tmp_path / "study.db"
-    processes = [worker(notebook, database, 0.1, 5) for _ in range(2)]
-    told = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
-    search = search_for(database, read_setting(str(notebook), fixed=["seconds: 0.1"]), trials=5)
-    assert [trial.user_attrs[INDEX] for trial in search.shared.counted()] == list(range(5))
-    assert len(search.shared.trials()) == 5
-    assert len({str(values) for values in tried(search.shared)}) == 5
-    begun = [{line.split(":")[0] for line in text.splitlines()} for text in told]
-    assert begun[0] and begun[1] and not begun[0] & begun[1]
-    runs = load_runs(tmp_path / "trials")
-    assert len(runs) == 5 and all(len(run.manifest["attempts"]) == 1 for run in runs)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_search_leaves_no_process_and_goes_on(notebook, tmp_path, number):
-    database = tmp_path / "study.db"
-    process = worker(notebook, database, 0.7, 1)
-    first = Place(tmp_path / "trials", "trial-0000")
-    wait_for(lambda: (first.attempt / "metrics.csv").is_file())
-    assert len(processes_of(tmp_path)) > 2
-    os.kill(process.pid, number)
-    process.communicate(timeout=60)
-    wait_for(lambda: not processes_of(tmp_path))
-    (run,) = load_runs(tmp_path / "trials")
-    assert run.status == "killed"
-    setting = read_setting(str(notebook), fixed=["seconds: 0.7"])
-    search = search_for(database, setting, trials=1, startup_trials=2, pruner="none")
-    lost = [trial for trial in search.shared.trials() if trial.number == 0]
-    search.run()
-    assert [trial.state.name for trial in search.shared.counted()] == ["COMPLETE"]
-    assert tried(search.shared)[0] == lost[0].user_attrs[PARAMS]
-    (run,) = load_runs(tmp_path / "trials")
-    assert run.status == "finished" and len(run.manifest["attempts"]) == 2
-
-
-@pytest.mark.slow
-def test_trials_that_fail_are_told_and_a_mistake_ends_the_search(tmp_path):
-    failing = write_notebook(tmp_path / "bad.ipynb", "raise ValueError('out of luck')", parameters=PARAMETERS)
-    setting = read_setting(str(failing))
-    with refused(RunError, "All 3 trials failed, the last with: ValueError: out of luck"):
-        search_for(tmp_path / "bad.db", setting, trials=9, workers=3).run()
-    mistaken = write_notebook(
-        tmp_path / "mistaken.ipynb",
-        "from nbutils.errors import ModelError\nraise ModelError('no such model.')",
-        parameters=PARAMETERS,
-    )
-    search = search_for(tmp_path / "other" / "study.db", read_setting(str(mistaken)), trials=9)
-    with refused(RunError, "Trial 0 was refused, as all others would be: ModelError: no such model."):
-        search.run()
-    with refused(RunError, "study.db finished (no trial was run)"):
-        search.best()
-
-
 # --- a plan's stage, and the plan that comes out
-
-PLAN = """\
-name: study
-stages:
-  - {name: data, notebook: {here}/data.ipynb}
-  - name: student
-    notebook: {here}/student.ipynb
-    needs: {data_folder: data}
-    params: {layers: 4}
-    matrix: {divergence: [none, forward], seed: [5, 6]}
-"""
-
-
-@pytest.fixture
-def plan(notebook, tmp_path):
-    write_notebook(tmp_path / "data.ipynb", "open(run_folder + '/made', 'w').close()", parameters=PARAMETERS)
-    return str(write_plan(tmp_path / "study.yaml", PLAN))
 
 
 def test_a_setting_is_taken_from_a_plans_stage(plan):
@@ -437,36 +223,6 @@ def test_a_plan_that_leaves_open_what_is_searched_is_refused(plan):
         read_setting(plan=plan)
     with refused(ParameterError, "stage is 'student', but no plan is given"):
         read_setting("04_cosine_mixing", stage="student")
-
-
-@pytest.mark.slow
-def test_what_the_stage_needs_is_made_first_and_once(plan, tmp_path):
-    folder = tmp_path / "runs"
-    setting = read_setting(plan=plan, stage="student", fixed=["divergence: forward"], plan_folder=folder)
-    search = search_for(tmp_path / "search" / "study.db", setting, trials=1)
-    assert [run.variant for run in load_runs(folder)] == ["data"]
-    search.run()
-    (trial,) = load_runs(tmp_path / "search" / "trials")
-    assert trial.status == "finished" and trial.params["data_folder"] == str(folder / "data")
-    prepare(setting)
-    (data,) = load_runs(folder)
-    assert len(data.manifest["attempts"]) == 1
-    made = load_plan(best_plan(search, Confirmation("divergence: none", (1, 2, 3))))
-    (contrast,) = made.contrasts
-    assert (contrast.treatment, contrast.control) == ({"divergence": "forward"}, {"divergence": "none"})
-    assert (contrast.metric, contrast.better, contrast.primary) == ("test_ce_loss", "lower", True)
-    best = search.best().user_attrs[PARAMS]
-    for variant in made.variants:
-        assert variant.params.items() >= (best | {"layers": 4, "data_folder": str(folder / "data")}).items()
-        assert variant.params["evaluate_test"] is True
-    assert sorted({variant.params["seed"] for variant in made.variants}) == [1, 2, 3]
-    done = subprocess.run(
-        [sys.executable, "-m", "nbutils", "batch", made.file, "--out", tmp_path / "tuned"],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [run.result["test_ce_loss"] for run in load_runs(tmp_path / "tuned")] == [-5.0] * 6
 
 
 def finished(search: Search, *values: dict) -> Search:
@@ -514,3 +270,35 @@ def test_a_confirmation_that_cannot_be_is_refused_before_any_trial(setting, aske
     with pytest.raises((ParameterError, PlanError)) as caught:
         check_confirmation(setting, read_space(SPACE, setting), Confirmation(**asked))
     assert message in str(caught.value)
+
+
+# --- what is shown
+
+
+def test_figures_show_every_trial_with_a_loss(setting):
+    space = read_space([*SPACE, "divergence: none, forward"], setting)
+    table = pd.DataFrame(
+        {
+            "trial": range(5),
+            "state": ["finished", "pruned", "finished", "failed", "running"],
+            "value": [3.0, 3.5, 2.5, None, None],
+            "learning_rate": [1e-5, 1e-3, 1e-2, 1e-4, 1e-1],
+            "kl_weight": [0.1, 0.2, 0.3, 0.4, 0.5],
+            "divergence": ["none", "forward", "forward", "none", "none"],
+        }
+    )
+    (axes,) = search_history(table).axes
+    assert sorted(len(points.get_offsets()) for points in axes.collections) == [1, 2]
+    assert axes.lines[0].get_ydata().tolist() == [3.0, 2.5]
+    figure = search_slices(table, space)
+    panels = figure.axes
+    assert [panel.get_xscale() for panel in panels] == ["log", "linear", "linear"]
+    assert [panel.get_xlabel() for panel in panels] == ["learning_rate", "kl_weight", "divergence"]
+    finished = next(points for points in panels[2].collections if points.get_label() == "finished")
+    assert finished.get_offsets().tolist() == [[0, 3.0], [1, 2.5]]
+    figure.draw_without_rendering()
+    assert "0.001" in [label.get_text() for label in panels[0].get_xticklabels()]
+    bars = search_importances({"kl_weight": 0.3, "learning_rate": 0.7}).axes[0]
+    assert [label.get_text() for label in bars.get_yticklabels()] == ["kl_weight", "learning_rate"]
+    for figure in (search_history(table[3:]), search_slices(table[3:], space), search_importances({})):
+        assert "rial" in figure.axes[0].texts[0].get_text()

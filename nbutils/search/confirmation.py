@@ -72,7 +72,10 @@ def best_plan(search: Search, asked: Confirmation, beside: Path | None = None) -
     check_confirmation(search.setting, search.shared.space, asked)
     best = search.best()
     place = f"trial {best.user_attrs[INDEX]} of {len(search.shared.counted())}"
-    found = f"# The best setting: {place}, {OBJECTIVE} {best.value:.4f}. Its folders are those of the trials."
+    found = f"# The best setting: {place}, {OBJECTIVE} {best.value:.4f}."
+    if search.setting.needs:
+        needed = ", ".join(search.setting.needs.values())
+        found += f"\n# It reads the runs that the trials read: {needed} of plan {search.setting.name}."
     files = [(beside or search.path.parent) / "best.yaml"]
     if asked.plan_file:
         files.append(resolve(asked.plan_file))

@@ -93,6 +93,10 @@ class Search:
             raise RunError(f"No trial of {relative(self.path)} finished ({told}). Look at the runs in {self.folder}.")
         return min(finished, key=lambda trial: trial.value)
 
+    def best_values(self) -> dict[str, Any]:
+        """The values searched as the best trial ran with them. Raises RunError where none finished."""
+        return self.best().user_attrs[PARAMS]
+
     def _fill(self) -> bool:
         """Start what there is to start; whether anything was."""
         began = len(self.at_work)

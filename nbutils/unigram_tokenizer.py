@@ -32,8 +32,8 @@ SENTENCE_BYTES = 8192
 def train_unigram_model(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A tokenizer of at most `vocab_size` tokens: the unknown token, the 256 bytes, then pieces.
 
-    The most probable piece comes first. Nothing is normalised and no space is put before a text. Raises ModelError where `vocab_size` has no room for the
-    characters of `texts`, or these hold nothing to learn from.
+    The most probable piece comes first. Nothing is normalised and no space is put before a text. Raises
+    ModelError where `vocab_size` has no room for the characters of `texts`, or these hold nothing to learn from.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 

@@ -72,6 +72,7 @@ def test_percentages_are_scaled_and_differ_by_points():
     accuracy = measure("test_token_acc")
     assert accuracy.number(0.3456) == "34.56" and accuracy.short(0.002) == "0.2"
     assert accuracy.difference_unit == "percentage points"
+    assert measure("test_bleu").difference_unit == ""  # "+0.02 0 to 1" says nothing
     assert percent(0.0123) == "+1.23 %"
 
 

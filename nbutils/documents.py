@@ -262,10 +262,12 @@ def _check_given(documents: Sequence[Document]) -> list[Document]:
 def _split_running_text(documents: Sequence[Document]) -> list[Document]:
     """Joined, the texts of a split are its running text; documents that end in mid-line get the line end they lack.
 
-    Not where whitespace parts them as it is.
+    Not where whitespace parts them as it is, nor at the end of a split.
     """
     *before, last = documents
-    parted = [d.text[-1:].isspace() or after.text[:1].isspace() for d, after in pairwise(documents)]
+    parted = [
+        d.text[-1:].isspace() or after.text[:1].isspace() or d.split != after.split for d, after in pairwise(documents)
+    ]
     ended = [d if apart else replace(d, text=d.text + "\n") for d, apart in zip(before, parted, strict=True)] + [last]
     if any(document.split for document in documents):
         return _check_given(ended)

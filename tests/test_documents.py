@@ -62,6 +62,11 @@ def test_ascii_only() -> None:
     assert clean_documents(documents, ascii_only=True, minimum_characters=1)[0].text == "nave caf\nx"
 
 
+def test_clean_newlines_changes_line_ends_alone() -> None:
+    (cleaned,) = clean_documents([Document("a", "one\r\ntwo\n\n three\t \r")], "newlines")
+    assert cleaned.text == "one two   three\t  "
+
+
 def test_nothing_left_after_cleaning() -> None:
     with pytest.raises(CorpusError, match=r"longest has 5 characters, minimum_characters is 128\. Lower"):
         clean_documents([Document("a", "short")])
@@ -204,6 +209,13 @@ def test_subsets_of_given_splits_are_limits_and_a_fair_sample() -> None:
     assert train != documents[:10]
     more = split_documents(documents, "given", subset_train=20)
     assert {document.name for document in train} < {document.name for document in more}
+
+
+def test_contiguous_texts_are_parted_by_the_whitespace_they_have() -> None:
+    texts = ["ends in mid-line", "next", "ends ", "then", " begins with a space"]
+    documents = [Document(str(n), text, "train") for n, text in enumerate(texts)]
+    divided = split_documents([*documents, Document("held out", "x", "validation")], "contiguous")
+    assert "".join(d.text for d in divided[:-1]) == "ends in mid-line\nnext\nends then begins with a space"
 
 
 def test_contiguous_keeps_given_splits() -> None:

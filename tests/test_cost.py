@@ -15,6 +15,7 @@ from nbutils.plans import load_plan
 
 DATA = """\
 run_folder: str = ""  # r
+task: str = "lm"  # t
 tokenizer: str = "train"  # t
 vocab_size: int = 512  # tokens
 block_size: int = 64  # tokens in a block
@@ -137,7 +138,22 @@ def test_by_epochs_nothing_is_invented_before_the_data_is_there(make_plan, tmp_p
     assert known.parameters == count_parameters(build_config("tiny", 300, 64))
 
 
+def test_questions_and_answers_are_counted_by_their_tokens(make_plan, tmp_path):
+    """100 examples of 30 tokens and an end token in mean, in blocks of at most 64."""
+    unknown = cost(make_plan(data="task: qa"))
+    assert (unknown.tokens, unknown.parameters > 0) == (None, True)
+    train = {"blocks": 100, "tokens": 3000, "end_tokens": 100}
+    card = {"task": "qa", "block_size": 64, "vocab_size": 300, "splits": {"train": train}, "fingerprint": "f"}
+    (tmp_path / "pairs" / "data").mkdir(parents=True)
+    (tmp_path / "pairs" / "data" / "card.json").write_text(json.dumps(card))
+    for params, tokens in (("max_steps: 0, num_train_epochs: 2.0", 6200), ("max_steps: 5", 5 * 8 * 31)):
+        text = f"{{{params}, data_folder: {tmp_path}/pairs}}"
+        plan = f"name: p\nstages:\n  - {{name: study, notebook: {{here}}/study.ipynb, params: {text}}}\n"
+        assert cost(load_plan(write_plan(tmp_path / "q.yaml", plan))).tokens == tokens
+
+
 def test_a_vocabulary_that_is_not_known_gives_no_estimate(make_plan):
+    assert cost(make_plan(data="tokenizer: unigram")).parameters == cost(make_plan()).parameters
     assert cost(make_plan(data="tokenizer: characters")) is None
     assert cost(make_plan("model_name: gpt2, from_scratch: false", data="tokenizer: gpt2")).parameters == 124_439_808
 

@@ -221,7 +221,7 @@ def test_contiguous_texts_are_parted_by_the_whitespace_they_have() -> None:
 def test_contiguous_keeps_given_splits() -> None:
     documents = [Document("a", "x", "train"), Document("b", "y\n", "validation"), Document("c", "z", "test")]
     assert [(d.split, d.text) for d in split_documents(documents, "contiguous")] == [
-        ("train", "x\n"),
+        ("train", "x"),
         ("validation", "y\n"),
         ("test", "z"),
     ]

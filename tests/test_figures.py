@@ -157,6 +157,13 @@ def test_nothing_to_draw_says_so():
         assert texts and texts[0].startswith("No run"), draw
     assert figures.contrast_forest(NOTHING).axes[0].texts
     assert figures.leakage({"leakage": {}}).axes[0].texts
+    nothing_seen = {"validation": {"ngram_share": 0.0, "document_share": 0.1, "answer_share": 0.0}}
+    of_questions = figures.leakage({"leakage": nothing_seen, "leakage_words": 8})
+    assert [axes.get_xlabel() for axes in of_questions.axes] == [
+        "8-word runs also in train (%)",
+        "answers that a train answer equals (%)",
+    ]
+    assert [axes.get_xlim() for axes in of_questions.axes] == [(0, 1), (0, 1)]  # else ticks of a billionth each
     assert figures.document_lengths(DOCUMENTS.iloc[:0]).axes[0].texts
 
 

@@ -91,6 +91,14 @@ def test_what_can_be_known_is_refused(tmp_path, params, error, words):
         check_variant(variant(tmp_path, **params))
 
 
+def test_columns_of_questions_are_looked_for(tmp_path):
+    (tmp_path / "qa.csv").write_text("question,reply\nWho?,me\n")
+    params = {"dataset_name": "csv", "data_files": str(tmp_path / "qa.csv"), "task": "qa"}
+    check_variant(variant(tmp_path, **params, answer_field="reply"))
+    with pytest.raises(CorpusError, match=r"no column for answer_field 'answer'. Valid names: question, reply"):
+        check_variant(variant(tmp_path, **params))
+
+
 def test_parameters_that_name_nothing_are_not_checked(tmp_path):
     check_variant(variant(tmp_path, alpha=0.5, seed=1, teacher_folder="", dataset_name="no data_files beside it"))
 

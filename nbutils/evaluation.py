@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from nbutils.objectives import (
     Entropy,
     ObjectiveModel,
     TeacherAgreement,
+    TeacherCrossEntropy,
     Term,
     UnigramCosine,
     next_tokens,
@@ -44,6 +45,7 @@ SPLITS = {"validation": "eval", "test": "test"}  # and what their metrics begin 
 TEACHER_MEASURES = {
     "kl_to_teacher": Distillation(temperature=1.0, positions="answers"),
     "agreement": TeacherAgreement(),
+    "teacher_ce": TeacherCrossEntropy(),
 }
 
 
@@ -54,8 +56,9 @@ class Evaluation:
     `per_document` has columns document, tokens and a sum for each measure: ce_sum (nats), correct, cosine_sum,
     cosine_centred_sum, cosine_unigram_sum, <term>_loss_sum for each further term of the objective and, where it is not
     divided by the tokens, <term>_units; in a full evaluation also entropy_sum (nats), confidence_sum, bytes and, where
-    the model has a teacher, kl_to_teacher_sum (nats) and agreement_sum. `weights`, {term: weight}, are the objective's
-    at the end of training. `calibration`, in a full evaluation, has columns bin, tokens, confidence_sum, correct_sum.
+    the model has a teacher, kl_to_teacher_sum (nats), agreement_sum and teacher_ce_sum (nats). `weights`, {term:
+    weight}, are the objective's at the end of training. `calibration`, in a full evaluation, has columns bin, tokens,
+    confidence_sum, correct_sum.
     """
 
     per_document: pd.DataFrame
@@ -92,7 +95,11 @@ class Evaluation:
             )
             found["ece"] = expected_calibration_error(self.calibration)
             found |= {name: mean[f"{name}_sum"] for name in ("kl_to_teacher", "agreement") if f"{name}_sum" in mean}
-        return {f"{prefix}_{name}": value for name, value in found.items()}
+        metrics = {f"{prefix}_{name}": value for name, value in found.items()}
+        if "teacher_ce_sum" in mean:
+            metrics[f"teacher_{prefix}_ce_loss"] = mean["teacher_ce_sum"]
+            metrics[f"teacher_{prefix}_perplexity"] = math.exp(min(700, mean["teacher_ce_sum"]))
+        return metrics
 
 
 def evaluate(
@@ -133,9 +140,9 @@ def evaluate(
 
 
 def evaluate_run(
-    model: ObjectiveModel, data: PreparedData, batch_size: int
+    model: ObjectiveModel, data: PreparedData, batch_size: int, splits: Sequence[str] = tuple(SPLITS)
 ) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame]:
-    """The full evaluation of a trained model on validation (eval_) and test (test_); an empty split is left out.
+    """The full evaluation of a trained model on validation (eval_) and test (test_), or on those of `splits` alone.
 
     Returns metrics, with the proxy at the temperature tuned on validation and evaluation_seconds; sums per document
     and calibration bins, both with their split.
@@ -146,7 +153,7 @@ def evaluate_run(
     metrics: dict[str, float] = {"tuned_temperature": temperature}
     documents, calibration = [], []
     for split, prefix in SPLITS.items():
-        if split not in data.blocks or not len(data.blocks[split]):
+        if split not in splits or split not in data.blocks or not len(data.blocks[split]):
             continue
         result = evaluate(model, data.blocks[split], batch_size, bytes_of_tokens=lengths)
         metrics |= result.metrics(prefix)

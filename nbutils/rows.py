@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from nbutils.batches import Rows
 from nbutils.errors import ParameterError, did_you_mean
+from nbutils.places import relative
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -14,8 +15,28 @@ if TYPE_CHECKING:
     from nbutils.preparation import PreparedData
     from nbutils.training import TrainingConfig
 
+TASKS = ("lm", "qa")
 CACHES = ("off", "hidden", "topk")
 TOKENS = ("input_ids", "labels", "document_ids")  # columns of blocks that training or evaluation reads
+
+
+def open_data(data_folder: str, task: str) -> PreparedData:
+    """Prepared data for a `task`, lm or qa; without a folder, a small embedded corpus that is prepared once.
+
+    Raises ParameterError where the task is another than that of the data.
+    """
+    from nbutils.preparation import load_data, small_data, small_questions
+
+    if task not in TASKS:
+        raise ParameterError(f"task is {task!r}. {did_you_mean(task, TASKS)}")
+    data = load_data(data_folder or (small_questions() if task == "qa" else small_data()))
+    prepared = data.card.get("task", "lm")
+    if prepared != task:
+        raise ParameterError(
+            f"task is {task!r}, but {relative(data.folder)} was prepared with task {prepared!r}. Set task to "
+            f"{prepared}, or give data prepared with task {task}."
+        )
+    return data
 
 
 def training_rows(

@@ -7,6 +7,8 @@ target = teacher.target(input_ids, {})                                       # f
 from __future__ import annotations
 
 import hashlib
+import shutil
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,8 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from nbutils.objectives import TeacherStates
+    from nbutils.preparation import PreparedData
+    from nbutils.training import TrainingConfig
 
 MODEL_FOLDERS = ("model_best", "model")  # of a run, the better one first
+SMALL_TEACHER = {"model_name": "tiny", "max_steps": 150, "learning_rate": 3e-3, "seed": 0}  # for notebooks run by hand
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +74,38 @@ def load_teachers(names: Sequence[str], tokenizer: PreTrainedTokenizerBase, bloc
         check_teacher(folder, tokenizer, block_size)
         models.append(load_trained(folder).requires_grad_(False))
     return LiveTeacher(tuple(models))
+
+
+def small_teacher(data: PreparedData) -> str:
+    """The run folder of a small teacher of `data`, trained on the first call; for notebooks opened on their own."""
+    from nbutils.objectives import distillation
+    from nbutils.training import TrainingConfig, train
+
+    folder = places.RUNS / "interactive" / f"teacher-small-{data.card['fingerprint'][:12]}"
+    if not (folder / "model_best").is_dir():
+        print(f"Training a small teacher once, in {places.relative(folder)} ...")
+        aside = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+        train(TrainingConfig(data.folder, aside, distillation("none"), audit_blocks=0, **SMALL_TEACHER))
+        try:
+            aside.rename(folder)
+        except OSError:  # another process was faster
+            shutil.rmtree(aside)
+    return str(folder)
+
+
+def before_training(config: TrainingConfig) -> PreTrainedModel:
+    """The model that `train(config)` starts from, in evaluation mode."""
+    import torch
+    from transformers import set_seed
+
+    from nbutils.models import load_model
+    from nbutils.preparation import load_data
+
+    data = load_data(config.data_folder)
+    set_seed(config.seed)
+    shape = config.model_name, data.tokenizer, data.card["block_size"]
+    model = load_model(*shape, config.from_scratch, config.dropout, config.quantised)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def model_of(name: str) -> str:

@@ -20,13 +20,14 @@ from nbutils.batches import Rows
 from nbutils.objectives import Objective, ObjectiveModel
 
 logger = logging.getLogger(__name__)
+ANSWERS = ("eval_bleu", "eval_corpus_bleu", "eval_chrf", "eval_exact_match", "eval_token_f1")
 PROGRESS_SECONDS = 1.0  # a live display needs no more
 
 
 class MetricsWriter(TrainerCallback):
     """metrics.csv: one line per logged set of values, flushed at once; cells that were not logged stay empty."""
 
-    def __init__(self, path: Path, objective: Objective) -> None:
+    def __init__(self, path: Path, objective: Objective, answers: bool = False) -> None:
         self.path = path
         self.columns = [
             *(
@@ -43,6 +44,7 @@ class MetricsWriter(TrainerCallback):
             *("eval_loss", "eval_ce_loss", "eval_perplexity", "eval_token_acc"),
             *("eval_cosine", "eval_cosine_centred", "eval_cosine_unigram"),
             *(f"eval_{term.name}_loss" for term in objective.terms if term.name != "ce"),
+            *(ANSWERS if answers else ()),
         ]
 
     def on_train_begin(self, args, state, control, **kwargs):

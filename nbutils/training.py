@@ -29,7 +29,8 @@ from nbutils.evaluation import combine, evaluate
 from nbutils.models import load_model
 from nbutils.objectives import Objective, ObjectiveModel, next_tokens
 from nbutils.objectives.head import IGNORE_INDEX
-from nbutils.preparation import load_data
+from nbutils.preparation import PreparedData, load_data
+from nbutils.question_answering import Generation, answer_questions
 from nbutils.rows import training_rows
 from nbutils.tracking import Audit, BestModel, EarlyStopping, Epochs, MetricsWriter, Noise, Progress, memory_mib
 
@@ -71,6 +72,7 @@ class TrainingConfig:
     audit_blocks: int = 2  # 0: no gradient audit
     quantised: bool = False
     report_to: list[str] = field(default_factory=list)
+    generation: Generation | None = None  # of answers, at every evaluation; for questions alone
     seed: int = 42
     noise_seed: int = 0
 
@@ -97,7 +99,8 @@ def train(config: TrainingConfig) -> dict[str, float]:
         config.model_name, data.tokenizer, block_size, config.from_scratch, config.dropout, config.quantised
     )
     teacher, train_rows, eval_rows = training_rows(config, data, model)
-    trainer = ObjectiveTrainer(config, ObjectiveModel(model, config.objective, teacher), train_rows, eval_rows)
+    subject = ObjectiveModel(model, config.objective, teacher)
+    trainer = ObjectiveTrainer(config, subject, train_rows, eval_rows, data if config.generation else None)
     start = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - start - trainer.evaluation_seconds - trainer.audit_seconds
@@ -119,13 +122,21 @@ def train(config: TrainingConfig) -> dict[str, float]:
 
 
 class ObjectiveTrainer(Trainer):
-    """transformers.Trainer for an ObjectiveModel on packed blocks.
+    """transformers.Trainer for an ObjectiveModel on prepared rows; with `questions`, also answers them.
 
     Logs at every `logging_steps`: loss (the objective), <term>_loss (raw, unweighted), gradient norm, learning rate and
     tokens; at every evaluation, the metrics of `evaluation.evaluate`.
     """
 
-    def __init__(self, config: TrainingConfig, model: ObjectiveModel, train_rows: Rows, eval_rows: Rows) -> None:
+    def __init__(
+        self,
+        config: TrainingConfig,
+        model: ObjectiveModel,
+        train_rows: Rows,
+        eval_rows: Rows,
+        questions: PreparedData | None = None,
+    ) -> None:
+        self.generation, self.questions = config.generation, questions
         self.objective_model = model
         self.tokens_seen = 0
         self.evaluation_seconds = 0.0
@@ -150,7 +161,7 @@ class ObjectiveTrainer(Trainer):
         if hasattr(train_rows, "set_epoch"):
             self.add_callback(Epochs(train_rows))
         if self.args.process_index == 0:
-            self.add_callback(MetricsWriter(config.run_folder / "metrics.csv", config.objective))
+            self.add_callback(MetricsWriter(config.run_folder / "metrics.csv", config.objective, bool(questions)))
             self.add_callback(self.best_model)
             if config.early_stopping_patience:
                 self.add_callback(EarlyStopping(config.early_stopping_patience, self.best_model))
@@ -215,14 +226,24 @@ class ObjectiveTrainer(Trainer):
         if self.args.world_size > 1:
             result = combine(result, lambda sums: self.accelerator.reduce(sums.to(self.args.device), "sum"))
         metrics = result.metrics(metric_key_prefix)
+        if self.questions is not None and self.is_world_process_zero():
+            metrics |= self._answers(metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.evaluation_seconds += time.perf_counter() - start  # the best model's saving, too, is no training
         return metrics
 
+    def _answers(self, prefix: str) -> dict[str, float]:
+        """What the model's answers to the validation questions score."""
+        subject, size = self.objective_model.model, self.args.per_device_eval_batch_size
+        measured = answer_questions(subject, self.questions, "validation", self.generation, size)
+        return {f"{prefix}_{name}": value for name, value in measured.numbers.items()}
+
 
 def training_arguments(config: TrainingConfig, train_rows: int) -> TrainingArguments:
     """The Trainer's arguments; saving and logging are ours."""
+    if "tensorboard" in config.report_to:
+        os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(config.run_folder / "tensorboard"))
     precision = config.precision
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"

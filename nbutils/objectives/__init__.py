@@ -4,7 +4,15 @@ from nbutils.objectives.cosine import ExpectedEmbeddingCosine
 from nbutils.objectives.cross_entropy import CrossEntropy
 from nbutils.objectives.distillation import Distillation
 from nbutils.objectives.head import IGNORE_INDEX, UNLABELLED, Term, WeightedTerm, chunked_head, term_values
-from nbutils.objectives.measures import Accuracy, Confidence, CosineProxy, Entropy, TeacherAgreement, UnigramCosine
+from nbutils.objectives.measures import (
+    Accuracy,
+    Confidence,
+    CosineProxy,
+    Entropy,
+    TeacherAgreement,
+    TeacherCrossEntropy,
+    UnigramCosine,
+)
 from nbutils.objectives.objective import Objective, ObjectiveModel, Teacher, cosine_mixing, distillation, next_tokens
 from nbutils.objectives.teacher_target import TeacherStates, TeacherTarget, TopTokens
 
@@ -22,6 +30,7 @@ __all__ = [
     "ObjectiveModel",
     "Teacher",
     "TeacherAgreement",
+    "TeacherCrossEntropy",
     "TeacherStates",
     "TeacherTarget",
     "Term",

@@ -70,6 +70,18 @@ class TeacherAgreement(Measure):
         return same.to(chunk.logits.dtype)
 
 
+@dataclass(frozen=True)
+class TeacherCrossEntropy(Measure):
+    """-log softmax(u)_y of the teacher's logits u, in nats: what the student learns from, on the same tokens."""
+
+    name: str = "teacher_ce"
+    uses_teacher = True
+
+    def value(self, chunk: Chunk) -> Tensor:
+        gold = chunk.teacher_logits().gather(-1, chunk.labels.unsqueeze(-1)).squeeze(-1)
+        return chunk.teacher_logits().logsumexp(-1) - gold
+
+
 @dataclass(frozen=True, eq=False)
 class CosineProxy(Measure):
     """cos(mu, e_y), mu = softmax(z / T) E over the whole vocabulary: the proxy for semantic closeness, in [-1, 1].

@@ -188,9 +188,8 @@ def test_more_padding_changes_neither_reduction():
 
 def test_prompts_are_for_the_teacher_alone_and_answers_for_both():
     _, _, labels, _ = example()
-    assert (
-        CrossEntropy().rows(labels).sum() == (labels >= 0).sum() == Distillation(positions="answers").rows(labels).sum()
-    )
+    answers = (labels >= 0).sum()
+    assert CrossEntropy().rows(labels).sum() == Distillation(positions="answers").rows(labels).sum() == answers
     assert Distillation().rows(labels).sum() == (labels != IGNORE_INDEX).sum() == answers + 6
 
 

@@ -337,44 +337,37 @@ class WatchedTeacher(LiveTeacher):
         return super().target(input_ids, stored)
 
 
-def build_elsewhere(runs: Path, folder: Path, log: Path, dies_at: int, results) -> None:
-    """In a process of its own."""
+def watched_build(runs: Path, folder: Path, log: Path, dies_at: int) -> TeacherCache:
+    """A build that can be seen from outside; what a process of its own is started with."""
     os.environ |= {"WATCHED": str(log), "DIES_AT": str(dies_at)}
     torch.set_num_threads(1)
     places.RUNS = runs
     data = prepared(folder, {split: load_blocks(folder / split) for split in ("train", "validation")}, "lm")
-    cache = build_cache(WatchedTeacher(teacher_of(1).models), data, "hidden", 2.0, 0, batch_size=1)
-    results.put((cache.card["made"], cache.stored("train", 0, 108)["teacher_hidden_0"].sum(dtype=np.float64)))
+    return build_cache(WatchedTeacher(teacher_of(1).models), data, "hidden", 2.0, 0, batch_size=1)
 
 
-def start(runs: Path, data: PreparedData, dies_at: int = -1):
-    spawned = multiprocessing.get_context("spawn")
-    results = spawned.SimpleQueue()
-    arguments = (runs, data.folder, runs.parent / "batches.log", dies_at, results)
-    process = spawned.Process(target=build_elsewhere, args=arguments)
-    process.start()
-    return process, results
-
-
-def test_of_several_processes_one_builds_and_a_killed_build_leaves_no_cache(
-    runs: Path, teacher: LiveTeacher, data: PreparedData
+@pytest.mark.parametrize("dies_at", [-1, 6], ids=["one builds", "one is killed"])
+def test_while_another_process_builds_the_cache_is_waited_for(
+    dies_at: int, runs: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    killed, _ = start(runs, data, dies_at=6)
-    killed.join()
-    assert killed.exitcode == -signal.SIGKILL
-    caches = runs / "teacher_cache"
-    assert len(list((caches / ".making").iterdir())) == 1  # it was at work
-    assert [path.name for path in caches.iterdir() if not path.name.startswith(".")] == []
-    (log := runs.parent / "batches.log").unlink()
-    both = [start(runs, data) for _ in range(2)]
-    for process, _ in both:
-        process.join()
-    first, second = (results.get() for _, results in both)
-    assert first == second
-    builders = log.read_text().split()
-    assert len(builders) == 9 + 4  # batches of one block of train and validation: the teacher was run once on each
-    assert len(set(builders)) == 1
+    for name in ("WATCHED", "DIES_AT"):
+        monkeypatch.setenv(name, "")  # as they were, afterwards
+    log, caches = runs.parent / "batches.log", runs / "teacher_cache"
+    other = multiprocessing.get_context("spawn").Process(target=watched_build, args=(runs, data.folder, log, dies_at))
+    other.start()
+    while not log.is_file():
+        time.sleep(0.02)
+    assert [path.name for path in caches.iterdir() if not path.name.startswith(".")] == []  # half a cache is none
+    cache = watched_build(runs, data.folder, log, -1)
+    other.join()
+    assert other.exitcode == (0 if dies_at < 0 else -signal.SIGKILL)
+    runners = log.read_text().split()  # a line for each block of train and validation that the teacher was run on
+    ours = runners.count(str(os.getpid()))
+    assert (ours, len(runners) - ours) == ((0, 13) if dies_at < 0 else (13, 6))
     assert list((caches / ".making").iterdir()) == []
+    whole = cache.stored("train", 0, 108)["teacher_hidden_0"]
+    assert np.isfinite(whole).all()
+    assert (np.abs(whole).sum(-1) > 0).all()
 
 
 # ---- what cannot be

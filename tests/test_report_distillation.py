@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 from page_structure import Structure, text_of
 from synthetic_distillation import GAINS, SEEDS, TEACHER_CE, answer_rows, student_numbers, write_distillation
 from synthetic_runs import final_numbers
@@ -110,9 +111,24 @@ def test_the_gap_closed_is_the_seed_paired_share(evidence):
     html = student_table(named(evidence, "distillation"))
     gains = [final_numbers(0.0, s, 0)["test_ce_loss"] - student_numbers("forward", s)["test_ce_loss"] for s in SEEDS]
     share = 100 * np.mean(gains) / (control_ce() - TEACHER_CE)
-    assert f"{share:.0f} %" in text_of(html)
+    interval = scipy.stats.ttest_1samp(gains, 0).confidence_interval(0.95)
+    low, high = (100 * end / (control_ce() - TEACHER_CE) for end in interval)
+    assert f"<td>{share:.0f} %<br><small>[{low:.0f}, {high:.0f}]</small></td>" in html.data
     rows = re.findall(r"<tr.*?</tr>", html.data)
     assert "Teacher" in rows[1] and 'class="control"' in rows[2] and "stage cosine" in rows[2]
+
+
+def test_a_diverged_student_is_no_number_and_stops_nothing(tmp_path):
+    runs, file = write_distillation(tmp_path)
+    folder = runs / "kd" / "qa-divergenceforward-seed1"
+    result = json.loads((folder / "result.json").read_text())
+    nothing = {name: None for name in result if name.startswith(("eval_", "test_"))}
+    (folder / "result.json").write_text(json.dumps(result | nothing))
+    pd.DataFrame().to_parquet(folder / "answers.parquet")
+    teacher = runs / "kd" / "teacher" / "metrics.csv"
+    pd.read_csv(teacher).assign(eval_ce_loss=None).to_csv(teacher, index=False)
+    html = report.distillation(gather(runs, str(file)), tmp_path / "figures")
+    assert not {"nan", "None"} & {*text_of(html).split()}
 
 
 def test_no_gap_is_closed_where_there_is_none(weak):

@@ -29,7 +29,7 @@ def overfitting(study: Study) -> Figure:
     Of several runs of one teacher the first is drawn. Where validation rises while training falls, it over-fits.
     """
     drawn = [(arm, arm.runs[0].metrics()) for arm in study.own_arms if arm.runs]
-    drawn = [(arm, metrics) for arm, metrics in drawn if {*CURVES} <= {*metrics.columns}][:MOST_PANELS]
+    drawn = [(arm, metrics) for arm, metrics in drawn if _has_curves(metrics)][:MOST_PANELS]
     if not drawn:
         return empty("No teacher has logged its cross entropy while it was fine-tuned.")
     figure, panels = canvas(len(drawn), columns=min(3, max(2, len(drawn))))
@@ -38,6 +38,10 @@ def overfitting(study: Study) -> Figure:
         axes.set_title(arm.label if len(drawn) > 1 else "")
     _legend(figure, list(CURVES.values()), dashed=False)
     return figure
+
+
+def _has_curves(metrics: pd.DataFrame) -> bool:
+    return {*CURVES} <= {*metrics.columns} and bool(metrics[[*CURVES]].notna().any().all())
 
 
 def _draw_overfitting(axes: Axes, metrics: pd.DataFrame) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from nbutils import figures
-from nbutils.measures import UNKNOWN, measure
+from nbutils.measures import UNKNOWN, Measure, measure
 from nbutils.report.answers import answers
 from nbutils.report.page import figure_of, heading, stacked, table
 from nbutils.report.tables import mean_and_interval, measure_table, seeds
@@ -183,11 +183,11 @@ def _gap_closed(arm: Arm, control: Arm | None, metric: str) -> str:
     plain = control.by_seed(metric)
     gap = float(np.mean(list(plain.values()))) - teacher_mean(arm, metric) if plain else math.nan
     gains = [plain[seed] - value for seed, value in arm.by_seed(metric).items() if seed in plain]
-    if not gap > 0 or not gains:
+    if not gap > 0 or not gains or not np.isfinite(gains).all():
         return UNKNOWN
-    low, high = (100 * end / gap for end in mean_interval(gains))
-    share = f"{100 * float(np.mean(gains)) / gap:.0f} %".replace("-", "−")
-    return f"{share}\n[{low:.0f}, {high:.0f}]".replace("-", "−") if math.isfinite(low) else share
+    share = Measure("", digits=0, scale=100 / gap)
+    interval = mean_interval(gains)
+    return f"{share.number(float(np.mean(gains)))} %" + f"\n{share.interval(*interval)}" * math.isfinite(interval[0])
 
 
 def _heavier(study: Study) -> list[str]:

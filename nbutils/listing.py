@@ -75,7 +75,7 @@ def _contrast_lines(plan: Plan) -> Iterator[str]:
         pairs = len(contrast.pairs(plan.variants))
         primary = ", primary" if contrast.primary else ""
         treatment, control = (
-            ", ".join(f"{name} {value}" for name, value in side.items())
+            ", ".join(f"{name} {value}" for name, value in side.items()) or "every run"
             for side in (contrast.treatment, contrast.control)
         )
         yield f"contrast {contrast.name}{primary}: {contrast.question}"

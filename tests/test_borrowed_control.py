@@ -19,6 +19,7 @@ from tiny_notebooks import write_notebook, write_plan
 from nbutils import report
 from nbutils.contrasts import contrasts_sha256
 from nbutils.errors import ParameterError, PlanError
+from nbutils.listing import plan_listing
 from nbutils.plans import load_plan
 from nbutils.report.weekly import summary
 from nbutils.studies import gather
@@ -65,6 +66,16 @@ def test_a_control_of_another_stage_is_paired_by_seed(here):
     ]
     other = load_plan(borrowing(here, borrowed=BORROWED.replace("alpha: 0,", "alpha: 1,")))
     assert contrasts_sha256(other.contrasts) != contrasts_sha256(plan.contrasts)
+
+
+def test_a_stage_of_seeds_alone_needs_no_values(here):
+    plan = load_plan(
+        borrowing(
+            here, DISTILLED.replace("divergence: [forward, reverse], ", ""), BORROWED.replace("divergence: forward", "")
+        )
+    )
+    assert [a.name for a, _ in plan.contrasts[1].pairs(plan.variants)] == ["distilled-seed1", "distilled-seed10"]
+    assert "every run against cosine alpha 0.0, noise_seed 0, 2 pairs" in plan_listing(plan, "A100", 0.4)
 
 
 def test_what_both_stages_vary_must_be_equal_in_a_pair(here):

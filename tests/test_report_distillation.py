@@ -104,7 +104,7 @@ def test_only_arms_with_a_weighted_teacher_are_held_against_it(evidence):
 def test_without_a_plain_student_nothing_is_said_of_the_teacher(evidence):
     study = named(evidence, "distillation")
     alone = replace(study, arms=study.arms[1:], control=None)
-    assert "cannot be told" in text_of(callout(alone)) and against_control(alone) == []
+    assert "knew more cannot be told" in text_of(callout(alone)) and against_control(alone) == []
 
 
 def test_the_gap_closed_is_the_seed_paired_share(evidence):

@@ -18,7 +18,6 @@ from nbutils.studies import Arm, Study
 # Raw terms in metrics.csv with the parameter that weighs each, and how the legend calls them.
 TERMS = {"ce_loss": ("ce_weight", "cross entropy"), "kl_loss": ("kl_weight", "divergence from the teacher")}
 KL = "kl_to_teacher"
-MOST_PANELS = 6
 CURVES = {"ce_loss": "training", "eval_ce_loss": "validation"}
 
 
@@ -29,7 +28,7 @@ def overfitting(study: Study) -> Figure:
     Of several runs of one teacher the first is drawn. Where validation rises while training falls, it over-fits.
     """
     drawn = [(arm, arm.runs[0].metrics()) for arm in study.own_arms if arm.runs]
-    drawn = [(arm, metrics) for arm, metrics in drawn if _has_curves(metrics)][:MOST_PANELS]
+    drawn = [(arm, metrics) for arm, metrics in drawn if _has_curves(metrics)]
     if not drawn:
         return empty("No teacher has logged its cross entropy while it was fine-tuned.")
     figure, panels = canvas(len(drawn), columns=min(3, max(2, len(drawn))))
@@ -86,7 +85,7 @@ def distance_to_teacher(study: Study) -> Figure:
 def loss_terms(study: Study) -> Figure:
     """What each term adds to the objective over steps, weight times raw value, a panel for each arm with a teacher."""
     arms = [(arm, _contributions(arm)) for arm in study.own_arms]
-    arms = [(arm, frame) for arm, frame in arms if frame["term"].nunique() > 1][:MOST_PANELS]
+    arms = [(arm, frame) for arm, frame in arms if frame["term"].nunique() > 1]
     if not arms:
         return empty("No run of this study has logged two terms of its objective with their weights.")
     figure, panels = canvas(len(arms), columns=min(3, max(2, len(arms))))

@@ -58,7 +58,7 @@ def distillation(evidence: Evidence, folder: Path) -> HTML:
 
 def _fine_tuning(study: Study, folder: Path) -> HTML:
     """A stage that made teachers."""
-    figure = figure_of(study, figures.overfitting, "overfitting", OVERFITTING_CAPTION, folder, whole=True)
+    figure = figure_of(study, figures.overfitting, "overfitting", OVERFITTING_CAPTION, folder)
     return stacked(teacher_table(study), figure)
 
 
@@ -68,7 +68,7 @@ def _taught(study: Study, folder: Path) -> HTML:
     parts.append(figure_of(study, figures.distance_to_teacher, "kl", KL_CAPTION, folder))
     if any(is_taught(arm) for arm in study.own_arms):
         caption = " ".join([TERMS_CAPTION, *_heavier(study)])
-        parts.append(figure_of(study, figures.loss_terms, "terms", caption, folder, whole=True))
+        parts.append(figure_of(study, figures.loss_terms, "terms", caption, folder))
     if study.final("bleu"):
         parts.append(figure_of(study, lambda shown: figures.proxy(shown, "bleu"), "bleu", BLEU_CAPTION, folder))
     parts += [compression_table(study), cache_table(study), answers(study)]
@@ -130,8 +130,8 @@ def callout(study: Study) -> HTML:
     found = against_control(study)
     if not found:
         return HTML(
-            '<p class="note">No student was trained on cross entropy alone, so it cannot be told whether the teacher '
-            "knew more.</p>"
+            '<p class="note">No student of this stage was trained on cross entropy alone, and no contrast borrows one: '
+            "whether the teacher knew more cannot be told.</p>"
         )
     parts = []
     for each in found:

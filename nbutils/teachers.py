@@ -66,8 +66,11 @@ def load_teachers(names: Sequence[str], tokenizer: PreTrainedTokenizerBase, bloc
     Raises ModelError where one is no model, is too short for `block_size`, or has another vocabulary than `tokenizer`,
     that of the data and the student.
     """
+    from transformers.utils import logging as logging_of_transformers
+
     from nbutils.models import load_trained
 
+    logging_of_transformers.disable_progress_bar()  # a bar for each teacher is noise
     models = []
     for name in names:
         folder = model_of(name)

@@ -196,7 +196,7 @@ def test_prompts_are_for_the_teacher_alone_and_answers_for_both():
 def test_labels_are_shifted_before_they_mask():
     """Unshifted, the first row would be left out and the last one scored."""
     labels = torch.tensor([[UNLABELLED, UNLABELLED, 5, 2], [UNLABELLED, 4, 2, IGNORE_INDEX]])
-    wanted = [[UNLABELLED, 5, 2, UNLABELLED], [4, 2, IGNORE_INDEX, IGNORE_INDEX]]
+    wanted = [[UNLABELLED, 5, 2, UNLABELLED], [4, 2, UNLABELLED, IGNORE_INDEX]]
     assert next_tokens(labels).tolist() == wanted
 
 

@@ -172,9 +172,12 @@ class ObjectiveModel(nn.Module):
 
 
 def next_tokens(labels: Tensor) -> Tensor:
-    """What each position predicts, (batch, time): `labels` moved by one; a block's last token has no next one."""
-    last = labels[:, -1:]
-    return torch.cat([labels[:, 1:], last.where(last == IGNORE_INDEX, UNLABELLED)], 1)
+    """What each position predicts, (batch, time): `labels` moved by one.
+
+    The last real token of a row predicts what the row does not hold: it is `UNLABELLED`, however the row was padded.
+    """
+    moved = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE_INDEX)], 1)
+    return moved.where((moved != IGNORE_INDEX) | (labels == IGNORE_INDEX), UNLABELLED)
 
 
 def head_matrices(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:

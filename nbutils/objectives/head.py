@@ -20,6 +20,7 @@ Idea: Hsu et al. 2024, Liger Kernel (arXiv 2410.10989), extended to soft targets
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -189,9 +190,13 @@ def tempered_softmax(logits: Tensor, temperature: float, out: Tensor) -> Tensor:
 
 
 def chunk_rows(vocab: int, positions: int) -> int:
-    """Positions a chunk holds: as many as `CHUNK_BYTES` of float32 logits allow, in whole blocks."""
-    blocks = max(1, CHUNK_BYTES // (4 * vocab * ROW_BLOCK))
-    return max(1, min(positions, blocks * ROW_BLOCK))
+    """Positions a chunk holds, in whole blocks: `CHUNK_BYTES` of float32 logits say how many chunks there are.
+
+    The chunks are about even: a small last one would cost the memory of the others.
+    """
+    most = max(1, CHUNK_BYTES // (4 * vocab * ROW_BLOCK)) * ROW_BLOCK
+    even = positions / max(1, math.ceil(positions / most))
+    return max(1, min(positions, math.ceil(even / ROW_BLOCK) * ROW_BLOCK))
 
 
 def walk(

@@ -211,6 +211,15 @@ def test_a_setting_is_taken_from_a_plans_stage(plan):
     assert read_setting(plan=plan, stage="student", space=["divergence: none, forward"]).params["layers"] == 4
 
 
+def test_run_folders_given_to_the_search_are_the_trials_own(plan, notebook, tmp_path):
+    folders = {"data_folder": str(tmp_path), "teacher": ""}
+    setting = read_setting(plan=plan, stage="student", fixed=["divergence: forward"], folders=folders)
+    assert setting.needs == {} and setting.trial_params({})["data_folder"] == str(tmp_path)
+    assert read_setting(str(notebook), folders=folders).trial_params({})["data_folder"] == str(tmp_path)
+    with refused(ParameterError, "student has no parameter 'teacher'"):
+        read_setting(str(notebook), folders={"teacher": "runs/teacher"})
+
+
 def test_a_plan_that_leaves_open_what_is_searched_is_refused(plan):
     with refused(
         PlanError,
@@ -262,7 +271,7 @@ def test_where_the_control_is_best_nothing_is_compared(setting, tmp_path):
         ({"seeds": (0, 1)}, "has 0, the seed of the trials: its luck would count twice"),
         ({"control": "divergence: forward"}, "which is the control itself. Put another divergence into `fixed`"),
         ({"control": "divergenc: none"}, "Did you mean 'divergence'?"),
-        ({"plan_file": "params/tuned"}, "Give a file that ends in .yaml"),
+        ({"plan_file": "params/tuned"}, "Give a .yaml file with a name of"),
         ({"plan_file": "params/quick.yaml"}, "params/quick.yaml is a plan that no search wrote"),
     ],
 )

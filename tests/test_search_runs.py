@@ -240,3 +240,23 @@ def test_the_notebook_is_stopped_and_gone_on_with_and_sees_no_test_result(notebo
     assert (run.folder / "figures" / "slices.svg").is_file() and (run.folder / "trials.csv").is_file()
     check = [sys.executable, "-m", "nbutils", "check", str(run.folder / "best.yaml")]
     assert subprocess.run(check, cwd=ROOT, capture_output=True).returncode == 0
+
+
+def test_a_trial_of_distillation_does_not_look_at_the_test_split(tmp_path):
+    from nbutils.models import load_model
+    from nbutils.preparation import DataConfig, load_data, prepare_data
+
+    prepare_data(DataConfig(max_documents=40, vocab_size=300, block_size=32), tmp_path / "data")
+    data = load_data(tmp_path / "data")
+    teacher = str(tmp_path / "teacher")
+    load_model("micro", data.tokenizer, 32, from_scratch=True).save_pretrained(teacher)
+    data.tokenizer.save_pretrained(teacher)
+    fixed = ["max_steps: 4", "eval_steps: 2", "samples: 0", "audit_blocks: 0"]
+    folders = {"data_folder": str(data.folder), "teacher": teacher}
+    setting = read_setting("03_distillation", fixed=fixed, folders=folders)
+    search_for(tmp_path / "study.db", setting, ["kl_weight: 0..1"], trials=1).run()
+    (run,) = load_runs(tmp_path / "trials")
+    assert run.status == "finished" and "eval_ce_loss" in run.result
+    measured = [name for name in run.result if "test" in name and not name.startswith("unigram_")]
+    assert measured == []  # the unigram's floor is the data card's
+    assert set(run.per_document()["split"]) == {"validation"}

@@ -16,7 +16,7 @@ import yaml
 from nbutils.errors import ParameterError, PlanError
 from nbutils.files import atomic_write
 from nbutils.places import relative, resolve
-from nbutils.plans import load_plan
+from nbutils.plans import SLUG, load_plan
 from nbutils.search.setting import Setting
 from nbutils.search.space import Dimension, read_values
 from nbutils.search.study import INDEX, OBJECTIVE, PARAMS
@@ -58,8 +58,10 @@ def check_confirmation(setting: Setting, space: Sequence[Dimension], asked: Conf
             )
     if asked.plan_file:
         path = resolve(asked.plan_file)
-        if path.suffix != ".yaml":
-            raise PlanError(f"plan_file is {asked.plan_file!r}. Give a file that ends in .yaml.")
+        if path.suffix != ".yaml" or not SLUG.fullmatch(path.stem):
+            raise PlanError(
+                f"plan_file is {asked.plan_file!r}. Give a .yaml file with a name of a-z, 0-9 and ._- only."
+            )
         if path.is_file() and not path.read_text(encoding="utf-8").startswith(HEADER):
             raise PlanError(f"{relative(path)} is a plan that no search wrote. Name another file in plan_file.")
 

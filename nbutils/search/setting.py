@@ -20,7 +20,6 @@ from nbutils.search.space import read_values
 
 REPEATS = ("seed", "noise_seed")  # of a matrix: the first value does for a search
 NO_TEST = "evaluate_test"  # a notebook's parameter; where it has none, its test results are left unread
-LOG_LINES = 20
 
 
 @dataclass(frozen=True)
@@ -59,11 +58,13 @@ def read_setting(
     stage: str = "",
     fixed: Iterable[str] = (),
     space: Iterable[str] = (),
+    folders: Mapping[str, str] | None = None,
     plan_folder: Path | None = None,
 ) -> Setting:
     """The setting of `stage` of the plan file `plan`, or of `notebook` alone; `fixed` lines override either.
 
-    Parameters that the lines of `space` search need no value. The plan's runs lie in `plan_folder`, by default
+    `folders` are parameters too, {name: run folder}; empty ones are left as they are. Parameters that the lines of
+    `space` search need no value. The plan's runs lie in `plan_folder`, by default
     runs/<plan>. Raises PlanError or ParameterError.
     """
     if not plan:
@@ -71,7 +72,7 @@ def read_setting(
             raise ParameterError(f"stage is {stage!r}, but no plan is given. Give the plan, or leave stage empty.")
         path = find_notebook(notebook)
         schema = read_schema(path)
-        given = read_values(fixed, schema, "fixed")
+        given = _given(fixed, folders, schema)
         return Setting(path.stem, path, schema, _complete(schema, given), given)
     loaded = load_plan(find_plan(plan))
     names = [each.name for each in loaded.stages]
@@ -79,12 +80,17 @@ def read_setting(
         told = f"has no stage {stage!r}" if stage else "is given without the stage to search"
         raise PlanError(f"Plan {loaded.name!r} {told}. {did_you_mean(stage, names)}")
     found = next(each for each in loaded.stages if each.name == stage)
-    given = read_values(fixed, found.schema, "fixed")
+    given = _given(fixed, folders, found.schema)
     variant = _variant(loaded, stage, given, {line.partition(":")[0].strip() for line in space})
     params = _complete(found.schema, variant.params | given)
     needs = {name: needed for name, needed in variant.needs.items() if name not in given}
     folder = plan_folder or RUNS / loaded.name
     return Setting(loaded.name, found.notebook, found.schema, params, given, needs, loaded, folder)
+
+
+def _given(fixed: Iterable[str], folders: Mapping[str, str] | None, schema: Schema) -> dict[str, Any]:
+    named = {name: folder for name, folder in (folders or {}).items() if folder}
+    return read_values(fixed, schema, "fixed") | schema.convert(named)
 
 
 def _complete(schema: Schema, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,11 +135,12 @@ def _make(setting: Setting, name: str) -> None:
         command(words), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
     try:
-        told, _ = process.communicate()
+        for line in process.stdout:
+            print(line, end="", flush=True)
     except BaseException:
         process.terminate()
-        process.wait()
         raise
+    finally:
+        process.wait()
     if process.returncode:
-        log = "\n".join(told.splitlines()[-LOG_LINES:])
-        raise RunError(f"{name}, which the trials need, was not made. Mend what its batch says, then search.\n{log}")
+        raise RunError(f"{name}, which the trials need, was not made. Mend what its batch says above, then search.")

@@ -24,6 +24,7 @@ from nbutils.objectives import (
     Distillation,
     Entropy,
     ObjectiveModel,
+    TeacherAccuracy,
     TeacherAgreement,
     TeacherCrossEntropy,
     Term,
@@ -46,6 +47,7 @@ TEACHER_MEASURES = {
     "kl_to_teacher": Distillation(temperature=1.0, positions="answers"),
     "agreement": TeacherAgreement(),
     "teacher_ce": TeacherCrossEntropy(),
+    "teacher_correct": TeacherAccuracy(),
 }
 
 
@@ -56,9 +58,9 @@ class Evaluation:
     `per_document` has columns document, tokens and a sum for each measure: ce_sum (nats), correct, cosine_sum,
     cosine_centred_sum, cosine_unigram_sum, <term>_loss_sum for each further term of the objective and, where it is not
     divided by the tokens, <term>_units; in a full evaluation also entropy_sum (nats), confidence_sum, bytes and, where
-    the model has a teacher, kl_to_teacher_sum (nats), agreement_sum and teacher_ce_sum (nats). `weights`, {term:
-    weight}, are the objective's at the end of training. `calibration`, in a full evaluation, has columns bin, tokens,
-    confidence_sum, correct_sum.
+    the model has a teacher, kl_to_teacher_sum (nats), agreement_sum, teacher_ce_sum (nats) and teacher_correct_sum.
+    `weights`, {term: weight}, are the objective's at the end of training. `calibration`, in a full evaluation, has
+    columns bin, tokens, confidence_sum, correct_sum.
     """
 
     per_document: pd.DataFrame
@@ -99,6 +101,7 @@ class Evaluation:
         if "teacher_ce_sum" in mean:
             metrics[f"teacher_{prefix}_ce_loss"] = mean["teacher_ce_sum"]
             metrics[f"teacher_{prefix}_perplexity"] = math.exp(min(700, mean["teacher_ce_sum"]))
+            metrics[f"teacher_{prefix}_token_acc"] = mean["teacher_correct_sum"]
         return metrics
 
 

@@ -97,7 +97,7 @@ def _total_lines(costs: dict[str, Cost | None], gpu: str, utilisation: float) ->
     yield f"In all {quantity(flops, 'FLOP')} in {len(known)} training runs, {time}."
     unknown = sum(cost is not None and cost.flops is None for cost in costs.values())
     if unknown:
-        yield f"Not counted: {unknown} runs by epochs, whose tokens are known once the data stage has run."
+        yield f"Not counted: {unknown} runs whose tokens are known once the data stage has run."
     yield (
         "Memory is weights, gradients, AdamW and, roughly, activations; the formulas are in nbutils/cost.py. "
         "Nothing was started."

@@ -37,6 +37,9 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
     if "model_name" in params:
         block_size = data_facts(variant, plan).get("block_size", 0)
         _check_model(params["model_name"], params.get("from_scratch", False), block_size)
+        for name in (params.get("teacher"), params.get("second_teacher")):
+            if name:
+                _check_teacher(name, block_size)
     check_inputs(variant)
 
 
@@ -77,6 +80,13 @@ def _check_model(model_name: str, from_scratch: bool, block_size: int) -> None:
     from nbutils.models import check_model
 
     check_model(model_name, from_scratch, block_size)
+
+
+@lru_cache(maxsize=256)
+def _check_teacher(name: str, block_size: int) -> None:
+    from nbutils.teachers import check_teacher
+
+    check_teacher(name, block_size)
 
 
 @lru_cache(maxsize=256)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbutils import places
-from nbutils.errors import ModelError, ParameterError
+from nbutils.errors import ModelError, ParameterError, UnreachableModelError
 
 if TYPE_CHECKING:
     import torch
@@ -73,9 +73,8 @@ def load_teachers(names: Sequence[str], tokenizer: PreTrainedTokenizerBase, bloc
     logging_of_transformers.disable_progress_bar()  # a bar for each teacher is noise
     models = []
     for name in names:
-        folder = model_of(name)
-        check_teacher(folder, tokenizer, block_size)
-        models.append(load_trained(folder).requires_grad_(False))
+        check_teacher(name, block_size, tokenizer)
+        models.append(load_trained(model_of(name)).requires_grad_(False))
     return LiveTeacher(tuple(models))
 
 
@@ -117,8 +116,8 @@ def model_of(name: str) -> str:
     return next((str(place / each) for each in MODEL_FOLDERS if (place / each).is_dir()), name)
 
 
-def check_teacher(name: str, tokenizer: PreTrainedTokenizerBase, block_size: int) -> None:
-    """Raise ModelError where the model at folder or Hub name `name` cannot teach on these tokens."""
+def check_teacher(name: str, block_size: int, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Raise ModelError where the run, model folder or Hub name `name` cannot teach on the tokens of `tokenizer`."""
     from nbutils.models import build_config, check_model, check_vocabulary
     from nbutils.shapes import CONFIGURATIONS
 
@@ -127,9 +126,13 @@ def check_teacher(name: str, tokenizer: PreTrainedTokenizerBase, block_size: int
             f"teacher {name!r} is a configuration and has no weights. Train one with 02_teacher_finetune and give its "
             "run folder, or give the name or the folder of a trained model."
         )
+    model = model_of(name)
     try:
-        check_model(name, from_scratch=False, block_size=block_size)
-        check_vocabulary(name, build_config(name, 0, block_size).vocab_size, tokenizer)
+        check_model(model, from_scratch=False, block_size=block_size)
+        if tokenizer is not None:
+            check_vocabulary(model, build_config(model, 0, block_size).vocab_size, tokenizer)
+    except UnreachableModelError:
+        raise
     except ModelError as error:
         raise ModelError(f"The teacher cannot be used. {error}") from None
 

@@ -127,7 +127,7 @@ def test_by_epochs_nothing_is_invented_before_the_data_is_there(make_plan, tmp_p
     assert unknown.parameters > 0
     listing = plan_listing(plan, "A100", 0.4)
     assert "by the data" in listing
-    assert "Not counted: 1 runs by epochs" in listing
+    assert "Not counted: 1 runs whose tokens" in listing
     card = {"block_size": 64, "vocab_size": 300, "splits": {"train": {"blocks": 40}}, "fingerprint": "f"}
     (tmp_path / "prepared" / "data").mkdir(parents=True)
     (tmp_path / "prepared" / "data" / "card.json").write_text(json.dumps(card))

@@ -124,7 +124,8 @@ def test_the_teacher_is_measured_on_the_same_tokens_as_the_student():
     subject = ObjectiveModel(model(distillation("none")).model, distillation("none"), teacher)
     metrics = evaluate(subject, rows, 7, bytes_of_tokens=np.ones(VOCAB)).metrics("eval")
     alone = evaluate(ObjectiveModel(teacher.models[0], distillation("none")), rows, 7).metrics("eval")
-    assert metrics["teacher_eval_ce_loss"] == pytest.approx(alone["eval_ce_loss"], rel=1e-5)
+    for name in ("ce_loss", "token_acc", "perplexity"):
+        assert metrics[f"teacher_eval_{name}"] == pytest.approx(alone[f"eval_{name}"], rel=1e-5)
     itself = ObjectiveModel(teacher.models[0], distillation("none"), teacher)
     same = evaluate(itself, rows, 7, bytes_of_tokens=np.ones(VOCAB)).metrics("eval")
     assert same["eval_kl_to_teacher"] == pytest.approx(0, abs=1e-6) and same["eval_agreement"] == 1

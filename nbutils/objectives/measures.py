@@ -71,6 +71,17 @@ class TeacherAgreement(Measure):
 
 
 @dataclass(frozen=True)
+class TeacherAccuracy(Measure):
+    """1 where the teacher finds the gold token most probable, else 0."""
+
+    name: str = "teacher_correct"
+    uses_teacher = True
+
+    def value(self, chunk: Chunk) -> Tensor:
+        return (chunk.teacher_logits().argmax(-1) == chunk.labels).to(chunk.logits.dtype)
+
+
+@dataclass(frozen=True)
 class TeacherCrossEntropy(Measure):
     """-log softmax(u)_y of the teacher's logits u, in nats: what the student learns from, on the same tokens."""
 

@@ -129,6 +129,14 @@ def _data(evidence: Evidence) -> str:
     return "".join(map(_card, cards.values())) or '<p class="note">No data card lies beside the runs.</p>'
 
 
+def _seen(card: dict[str, Any], split: str) -> dict[str, str]:
+    """Of questions: how many answers of a split are also answers in train, which a model may know by heart."""
+    if card.get("task") != "qa":
+        return {}
+    share = card.get("leakage", {}).get(split, {}).get("answer_share")
+    return {"Answers also in train": UNKNOWN if share is None else f"{100 * share:.0f} %"}
+
+
 def _card(card: dict[str, Any]) -> str:
     """One data card: a paragraph and a table of the splits."""
     way = " → ".join(f"{stage.get('stage')} {stage.get('documents', 0):,}" for stage in card.get("stages", []))
@@ -137,7 +145,7 @@ def _card(card: dict[str, Any]) -> str:
         f"{card.get('vocab_size', 0):,} tokens and packed into blocks of {card.get('block_size', UNKNOWN)}. "
         f"{card.get('seen_by_base_model') or ''}"
     )
-    rows = []
+    rows, words = [], card.get("leakage_words", 13)
     for split, counts in card.get("splits", {}).items():
         leaked = card.get("leakage", {}).get(split, {}).get("ngram_share")
         unigram = card.get("unigram_ce", {}).get(split)
@@ -145,7 +153,8 @@ def _card(card: dict[str, Any]) -> str:
             {
                 "Split": split,
                 **{unit.capitalize(): f"{counts.get(unit, 0):,}" for unit in UNITS},
-                "13-word runs also in train": UNKNOWN if leaked is None else f"{100 * leaked:.2f} %",
+                f"{words}-word runs also in train": UNKNOWN if leaked is None else f"{100 * leaked:.2f} %",
+                **_seen(card, split),
                 "Unigram cross entropy\n(nats per token)": UNKNOWN if unigram is None else f"{unigram:.4f}",
             }
         )

@@ -60,15 +60,16 @@ def build_cache(
     kind "hidden": hidden states in float16; "topk": the `top_k` most probable tokens at `temperature`, of the averaged
     logits over the tokens of the data's vocabulary that every teacher has. Several processes may call it at once.
     Raises ParameterError, ModelError where the teacher's numbers do not fit float16, RunError where the disk is full or
-    cannot be written.
+    cannot be written. Its matrices are where the teacher is.
     """
     check_cache(kind, top_k=top_k)
     wanted = _wanted(teacher, data, kind, temperature, top_k)
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
     caches = places.RUNS / CACHES
     folder = caches / key
+    device = teacher.models[0].device
     if (cache := _found(folder, wanted)) is not None:
-        return cache
+        return cache.to(device)
     try:
         with _lock(caches / ".locks" / key):
             if (cache := _found(folder, wanted)) is None:
@@ -81,7 +82,7 @@ def build_cache(
             f"{places.relative(folder)} cannot be written ({error.strerror}). Mend the folder's permissions, or set "
             "teacher_cache to off."
         ) from error
-    return cache
+    return cache.to(device)
 
 
 def _wanted(teacher: LiveTeacher, data: PreparedData, kind: str, temperature: float, top_k: int) -> dict[str, Any]:
@@ -201,7 +202,7 @@ def _write_split(
     import torch
 
     rows = blocks.with_format("numpy", columns=["input_ids"])
-    device = next(teacher.models[0].parameters()).device
+    device = teacher.models[0].device
     with ExitStack() as stack, torch.no_grad():
         files = {
             name: stack.enter_context(_array_file(folder / f"{name}.npy", (int(offsets[-1]), width), dtype))

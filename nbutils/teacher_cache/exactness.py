@@ -100,7 +100,7 @@ def _context_divergence(
     """Mean KL(live || cached) of chunks that start at offsets spread evenly over the blocks, in nats per token."""
     blocks = data.blocks[SPLIT].with_format("numpy", columns=["input_ids"])
     block_size, values = data.card["block_size"], []
-    device = next(teacher.models[0].parameters()).device
+    device = teacher.models[0].device
     for number, index in enumerate(chosen):
         first = min(index, len(blocks) - 2)
         offset = (2 * number + 1) * block_size // (2 * len(chosen))

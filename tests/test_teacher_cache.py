@@ -213,7 +213,8 @@ def test_random_chunks_are_served_from_their_positions(teacher: LiveTeacher, dat
     chunks = RandomChunks(data.blocks["train"], BLOCK, seed=5)
     rows = WithTeacher(chunks, cache, "train")
     for epoch in (0, 1):
-        rows.set_epoch(epoch)
+        rows.set_epoch(epoch)  # as the data loader does
+        assert chunks.epoch == epoch
         for index, item in enumerate(rows.__getitems__(range(len(rows)))):
             start = chunks.position(index)
             assert (item["teacher_hidden_0"] == whole[start : start + BLOCK]).all()

@@ -11,12 +11,12 @@ from nbutils.places import relative
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from nbutils.objectives import Teacher
+    from nbutils.objectives import Distillation, Objective, Teacher
     from nbutils.preparation import PreparedData
+    from nbutils.teachers import LiveTeacher
     from nbutils.training import TrainingConfig
 
 TASKS = ("lm", "qa")
-CACHES = ("off", "hidden", "topk")
 TOKENS = ("input_ids", "labels", "document_ids")  # columns of blocks that training or evaluation reads
 
 
@@ -59,33 +59,32 @@ def training_rows(
         return teacher, train, blocks["validation"]
     from nbutils.teacher_cache import WithTeacher, build_cache
 
-    term = next(term for term in config.objective.terms if term.uses_teacher)
-    if config.teacher_cache == "topk" and term.divergence != "forward":
-        raise ParameterError(
-            f"teacher_cache topk knows the forward divergence alone, and divergence is {term.divergence}. Set "
-            "teacher_cache to hidden or off."
-        )
+    term = distillation_term(config.objective)
     cache = build_cache(
         teacher, data, config.teacher_cache, term.temperature, config.cache_top_k, config.per_device_eval_batch_size
     )
     return cache, WithTeacher(train, cache, "train"), WithTeacher(blocks["validation"], cache, "validation")
 
 
-def load_teacher(config: TrainingConfig, data: PreparedData, model: PreTrainedModel) -> Teacher | None:
+def load_teacher(config: TrainingConfig, data: PreparedData, model: PreTrainedModel) -> LiveTeacher | None:
     """The live teachers of a config whose objective uses them; None otherwise."""
+    from nbutils.teacher_cache import check_cache
     from nbutils.teachers import check_shared_vocabulary, load_teachers
 
-    if config.teacher_cache not in CACHES:
-        near = did_you_mean(config.teacher_cache, CACHES)
-        raise ParameterError(f"teacher_cache is {config.teacher_cache!r}. {near}")
-    term = next((term for term in config.objective.terms if term.uses_teacher), None)
+    term = distillation_term(config.objective)
     if term is None:
         return None
+    check_cache(config.teacher_cache, term.divergence, config.cache_top_k)
     if not config.teachers:
         raise ParameterError(f"divergence {term.divergence} needs a teacher. Name one, or set divergence to none.")
     teacher = load_teachers(config.teachers, data.tokenizer, data.card["block_size"])
     check_shared_vocabulary(term.divergence, teacher, model)
     return teacher
+
+
+def distillation_term(objective: Objective) -> Distillation | None:
+    """The term that asks the teacher; None where there is none."""
+    return next((term for term in objective.terms if term.uses_teacher), None)
 
 
 def _columns(rows) -> list[str]:

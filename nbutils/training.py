@@ -31,7 +31,9 @@ from nbutils.objectives import Objective, ObjectiveModel, next_tokens
 from nbutils.objectives.head import IGNORE_INDEX
 from nbutils.preparation import PreparedData, load_data
 from nbutils.question_answering import Generation, answer_questions
-from nbutils.rows import training_rows
+from nbutils.rows import load_teacher, training_rows
+from nbutils.teacher_cache import TeacherCache
+from nbutils.teacher_cache.exactness import exactness
 from nbutils.tracking import Audit, BestModel, EarlyStopping, Epochs, MetricsWriter, Noise, Progress, memory_mib
 
 logger = logging.getLogger(__name__)
@@ -87,8 +89,8 @@ def train(config: TrainingConfig) -> dict[str, float]:
     """Train one variant; writes metrics.csv, model/ (the last) and model_best/ (by eval_ce_loss) into the run folder.
 
     Returns the numbers of the training itself: parameters, steps, tokens_seen, train_seconds, tokens_per_second,
-    peak_memory_mib, best_eval_ce_loss, best_step. Same config, same machine: same weights, bit for bit, where
-    `deterministic`.
+    peak_memory_mib, best_eval_ce_loss, best_step and, of a teacher's cache, teacher_cache_*. Same config, same machine:
+    same weights, bit for bit, where `deterministic`.
     """
     logging_of_transformers.disable_progress_bar()  # a bar for each saved model is noise
     data = load_data(config.data_folder)
@@ -108,7 +110,7 @@ def train(config: TrainingConfig) -> dict[str, float]:
         model.save_pretrained(config.run_folder / "model")
         for folder in ("model", "model_best"):
             data.tokenizer.save_pretrained(config.run_folder / folder)
-    return {
+    numbers = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": trainer.state.global_step,
         "tokens_seen": trainer.tokens_seen,
@@ -119,6 +121,9 @@ def train(config: TrainingConfig) -> dict[str, float]:
         "best_eval_ce_loss": trainer.best_model.value,
         "best_step": trainer.best_model.step,
     }
+    if isinstance(teacher, TeacherCache) and trainer.is_world_process_zero():
+        numbers |= exactness(teacher, load_teacher(config, data, model), subject, data)
+    return numbers
 
 
 class ObjectiveTrainer(Trainer):

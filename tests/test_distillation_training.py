@@ -228,7 +228,11 @@ def test_chunks_change_with_the_epoch_and_with_nothing_else(prepared, tmp_path):
         ({"teachers": ()}, ParameterError, "divergence forward needs a teacher"),
         ({"teachers": ("tiny",)}, ModelError, "'tiny' is a configuration and has no weights.*02_teacher_finetune"),
         ({"teacher_cache": "disk"}, ParameterError, "teacher_cache is 'disk'"),
-        ({"teacher_cache": "topk", "objective": distillation("jsd")}, ParameterError, "forward divergence alone"),
+        (
+            {"teacher_cache": "topk", "objective": distillation("jsd")},
+            ParameterError,
+            "divergence jsd needs the teacher's probability of every token",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(prepared, teacher_run, tmp_path, changes, error, message):
@@ -246,3 +250,23 @@ def test_a_folder_that_is_no_model_and_another_vocabulary_are_refused(prepared, 
     model(distillation("none")).model.save_pretrained(tmp_path / "other")
     with pytest.raises(ModelError, match=rf"has {VOCAB} tokens, the tokenizer of the data {len(prepared.tokenizer)}"):
         load_teachers([str(tmp_path / "other")], prepared.tokenizer, BLOCK)
+
+
+@pytest.mark.parametrize("kind", ["hidden", "topk"])
+def test_a_student_learns_from_the_cache_almost_as_from_the_live_teacher(
+    prepared, teacher_run, tmp_path, monkeypatch, kind
+):
+    monkeypatch.setattr("nbutils.places.RUNS", tmp_path / "runs")
+    settings = config(tmp_path / "live", data_folder=prepared.folder, objective=distillation(), model_name="micro")
+    settings = replace(settings, teachers=(str(teacher_run),), audit_blocks=1)
+    live = train(settings)
+    cached = replace(settings, run_folder=tmp_path / "cached", teacher_cache=kind, cache_top_k=280)
+    numbers = train(cached)
+    assert numbers["best_eval_ce_loss"] == pytest.approx(live["best_eval_ce_loss"], rel=2e-3)
+    assert numbers["teacher_cache_kl_error"] < 1e-2
+    assert numbers["teacher_cache_gradient_error"] < {"hidden": 1e-2, "topk": 0.15}[kind]  # float16 log-probabilities
+    rows = [pd.read_csv(tmp_path / name / "metrics.csv") for name in ("live", "cached")]
+    np.testing.assert_allclose(rows[1]["kl_loss"].dropna(), rows[0]["kl_loss"].dropna(), rtol=2e-2)
+    np.testing.assert_allclose(rows[1]["eval_kl_loss"].dropna(), rows[0]["eval_kl_loss"].dropna(), rtol=2e-2)
+    audit = pd.read_csv(tmp_path / "cached" / "audit.csv")
+    assert audit["applied_error"].max() < 1e-3  # the cached target is the textbook's too

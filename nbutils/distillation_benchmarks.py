@@ -309,7 +309,7 @@ def results(measured: pd.DataFrame, judged: pd.DataFrame) -> Mapping[str, float]
         for resource in ("seconds", "mib"):
             numbers[_slug(f"{row['case']} {row['side']} {resource}")] = row[resource]
     for row in judged.to_dict("records"):
-        name = {"seconds": "time", "mib": "memory"}[row["resource"]]
+        name = {"seconds": "time", "mib": "memory"}.get(row["resource"], row["resource"])
         numbers |= {_slug(f"{row['case']} {name} {what}"): row[what] for what in ("ratio", "bar")}
     return numbers
 

@@ -103,7 +103,8 @@ def test_the_tuned_temperature_is_the_best_of_those_tried():
 
 def audited(mix=0.5, **settings):
     subject = model(cosine_mixing(mix, **settings))
-    rows = audit_gradients(subject, collate([{"input_ids": row} for row in blocks(2)["input_ids"]]), step=3, progress=0.5)
+    batch = collate([{"input_ids": row} for row in blocks(2)["input_ids"]])
+    rows = audit_gradients(subject, batch, step=3, progress=0.5)
     return {(row["space"], row["term"]): row for row in rows}
 
 

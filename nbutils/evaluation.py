@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 CALIBRATION_BINS = 15  # Guo et al. 2017
 TEMPERATURES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)  # tried for the control's proxy
+PROXIES = ("cosine", "cosine_centred", "cosine_unigram")
 TUNING_BLOCKS = 128  # of validation are enough to choose among them
 SPLITS = {"validation": "eval", "test": "test"}  # and what their metrics begin with
 # Whatever a student learned from, it is compared with its teacher alike: plainly, over the tokens that are scored.
@@ -55,12 +56,12 @@ TEACHER_MEASURES = {
 class Evaluation:
     """Sums over the scored tokens of each document; every metric and interval follows from them.
 
-    `per_document` has columns document, tokens and a sum for each measure: ce_sum (nats), correct, cosine_sum,
-    cosine_centred_sum, cosine_unigram_sum, <term>_loss_sum for each further term of the objective and, where it is not
-    divided by the tokens, <term>_units; in a full evaluation also entropy_sum (nats), confidence_sum, bytes and, where
-    the model has a teacher, kl_to_teacher_sum (nats), agreement_sum, teacher_ce_sum (nats) and teacher_correct_sum.
-    `weights`, {term: weight}, are the objective's at the end of training. `calibration`, in a full evaluation, has
-    columns bin, tokens, confidence_sum, correct_sum.
+    `per_document` has columns document, tokens and a sum for each measure: ce_sum (nats), correct, where the objective
+    has a term in embedding space cosine_sum, cosine_centred_sum and cosine_unigram_sum, <term>_loss_sum for each
+    further term and, where it is not divided by the tokens, <term>_units; in a full evaluation also entropy_sum (nats),
+    confidence_sum, bytes and, where the model has a teacher, kl_to_teacher_sum (nats), agreement_sum, teacher_ce_sum
+    (nats) and teacher_correct_sum. `weights`, {term: weight}, are the objective's at the end of training.
+    `calibration`, in a full evaluation, has columns bin, tokens, confidence_sum, correct_sum.
     """
 
     per_document: pd.DataFrame
@@ -70,9 +71,9 @@ class Evaluation:
     def metrics(self, prefix: str) -> dict[str, float]:
         """Means over tokens, each under `prefix`_.
 
-        loss (the objective), ce_loss (nats), perplexity, token_acc; cosine of mu and the gold embedding, the same
-        centred, and the cosine that a unigram predictor would get; in a full evaluation also entropy (nats),
-        bits_per_byte, ece and, with a teacher, kl_to_teacher (nats) and agreement.
+        loss (the objective), ce_loss (nats), perplexity, token_acc; of an objective in embedding space the cosine of mu
+        and the gold embedding, the same centred, and what a unigram predictor would get; in a full evaluation also
+        entropy (nats), bits_per_byte, ece and, with a teacher, kl_to_teacher (nats) and agreement.
         """
         totals = self.per_document.sum(skipna=False)  # a model that diverged has no perplexity, not a perfect one
         mean = {name: float(totals[name] / totals["tokens"]) for name in self.per_document.columns[2:]}
@@ -85,9 +86,7 @@ class Evaluation:
             "ce_loss": ce,
             "perplexity": math.inf if ce > 700 else math.exp(ce),
             "token_acc": mean["correct"],
-            "cosine": mean["cosine_sum"],
-            "cosine_centred": mean["cosine_centred_sum"],
-            "cosine_unigram": mean["cosine_unigram_sum"],
+            **{name: mean[f"{name}_sum"] for name in PROXIES if f"{name}_sum" in mean},
             **{f"{name}_loss": mean[_column(name)] for name in self.weights if name != "ce"},
         }
         if self.calibration is not None:
@@ -152,19 +151,27 @@ def evaluate_run(
     """
     start = time.perf_counter()
     lengths = token_lengths(data.tokenizer, model.output.weight.shape[0])
-    temperature = tune_temperature(model, data.blocks["validation"], batch_size)
-    metrics: dict[str, float] = {"tuned_temperature": temperature}
+    metrics: dict[str, float] = {}
+    if in_embedding_space(model):
+        metrics["tuned_temperature"] = tune_temperature(model, data.blocks["validation"], batch_size)
     documents, calibration = [], []
     for split, prefix in SPLITS.items():
         if split not in splits or split not in data.blocks or not len(data.blocks[split]):
             continue
         result = evaluate(model, data.blocks[split], batch_size, bytes_of_tokens=lengths)
         metrics |= result.metrics(prefix)
-        metrics[f"{prefix}_cosine_tuned"] = proxy_at(model, data.blocks[split], batch_size, temperature)
+        if in_embedding_space(model):
+            proxy = proxy_at(model, data.blocks[split], batch_size, metrics["tuned_temperature"])
+            metrics[f"{prefix}_cosine_tuned"] = proxy
         documents.append(result.per_document[result.per_document["tokens"] > 0].assign(split=split))
         calibration.append(result.calibration.assign(split=split))
     metrics["evaluation_seconds"] = time.perf_counter() - start
     return metrics, pd.concat(documents, ignore_index=True), pd.concat(calibration, ignore_index=True)
+
+
+def in_embedding_space(model: ObjectiveModel) -> bool:
+    """Whether the objective has a term that looks at embeddings, of whatever weight: then its proxies are measured."""
+    return any(term.uses_embeddings for term in model.objective.terms)
 
 
 def tune_temperature(model: ObjectiveModel, blocks: Dataset, batch_size: int) -> float:
@@ -199,12 +206,11 @@ def combine(evaluation: Evaluation, total: Callable[[torch.Tensor], torch.Tensor
 
 def _measures(model: ObjectiveModel, frequencies: torch.Tensor, full: bool) -> dict[str, Term]:
     terms = {f"{t.name}_loss": t for t in model.objective.terms if t.name in _weights(model) and t.name != "ce"}
+    proxies = (CosineProxy(), CosineProxy(frequencies), UnigramCosine(frequencies))
     return {
         "ce": CrossEntropy(),
         "correct": Accuracy(),
-        "cosine": CosineProxy(),
-        "cosine_centred": CosineProxy(frequencies),
-        "cosine_unigram": UnigramCosine(frequencies),
+        **(dict(zip(PROXIES, proxies, strict=True)) if in_embedding_space(model) else {}),
         **terms,
         **({"entropy": Entropy(), "confidence": Confidence()} if full else {}),
         **(TEACHER_MEASURES if full and model.teacher is not None else {}),

@@ -17,10 +17,12 @@ from transformers import PreTrainedModel, TrainerCallback
 
 from nbutils.audit import COLUMNS, audit_gradients
 from nbutils.batches import Rows
+from nbutils.evaluation import PROXIES
 from nbutils.objectives import Objective, ObjectiveModel
 
 logger = logging.getLogger(__name__)
 ANSWERS = ("eval_bleu", "eval_corpus_bleu", "eval_chrf", "eval_exact_match", "eval_token_f1")
+SHOWN = ("cosine", "bleu")  # beside perplexity and accuracy, where a study has them
 PROGRESS_SECONDS = 1.0  # a live display needs no more
 
 
@@ -42,7 +44,7 @@ class MetricsWriter(TrainerCallback):
             ),
             *(f"{term.name}_loss" for term in objective.terms),
             *("eval_loss", "eval_ce_loss", "eval_perplexity", "eval_token_acc"),
-            *("eval_cosine", "eval_cosine_centred", "eval_cosine_unigram"),
+            *(f"eval_{name}" for name in PROXIES if any(term.uses_embeddings for term in objective.terms)),
             *(f"eval_{term.name}_loss" for term in objective.terms if term.name != "ce"),
             *(ANSWERS if answers else ()),
         ]
@@ -109,14 +111,14 @@ class Progress(TrainerCallback):
         elapsed = time.perf_counter() - self.start
         left = elapsed * (state.max_steps / max(1, state.global_step) - 1)
         logger.info(
-            "step %6d/%d | loss %7.4f | validation ce %7.4f, perplexity %9.2f, accuracy %.3f, cosine %.3f | %s left",
+            "step %6d/%d | loss %7.4f | validation ce %7.4f, perplexity %9.2f, accuracy %.3f%s | %s left",
             state.global_step,
             state.max_steps,
             self.loss,
             metrics["eval_ce_loss"],
             metrics["eval_perplexity"],
             metrics["eval_token_acc"],
-            metrics["eval_cosine"],
+            "".join(f", {name} {metrics[f'eval_{name}']:.3f}" for name in SHOWN if f"eval_{name}" in metrics),
             time.strftime("%H:%M:%S", time.gmtime(left)),
         )
 

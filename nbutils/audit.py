@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nbutils.objectives.check import textbook_loss
 from nbutils.objectives.head import Term
-from nbutils.objectives.objective import ObjectiveModel, next_tokens
+from nbutils.objectives.objective_model import ObjectiveModel, next_tokens
 
 COLUMNS = (
     "step",

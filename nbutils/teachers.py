@@ -37,8 +37,7 @@ class LiveTeacher:
 
     def target(self, input_ids: Tensor, stored: Mapping[str, Tensor]) -> TeacherStates:
         """Hidden states of all positions of `input_ids` (batch, time), flat, and the matrices that make them logits."""
-        from nbutils.objectives import TeacherStates
-        from nbutils.objectives.objective import head_matrices
+        from nbutils.objectives import TeacherStates, head_matrices
 
         hidden = (model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state for model in self.models)
         weights = tuple(head_matrices(model)[0].weight.detach() for model in self.models)
@@ -139,7 +138,7 @@ def check_teacher(name: str, block_size: int, tokenizer: PreTrainedTokenizerBase
 
 def check_shared_vocabulary(divergence: str, teacher: LiveTeacher, student: PreTrainedModel) -> None:
     """Raise ParameterError where the divergence would be infinite: reverse KL, and tokens that the teacher lacks."""
-    from nbutils.objectives.objective import head_matrices
+    from nbutils.objectives import head_matrices
 
     has = min(len(head_matrices(model)[0].weight) for model in teacher.models)
     wanted = len(head_matrices(student)[0].weight)

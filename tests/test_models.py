@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from nbutils.errors import ModelError
 from nbutils.generation import sample_continuations
 from nbutils.models import build_config, check_model, count_parameters, load_model
-from nbutils.objectives.objective import head_matrices
+from nbutils.objectives import head_matrices
 
 
 def tokenizer(words):

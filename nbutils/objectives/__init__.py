@@ -14,7 +14,8 @@ from nbutils.objectives.measures import (
     TeacherCrossEntropy,
     UnigramCosine,
 )
-from nbutils.objectives.objective import Objective, ObjectiveModel, Teacher, cosine_mixing, distillation, next_tokens
+from nbutils.objectives.objective import Objective, cosine_mixing, distillation
+from nbutils.objectives.objective_model import ObjectiveModel, Teacher, head_matrices, next_tokens
 from nbutils.objectives.teacher_target import TeacherStates, TeacherTarget, TopTokens
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "chunked_head",
     "cosine_mixing",
     "distillation",
+    "head_matrices",
     "next_tokens",
     "term_values",
 ]

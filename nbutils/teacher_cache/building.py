@@ -286,7 +286,7 @@ def _save_heads(teacher: LiveTeacher, path: Path) -> None:
 
 def _weights(teacher: LiveTeacher) -> list[Tensor]:
     """The output matrix of each teacher, (vocab, width)."""
-    from nbutils.objectives.objective import head_matrices
+    from nbutils.objectives import head_matrices
 
     return [head_matrices(model)[0].weight for model in teacher.models]
 

@@ -38,7 +38,8 @@ NOT_IN_KEY = frozenset(
         *("runs", "manifest", "environment", "keys", "files", "places", "errors"),  # record
         *("plans", "contrasts", "params", "notebooks", "yamlfile", "cost"),  # say what to run
         *("report", "figures", "statistics", "studies", "arms", "composite", "measures"),  # show
-        *("benchmarks", "measuring", "throughput", "compression"),  # time models; nothing trains through them
+        *("benchmarks", "distillation_benchmarks", "cache_benchmarks"),  # time losses
+        *("measuring", "throughput", "compression"),  # time models; nothing trains through them
     }
 )
 FOLDER_SUFFIX = "_folder"  # a parameter that ends so names a folder the run reads

@@ -6,6 +6,7 @@ python -m pytest tests/test_report_sections.py
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from page_structure import Structure, text_of
 from synthetic_runs import FULL_CARD, audit_rows, write_full
 
 from nbutils import figures, report
+from nbutils.measures import UNKNOWN
 from nbutils.report.diagnostics import finding, soft_share
 from nbutils.report.export import clean
 from nbutils.studies import Evidence, gather
@@ -77,6 +79,13 @@ def test_the_soft_share_is_the_weighted_norms():
 def test_stability_counts_runs_and_names_the_worst(full):
     text = text_of(report.stability_table(full.studies[0]))
     assert "alpha 1.033 of 30 of 3" in text.replace("alpha 1.0, ", "") and "(worst 7.40)" in text
+
+
+def test_an_arm_without_any_run_has_no_stability_and_stops_nothing(full):
+    (study,) = full.studies
+    empty = replace(study.arms[-1], label="not run yet", runs=())
+    html = report.stability_table(replace(study, arms=(study.control, empty)))
+    assert f"<td>{UNKNOWN}</td>" * 5 in html.data and "0 of 3" in text_of(html)
 
 
 def test_equal_tokens_and_equal_time_name_their_controls(full):

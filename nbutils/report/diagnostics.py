@@ -66,8 +66,10 @@ def stability_table(study: Study) -> HTML:
             row[COUNTED[name]] = f"{sum(value > 0 for value in values)} of {len(values)}" if values else UNKNOWN
         for name in names:
             quantity, values = measure(name), arm.results(name)
-            worst = f"{quantity.number(float(np.mean(values)))}\n(worst {quantity.number(max(values))})"
-            row[quantity.axis] = worst if values else UNKNOWN
+            row[quantity.axis] = UNKNOWN
+            if values:
+                worst = quantity.number(max(values))
+                row[quantity.axis] = f"{quantity.number(float(np.mean(values)))}\n(worst {worst})"
         rows.append(row)
     note = (
         "Mean over runs, and the worst of them. Unstable early: in the first fifth of the steps a gradient norm above "

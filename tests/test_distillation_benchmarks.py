@@ -143,10 +143,11 @@ def test_distillation_needs_no_more_buffers_than_cross_entropy(problem, monkeypa
     assert [len(buffers._all) for buffers in made] == [3, 3]
 
 
-def test_chunks_are_even(monkeypatch):
+def test_chunks_are_even_and_small_on_a_cpu(monkeypatch):
     monkeypatch.setattr(head, "CHUNK_BYTES", 40 * 2**20)
-    assert head.chunk_rows(32768, 768) == 256  # three, where 320 would fit and leave 128 for the last
-    assert head.chunk_rows(32768, 320) == 320 and head.chunk_rows(32768, 321) == 192
+    assert head.chunk_rows(32768, 768, "cuda") == 256  # three, where 320 would fit and leave 128 for the last
+    assert head.chunk_rows(32768, 320, "cuda") == 320 and head.chunk_rows(32768, 321, "cuda") == 192
+    assert head.chunk_rows(1024, 4096, "cuda") == 4096 and head.chunk_rows(1024, 4096, "cpu") == 256
 
 
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])

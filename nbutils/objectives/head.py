@@ -33,6 +33,7 @@ from nbutils.objectives.teacher_target import TeacherTarget
 IGNORE_INDEX = -100  # a label that no term scores, as everywhere in PyTorch: padding
 UNLABELLED = -1  # a real token that cross entropy leaves out and distillation may score: prompts, the end of a block
 CHUNK_BYTES = 40 * 2**20  # one float32 chunk of logits: 192 rows of GPT-2; larger saves 5 % time and costs memory
+CPU_ROWS = 256  # of a chunk on a CPU, at most: reused memory is faster than the new pages of a larger chunk
 ROW_BLOCK = 64  # rows come in whole blocks, at least one: odd sizes and fewer rows slow the matrix products
 
 
@@ -189,12 +190,13 @@ def tempered_softmax(logits: Tensor, temperature: float, out: Tensor) -> Tensor:
     return torch.softmax(logits if temperature == 1.0 else torch.div(logits, temperature, out=out), -1, out=out)
 
 
-def chunk_rows(vocab: int, positions: int) -> int:
+def chunk_rows(vocab: int, positions: int, device: str = "cpu") -> int:
     """Positions a chunk holds, in whole blocks: `CHUNK_BYTES` of float32 logits say how many chunks there are.
 
     The chunks are about even: a small last one would cost the memory of the others.
     """
     most = max(1, CHUNK_BYTES // (4 * vocab * ROW_BLOCK)) * ROW_BLOCK
+    most = min(most, CPU_ROWS) if device == "cpu" else most
     even = positions / max(1, math.ceil(positions / most))
     return max(1, min(positions, math.ceil(even / ROW_BLOCK) * ROW_BLOCK))
 
@@ -211,7 +213,7 @@ def walk(
 
     Arguments: hidden (positions, width), weight and embeddings (vocab, width), labels (positions,).
     """
-    rows = chunk_rows(len(weight), len(positions))
+    rows = chunk_rows(len(weight), len(positions), hidden.device.type)
     teacher = None if teacher is None else teacher.in_precision(hidden.dtype)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     buffers = Buffers(min(rows, len(positions)), len(weight), wide, hidden.device)

@@ -26,7 +26,7 @@ from nbutils.report.log import write_log, write_metrics
 from nbutils.report.method import method
 from nbutils.report.page import by_study, figure_by_study, stacked
 from nbutils.report.tables import cost_table, document_table, headline_table
-from nbutils.report.verdicts import contrasts_changed, verdict_table, verdicts
+from nbutils.report.verdicts import contrasts_changed, has_contrasts, verdict_table, verdicts
 from nbutils.report.weekly import note, period, since_last, week_of, write_summary
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "export",
     "failed_runs",
     "figure_by_study",
+    "has_contrasts",
     "has_proxy",
     "headline_table",
     "manifest",

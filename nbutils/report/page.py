@@ -15,6 +15,7 @@ from nbutils.studies import Evidence, Study
 
 MOST_ARMS = 8  # as many as there are colours
 LONGEST_TEXT = 400  # characters of a cell
+NOWHERE = "This does not apply to the studies here."
 
 
 def heading(study: Study) -> str:
@@ -27,13 +28,18 @@ def every(study: Study) -> bool:
     return True
 
 
-def by_study(evidence: Evidence, show: Callable[[Study], HTML], where: Callable[[Study], bool] = every) -> HTML:
-    """What `show` makes of each study `where` holds of, one after the other, under its name if there are several."""
+def by_study(
+    evidence: Evidence, show: Callable[[Study], HTML], where: Callable[[Study], bool] = every, absent: str = NOWHERE
+) -> HTML:
+    """What `show` makes of each study `where` holds of, one after the other, under its name if there are several.
+
+    `absent` is said where it holds of none.
+    """
     several = len(evidence.studies) > 1
     studies = [study for study in evidence.studies if where(study)]
     parts = [(heading(study) if several else "") + show(study).data for study in studies]
-    absent = "This does not apply to the studies here." if evidence.studies else "Nothing to show yet."
-    return HTML("".join(parts) or f'<p class="note">{absent}</p>')
+    told = html.escape(absent if evidence.studies else "Nothing to show yet.")
+    return HTML("".join(parts) or f'<p class="note">{told}</p>')
 
 
 def figure_by_study(
@@ -44,13 +50,14 @@ def figure_by_study(
     folder: Path,
     whole: bool = False,
     where: Callable[[Study], bool] = every,
+    absent: str = NOWHERE,
 ) -> HTML:
     """The figure `draw` makes of each study, saved as `<study>-<name>` in `folder`, under one caption.
 
     Of many arms the control and those that contrasts ask about are drawn, unless `whole`: more lines cannot be told
     apart. The caption says how many are left to the tables.
     """
-    return by_study(evidence, lambda study: figure_of(study, draw, name, caption, folder, whole), where)
+    return by_study(evidence, lambda study: figure_of(study, draw, name, caption, folder, whole), where, absent)
 
 
 def figure_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 
+import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
@@ -34,6 +35,11 @@ NO_RUNS = """
 <li>or open a study notebook, run it, and set <code>plan</code> to <code>interactive</code> here.</li>
 </ul>
 """
+
+
+def has_contrasts(study: Study) -> bool:
+    """Whether a planned contrast of the study has an interval, for which it takes two seed pairs."""
+    return any(np.isfinite(judged.verdict.low) for judged in study.judged)
 
 
 def contrasts_changed(evidence: Evidence) -> HTML:

@@ -108,8 +108,8 @@ class PlanEvidence:
     """One plan with its runs. `problems` are sentences, on a plan that does not load or was edited since.
 
     `unplanned` are runs in the plan's folder that it does not name. `contrasts_changed`: whether it asks
-    now what it did not ask before its first run, None where that was not recorded. `teachers` are stages that
-    fine-tuned models for others to learn from, and that no contrast asks about.
+    now what it did not ask before its first run, None where that was not recorded. `teachers` are stages whose
+    fine-tuned models other stages need, and that no contrast asks about.
     """
 
     name: str
@@ -184,7 +184,7 @@ def _plan_evidence(folder: Path, name: str, all_runs: Sequence[Run], file: Path 
         problems.append(f"Plan {name}: {error} Its contrasts are unknown, so all of it is exploratory.")
     slots, unplanned = fill_slots([run for run in all_runs if run.plan == name], plan)
     studies = plan_studies(name, slots, plan)
-    teachers = [study.reports(BEFORE) and not study.judged for study in studies]
+    teachers = [_is_teacher(study, plan) for study in studies]
     changed = _contrasts_changed(folder / name, plan)
     return PlanEvidence(
         name,
@@ -195,6 +195,12 @@ def _plan_evidence(folder: Path, name: str, all_runs: Sequence[Run], file: Path 
         tuple(problems),
         tuple(study for study, is_teacher in zip(studies, teachers, strict=True) if is_teacher),
     )
+
+
+def _is_teacher(study: Study, plan: Plan | None) -> bool:
+    """Whether a stage made teachers. Without a plan every model that was fine-tuned counts as one."""
+    needed = plan is None or any(study.stage in stage.needs.values() for stage in plan.stages)
+    return needed and study.reports(BEFORE) and not study.judged
 
 
 def _contrasts_changed(plan_folder: Path, plan: Plan | None) -> bool | None:

@@ -58,13 +58,14 @@ def write_plan(folder: Path, params: Mapping[str, Any] = {}) -> Path:
         content = {"nbformat": 4, "nbformat_minor": 5, "metadata": {}, "cells": cells}
         (folder / f"{name}.ipynb").write_text(json.dumps(content))
     mixing = {"alpha": [0.0, 0.5], "seed": [*SEEDS], "noise_seed": [0, 1]}
-    taught = {"matrix": {"divergence": ["forward", "reverse"], "seed": [*SEEDS]}}
-    asked = {"matrix": {"divergence": ["none", "forward"], "seed": [*SEEDS]}}
+    settings = {name: value for name, value in LEARNING.items() if name != "teacher"}
+    taught = {"needs": {"teacher": "teacher"}, "matrix": {"divergence": ["forward", "reverse"], "seed": [*SEEDS]}}
+    asked = {"needs": {"teacher": "teacher"}, "matrix": {"divergence": ["none", "forward"], "seed": [*SEEDS]}}
     stages = [
         {"name": "teacher", "notebook": "teacher", "params": {"max_steps": STEPS}},
         {"name": "cosine", "notebook": "cosine", "matrix": mixing, "exclude": [{"alpha": 0.5, "noise_seed": 1}]},
-        {"name": "distillation", "notebook": "student", **taught, "params": LEARNING | params},
-        {"name": "qa", "notebook": "student", **asked, "params": LEARNING | ANSWERING},
+        {"name": "distillation", "notebook": "student", **taught, "params": settings | params},
+        {"name": "qa", "notebook": "student", **asked, "params": settings | ANSWERING},
     ]
     stages = [stage | {"notebook": str(folder / f"{stage['notebook']}.ipynb")} for stage in stages]
     sides = {"treatment": {"alpha": 0.0, "noise_seed": 1}, "control": {"alpha": 0.0, "noise_seed": 0}}

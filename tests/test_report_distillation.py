@@ -6,6 +6,7 @@ python -m pytest tests/test_report_distillation.py
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 
@@ -13,9 +14,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
+import yaml
 from page_structure import Structure, text_of
 from synthetic_distillation import GAINS, SEEDS, TEACHER_CE, answer_rows, student_numbers, write_distillation
-from synthetic_runs import final_numbers
+from synthetic_runs import final_numbers, write_run
 
 from nbutils import figures, report
 from nbutils.report.answers import answer_samples, answer_table, answers, bootstrap_table
@@ -59,6 +61,64 @@ def test_a_teacher_stage_is_no_study_but_has_its_table(evidence):
     text = text_of(teacher_table(named(evidence, "teacher")))
     assert f"{np.exp(4.4):.2f} → {np.exp(TEACHER_CE):.2f}(4.4000 → 3.9000)" in text
     assert "23.29 → 22.41" in text and "140 of 200" in text and "0.0900" in text  # (60 / 200)^2 above the best
+
+
+def test_a_baseline_that_nobody_needs_is_a_study_and_no_teacher(tmp_path):
+    """The same notebook as the teacher's, on other tokens: it has its headline, in the unit that compares."""
+    runs, file = write_distillation(tmp_path)
+    plan = yaml.safe_load(file.read_text())
+    plan["stages"].append(plan["stages"][0] | {"name": "blm", "matrix": {"seed": [1, 2]}})
+    file.write_text(yaml.safe_dump(plan, sort_keys=False))
+    result = {"before_eval_ce_loss": 9.7, "test_bits_per_byte": 1.2345, "eval_cosine": 0.1}
+    result |= {f"{split}_{name}": 4.2 for split in ("eval", "test") for name in ("ce_loss", "perplexity")}
+    for seed in (1, 2):
+        write_run(runs / "kd", "blm", {"seed": seed}, result)
+    evidence = gather(runs, str(file))
+    assert [study.stage for study in evidence.teachers] == ["teacher"]
+    study = named(evidence, "blm")
+    assert study in evidence.studies and "1.2345" in text_of(report.headline_table(study))
+    assert [arm.label for arm in one_by_hand(tmp_path / "hand", result).teachers[0].arms] == ["02_teacher_finetune"]
+
+
+def one_by_hand(folder, result):
+    """The evidence of a teacher made in its notebook: no plan says who needs it."""
+    manifest = write_run(folder / "interactive", "02_teacher_finetune", {}, result) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"stage": ""}))
+    return gather(folder, "interactive")
+
+
+def test_bits_per_byte_stand_beside_perplexity_where_tokenizers_may_differ(tmp_path):
+    runs, file = write_distillation(tmp_path)
+    evidence = gather(runs, str(file))
+    edit_results(evidence, "distillation", test_bits_per_byte=1.1111, teacher_test_bits_per_byte=1.0101)
+    edit_results(evidence, "cosine", test_bits_per_byte=1.2222)
+    teacher = runs / "kd" / "teacher" / "result.json"
+    before = {"before_test_bits_per_byte": 3.0303, "test_bits_per_byte": 2.0202}
+    teacher.write_text(json.dumps(json.loads(teacher.read_text()) | before))
+    evidence = gather(runs, str(file))
+    study = named(evidence, "distillation")
+    assert (
+        "1.1111" in text_of(report.headline_table(study)) and "only bits per byte" in report.headline_table(study).data
+    )
+    students = text_of(student_table(study))
+    assert "1.0101" in students and "1.1111" in students
+    assert "(3.0303 → 2.0202)" in text_of(teacher_table(named(evidence, "teacher")))
+    assert "1.2222" not in text_of(report.headline_table(named(evidence, "cosine")))  # one tokenizer, a full table
+
+
+def test_a_study_without_pairs_has_no_empty_figure_of_contrasts(evidence, tmp_path):
+    """The plan asks about three stages; without its second seed one of them has no interval."""
+    assert all(map(report.has_contrasts, evidence.studies))
+    asked = named(evidence, "qa")
+    unasked = replace(asked, judged=())
+    single = [replace(each, verdict=replace(each.verdict, low=math.nan, high=math.nan)) for each in asked.judged]
+    single = replace(asked, judged=tuple(single))
+    assert not report.has_contrasts(unasked) and not report.has_contrasts(single)
+    alone = replace(evidence, plans=(replace(evidence.plans[0], studies=(unasked, single)),))
+    shown = report.figure_by_study(
+        alone, figures.contrast_forest, "c", "", tmp_path, where=report.has_contrasts, absent="No <pairs>."
+    )
+    assert shown.data == '<p class="note">No &lt;pairs&gt;.</p>' and not [*tmp_path.iterdir()]
 
 
 def test_nothing_is_shown_without_teachers(toy_evidence, tmp_path):
@@ -149,9 +209,14 @@ def test_a_stored_teacher_shows_its_errors(tmp_path):
     assert cache_table(named(evidence, "distillation")).data == ""
     numbers = {"kl_error": 0.000123, "gradient_error": 0.00045, "bytes_per_token": 768.0, "seconds": 40.0}
     edit_results(evidence, "distillation", **{f"teacher_cache_{name}": value for name, value in numbers.items()})
+    text = text_of(cache_table(named(gather(runs, str(file)), "distillation")))
+    assert "Both errors are relative" in text and "Random chunks" not in text
+    numbers["context_kl"] = 0.0321
+    edit_results(evidence, "distillation", **{f"teacher_cache_{name}": value for name, value in numbers.items()})
     study = named(gather(runs, str(file)), "distillation")
     text = text_of(cache_table(study))
-    assert all(value in text for value in ("0.000123", "0.000450", "768.0", "40.0"))
+    assert all(value in text for value in ("0.000123", "0.000450", "768.0", "40.0", "0.0321"))
+    assert "Random chunks are served from positions that the store holds" in text
     assert "storing what it said, 40 s" in text_of(report.budget_table(study))
 
 

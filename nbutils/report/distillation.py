@@ -18,7 +18,7 @@ from nbutils import figures
 from nbutils.measures import UNKNOWN, Measure, measure
 from nbutils.report.answers import answers
 from nbutils.report.page import figure_of, heading, stacked, table
-from nbutils.report.tables import mean_and_interval, measure_table, seeds
+from nbutils.report.tables import ACROSS_TOKENIZERS, mean_and_interval, measure_table, seeds
 from nbutils.report.teachers import PREFIX, against_control, has_teacher, is_taught, teacher_mean, without_teacher
 from nbutils.statistics import mean_interval
 from nbutils.studies import Arm, Evidence, Study, number
@@ -28,7 +28,7 @@ TITLE = (
     "and what its students took from it.</p>"
 )
 MIB = 1 << 20
-CACHE = ("kl_error", "gradient_error", "bytes_per_token", "seconds")
+CACHE = ("kl_error", "gradient_error", "context_kl", "bytes_per_token", "seconds")
 SIZES = {
     "parameters": ("Parameters", 1.0, 0),
     "bytes_on_disk": ("Weights on disk\n(MiB)", 1 / MIB, 1),
@@ -82,9 +82,9 @@ def teacher_table(study: Study) -> HTML:
         row = {"Teacher": arm.label, "Runs": seeds(arm)}
         for split in ("eval_", "test_"):
             if study.reports(f"before_{split}ce_loss"):
-                row[measure(f"{split}perplexity").axis + "\nbefore → after\n(cross entropy)"] = _before_after(
-                    arm, split
-                )
+                title = measure(f"{split}perplexity").axis + "\nbefore → after\n(cross entropy)"
+                title += "\n(bits per byte)" * study.reports(f"{split}bits_per_byte")
+                row[title] = _before_after(arm, split)
         if any(value for name in ("expected_before", "expected_after") for value in _all(study, name)):
             row["published perplexity\nbefore → after"] = " → ".join(
                 measure("perplexity").number(_mean(arm, name) or math.nan)
@@ -93,17 +93,18 @@ def teacher_table(study: Study) -> HTML:
         rows.append(row | _best_step(arm))
     note = (
         "Mean over runs. Rise after the best: last less best validation cross entropy, which over-fitting makes "
-        "large; the weights of the best step are kept."
+        f"large; the weights of the best step are kept. {ACROSS_TOKENIZERS}"
     )
     return table(pd.DataFrame(rows), note)
 
 
 def _before_after(arm: Arm, split: str) -> str:
     lines = []
-    for name in (f"{split}perplexity", f"{split}ce_loss"):
-        before, after = (measure(name).number(_mean(arm, each)) for each in (f"before_{name}", name))
-        lines.append(f"{before} → {after}")
-    return f"{lines[0]}\n({lines[1]})"
+    for name in ("perplexity", "ce_loss", "bits_per_byte"):
+        values = [_mean(arm, f"{stage}{split}{name}") for stage in ("before_", "")]
+        if np.isfinite(values).any() or name != "bits_per_byte":
+            lines.append(" → ".join(map(measure(name).number, values)))
+    return "\n(".join([lines[0], *(f"{line})" for line in lines[1:])])
 
 
 def _best_step(arm: Arm) -> dict[str, str]:
@@ -147,8 +148,8 @@ def student_table(study: Study) -> HTML:
     if metric is None or not any(arm.results(PREFIX + metric) for arm in study.own_arms):
         return HTML("")
     prefix = metric.removesuffix("ce_loss")
-    names = [metric, *(name for name in (f"{prefix}perplexity", f"{prefix}token_acc") if study.reports(name))]
-    names += [name for name in (f"{prefix}kl_to_teacher", f"{prefix}agreement") if study.reports(name)]
+    beside = ("perplexity", "bits_per_byte", "token_acc", "kl_to_teacher", "agreement")
+    names = [metric, *(prefix + name for name in beside if study.reports(prefix + name))]
     rows = []
     for label, teacher in _teachers(study, metric).items():
         row = {"Model": label, "Seeds": ""}
@@ -161,7 +162,8 @@ def student_table(study: Study) -> HTML:
         rows.append(row | {"Gap closed": _gap_closed(arm, control, metric)})
     note = (
         "Mean and 95 % interval over seeds. Gap closed: of the distance in cross entropy from the student without a "
-        "teacher to the teacher, the share that this student gained over it, seed by seed; below 0 it lost."
+        "teacher to the teacher, the share that this student gained over it, seed by seed; below 0 it lost. "
+        + ACROSS_TOKENIZERS
     )
     return table(pd.DataFrame(rows), note, [False] * teachers + [arm is study.control for arm in study.arms])
 
@@ -240,9 +242,14 @@ def cache_table(study: Study) -> HTML:
     if not any(map(study.reports, names)):
         return HTML("")
     caption = (
-        "The teacher was run once and what it said was stored. Errors are those of the divergence and, relative, of "
-        "its gradient against the live teacher on the same positions."
+        "The teacher was run once and what it said was stored. Both errors are relative: of the divergence and of its "
+        "gradient, as shares of what the live teacher gives on the same positions."
     )
+    if study.reports(f"{PREFIX}cache_context_kl"):
+        caption += (
+            " Random chunks are served from positions that the store holds, with the contexts these were computed "
+            "with; the KL between stored and own context is what that changes, at the temperature of the term."
+        )
     return measure_table(study, names, caption, "")
 
 

@@ -14,11 +14,12 @@ from nbutils import statistics
 from nbutils.measures import UNKNOWN, Measure, measure
 from nbutils.report.page import table
 from nbutils.report.teachers import has_teacher
-from nbutils.studies import Arm, Study
+from nbutils.studies import BEFORE, Arm, Study
 
-HEADLINE = ("perplexity", "ce_loss", "token_acc", "cosine", "kl_to_teacher", "agreement", "bleu")
+HEADLINE = ("perplexity", "ce_loss", "bits_per_byte", "token_acc", "cosine", "kl_to_teacher", "agreement", "bleu")
 COSTS = ("train_seconds", "tokens_per_second", "peak_memory_mib", "tokens_seen", "parameters")
 EXPLORATORY = "†"
+ACROSS_TOKENIZERS = "Between models of different tokenizers only bits per byte are comparable."
 
 
 def headline_table(study: Study) -> HTML:
@@ -39,14 +40,15 @@ def headline_table(study: Study) -> HTML:
         note += ", and Δ: seed-paired difference to the control with its interval"
     if any(EXPLORATORY in cell for column in rows.values() for cell in column):
         note += f". {EXPLORATORY} exploratory: no planned contrast asks this; 95 % interval, not corrected"
+    note += f". {ACROSS_TOKENIZERS}" * any(name.endswith("bits_per_byte") for name in metrics)
     control = [arm is study.control for arm in study.arms]
-    return table(pd.DataFrame(rows), f"{note}.", marked=control)
+    return table(pd.DataFrame(rows), f"{note.removesuffix('.')}.", marked=control)
 
 
 def _aside(study: Study) -> set[str]:
     """Measures that are no goal of a study, so that its table fits a page; a contrast that asks brings them back."""
-    if not has_teacher(study):
-        return set()
+    if not has_teacher(study) and not study.reports(BEFORE):
+        return {"bits_per_byte"}  # teachers, students and their baselines alone have several tokenizers in one plan
     return {"cosine", "token_acc"} if study.final("bleu") else {"cosine"}
 
 

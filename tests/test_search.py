@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from student import SPACE, loss, refused, search_for, tried, write_student, write_study
+from student import PARAMETERS, SPACE, loss, refused, search_for, tried, write_student, write_study
+from tiny_notebooks import write_notebook
 
 from nbutils.errors import ParameterError, PlanError, RunError
 from nbutils.figures.search import search_history, search_importances, search_slices
@@ -254,6 +255,24 @@ def test_a_searched_control_is_one_side_of_the_contrast(setting, tmp_path):
     best_plan(search, Confirmation("", (1, 2), plan_file=str(plan_file)))  # its own file may be written over
     made = load_plan(plan_file)
     assert not made.contrasts and [variant.params["kl_weight"] for variant in made.variants] == [0.31, 0.31]
+
+
+@pytest.mark.parametrize(
+    ("splits", "metric", "evaluated"),
+    [(["train", "validation"], "eval_ce_loss", "last"), (["train", "validation", "test"], "test_ce_loss", "best")],
+)
+def test_data_without_a_test_split_are_judged_on_validation(tmp_path, splits, metric, evaluated):
+    (tmp_path / "prepared" / "data").mkdir(parents=True)
+    write_json(tmp_path / "prepared" / "data" / "card.json", {"splits": {split: {} for split in splits}})
+    parameters = f'{PARAMETERS}evaluated_model: str = "best"  # one of best, last: which weights\n'
+    notebook = write_notebook(tmp_path / "student.ipynb", parameters=parameters)
+    setting = read_setting(str(notebook), folders={"data_folder": str(tmp_path / "prepared")})
+    search = finished(search_for(tmp_path / "study.db", setting), {"learning_rate": 1e-3, "kl_weight": 0.31})
+    path = best_plan(search, Confirmation("divergence: none"))
+    made = load_plan(path)
+    assert made.contrasts[0].metric == metric
+    assert {variant.params["evaluated_model"] for variant in made.variants} == {evaluated}
+    assert ("no test split" in path.read_text()) == ("validation loss" in path.read_text()) == ("test" not in splits)
 
 
 def test_where_the_control_is_best_nothing_is_compared(setting, tmp_path):

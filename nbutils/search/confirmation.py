@@ -1,7 +1,8 @@
 """The best setting as a plan: over new seeds, beside its control, with the contrast declared before any of it runs.
 
 The loss that a search reports for its best trial is the lowest of many, so it is too good: what the setting is worth
-shows only on seeds it was not chosen on, and on the test split that the search never read.
+shows only on seeds it was not chosen on, and on the test split that the search never read. Of data without a test
+split the contrast is about validation, and the plan says what that leaves open.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from nbutils.errors import ParameterError, PlanError
 from nbutils.files import atomic_write
 from nbutils.places import relative, resolve
 from nbutils.plans import SLUG, load_plan
+from nbutils.preflight import data_card
 from nbutils.search.setting import Setting
 from nbutils.search.space import Dimension, read_values
 from nbutils.search.study import INDEX, OBJECTIVE, PARAMS
@@ -25,6 +27,12 @@ from nbutils.search.work import Search
 HEADER = "# Written by a search; a later one writes over it."
 STAGE = "tuned"
 METRIC = "test_ce_loss"
+WITHOUT_TEST = "eval_ce_loss"
+LAST = {"evaluated_model": "last"}  # the best by validation would be chosen on what it is judged on
+NO_TEST_SPLIT = (
+    "# The data have no test split, so the contrast is about validation, on which the setting was chosen: other seeds\n"
+    "# than the trials', but the same text. A notebook that has evaluated_model judges the last, not the best on it."
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +86,8 @@ def best_plan(search: Search, asked: Confirmation, beside: Path | None = None) -
     if search.setting.needs:
         needed = ", ".join(search.setting.needs.values())
         found += f"\n# It reads the runs that the trials read: {needed} of plan {search.setting.name}."
+    if not _has_test(search.setting):
+        found += f"\n{NO_TEST_SPLIT}"
     files = [(beside or search.path.parent) / "best.yaml"]
     if asked.plan_file:
         files.append(resolve(asked.plan_file))
@@ -95,6 +105,8 @@ def _content(setting: Setting, values: dict[str, Any], asked: Confirmation, name
     params = setting.unusual() | values
     params.pop("seed", None)
     control = _control(setting, asked)
+    if not _has_test(setting):
+        params |= {name: last for name, last in LAST.items() if name in setting.schema.parameters.keys() - values}
     matrix: dict[str, list[Any]] = {}
     contrasts = []
     for parameter, value in control.items():
@@ -112,12 +124,20 @@ def _content(setting: Setting, values: dict[str, Any], asked: Confirmation, name
     return {"name": name, "stages": [stage]} | ({"contrasts": contrasts} if contrasts else {})
 
 
+def _has_test(setting: Setting) -> bool:
+    """Whether the data have a test split; what is known only once a notebook has made its own data has one."""
+    card = data_card(setting.params)
+    return not card or "test" in card["splits"]
+
+
 def _contrast(setting: Setting, name: str, control: Any, treatment: Any, effect: float) -> dict[str, Any]:
+    has_test = _has_test(setting)
+    loss = "test loss" if has_test else "validation loss"
     return {
         "name": "the tuned setting beats its control",
-        "question": f"Does {name} {treatment} have a lower test loss than {name} {control}, all else as tuned?",
+        "question": f"Does {name} {treatment} have a lower {loss} than {name} {control}, all else as tuned?",
         "stage": STAGE,
-        "metric": METRIC,
+        "metric": METRIC if has_test else WITHOUT_TEST,
         "treatment": {name: treatment},
         "control": {name: control},
         "better": "lower",

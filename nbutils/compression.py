@@ -51,12 +51,20 @@ class Workload:
 
 
 def compression_numbers(
-    teacher: SavedModel | str | Path, student: SavedModel | str | Path, workload: Workload = Workload()
+    teachers: Sequence[SavedModel | str | Path], student: SavedModel | str | Path, workload: Workload = Workload()
 ) -> dict[str, float]:
-    """The student's NUMBERS and the teacher's as teacher_*, for result.json; `compression_table` says what they are."""
-    table = compression_table({"teacher": teacher, "student": student}, workload)[list(NUMBERS)]
-    student_numbers = table.loc["student"].to_dict()
-    return student_numbers | {f"teacher_{name}": value for name, value in table.loc["teacher"].to_dict().items()}
+    """The student's NUMBERS and the teachers' as teacher_*, for result.json; `compression_table` says what they are.
+
+    Several teachers must all be kept and all run: their sizes add up, and so do their times.
+    """
+    subjects = {f"teacher {i}": each for i, each in enumerate(teachers)} | {"student": student}
+    table = compression_table(subjects, workload)[list(NUMBERS)]
+    of_teachers = table.drop(index="student")
+    numbers = table.loc["student"].to_dict()
+    for name in NUMBERS:
+        together = 1 / (1 / of_teachers[name]).sum() if name.endswith("per_second") else of_teachers[name].sum()
+        numbers[f"teacher_{name}"] = float(together)
+    return numbers
 
 
 def compression_table(models: Mapping[str, SavedModel | str | Path], workload: Workload = Workload()) -> pd.DataFrame:
@@ -92,22 +100,33 @@ def bytes_on_disk(folder: str | Path) -> int:
 
     Raises ModelError where there is none.
     """
+    files = weight_files(folder)
+    if not files:
+        raise ModelError(
+            f"{folder} holds no weights ({', '.join(WEIGHT_FILES)}). Give a folder written by save_pretrained, or the "
+            "Hub name of a model that was loaded before."
+        )
+    return sum(file.stat().st_size for file in files)
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The files that hold a model's weights; [] of a Hub model that is not on this machine yet, or of no model.
+
+    Raises ModelError where some of several files are missing.
+    """
     for name in WEIGHT_FILES:
         path = _file(folder, name)
         if path is None:
             continue
         if path.suffix != ".json":
-            return path.stat().st_size
+            return [path]
         parts = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
         files = {part: _file(folder, part) for part in sorted(parts)}
         missing = [part for part, file in files.items() if file is None]
         if missing:
             raise ModelError(f"The model in {folder} lacks {', '.join(missing)}. Save or download it again.")
-        return sum(file.stat().st_size for file in files.values())
-    raise ModelError(
-        f"{folder} holds no weights ({', '.join(WEIGHT_FILES)}). Give a folder written by save_pretrained, or the Hub "
-        "name of a model that was loaded before."
-    )
+        return list(files.values())
+    return []
 
 
 def _file(folder: str | Path, name: str) -> Path | None:

@@ -17,6 +17,7 @@ import torch
 
 from nbutils.batches import Rows, in_order
 from nbutils.objectives import (
+    UNLABELLED,
     Accuracy,
     Confidence,
     CosineProxy,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from nbutils.preparation import PreparedData
 
+LARGEST_EXPONENT = 700  # whose exponential a float still holds
 CALIBRATION_BINS = 15  # Guo et al. 2017
 TEMPERATURES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)  # tried for the control's proxy
 PROXIES = ("cosine", "cosine_centred", "cosine_unigram")
@@ -84,7 +86,7 @@ class Evaluation:
         found = {
             "loss": sum(weight * mean[_column(name)] for name, weight in self.weights.items()),
             "ce_loss": ce,
-            "perplexity": math.inf if ce > 700 else math.exp(ce),
+            "perplexity": perplexity(ce),
             "token_acc": mean["correct"],
             **{name: mean[f"{name}_sum"] for name in PROXIES if f"{name}_sum" in mean},
             **{f"{name}_loss": mean[_column(name)] for name in self.weights if name != "ce"},
@@ -99,7 +101,7 @@ class Evaluation:
         metrics = {f"{prefix}_{name}": value for name, value in found.items()}
         if "teacher_ce_sum" in mean:
             metrics[f"teacher_{prefix}_ce_loss"] = mean["teacher_ce_sum"]
-            metrics[f"teacher_{prefix}_perplexity"] = math.exp(min(700, mean["teacher_ce_sum"]))
+            metrics[f"teacher_{prefix}_perplexity"] = perplexity(mean["teacher_ce_sum"])
             metrics[f"teacher_{prefix}_token_acc"] = mean["teacher_correct_sum"]
         return metrics
 
@@ -142,9 +144,15 @@ def evaluate(
 
 
 def evaluate_run(
-    model: ObjectiveModel, data: PreparedData, batch_size: int, splits: Sequence[str] = tuple(SPLITS)
+    model: ObjectiveModel,
+    data: PreparedData,
+    batch_size: int,
+    splits: Sequence[str] = tuple(SPLITS),
+    rows: Mapping[str, Rows] | None = None,
 ) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame]:
     """The full evaluation of a trained model on validation (eval_) and test (test_), or on those of `splits` alone.
+
+    `rows` stand for the data's own blocks where a teacher's cache adds to them.
 
     Returns metrics, with the proxy at the temperature tuned on validation and evaluation_seconds; sums per document
     and calibration bins, both with their split.
@@ -158,7 +166,7 @@ def evaluate_run(
     for split, prefix in SPLITS.items():
         if split not in splits or split not in data.blocks or not len(data.blocks[split]):
             continue
-        result = evaluate(model, data.blocks[split], batch_size, bytes_of_tokens=lengths)
+        result = evaluate(model, (rows or data.blocks)[split], batch_size, bytes_of_tokens=lengths)
         metrics |= result.metrics(prefix)
         if in_embedding_space(model):
             proxy = proxy_at(model, data.blocks[split], batch_size, metrics["tuned_temperature"])
@@ -188,6 +196,11 @@ def proxy_at(model: ObjectiveModel, blocks: Dataset, batch_size: int, temperatur
     measures = {"proxy": CosineProxy(temperature=temperature)}
     values = [found["proxy"][targets >= 0] for targets, _, found in _scored(model, blocks, batch_size, measures)]
     return torch.cat(values).double().mean().item()
+
+
+def perplexity(ce: float) -> float:
+    """exp of a cross entropy in nats; NaN of NaN."""
+    return math.inf if ce > LARGEST_EXPONENT else math.exp(ce)
 
 
 def expected_calibration_error(calibration: pd.DataFrame) -> float:
@@ -237,8 +250,9 @@ def _scored(
     for i, batch in enumerate(in_order(_as_numpy(blocks), batch_size)):
         if i % shard[1] == shard[0]:
             documents = batch.pop("document_ids")
-            owners = torch.cat([documents[:, 1:], documents[:, -1:]], 1)
             targets = next_tokens(batch["labels"])
+            moved = torch.cat([documents[:, 1:], documents[:, -1:]], 1)
+            owners = documents.where(targets == UNLABELLED, moved)  # what follows a row's last token is padding
             on_device = {name: tensor.to(device) for name, tensor in batch.items()}
             values = model.values(on_device.pop("input_ids"), on_device.pop("labels"), measures, on_device)
             yield targets, owners, {name: value.cpu() for name, value in values.items()}

@@ -42,6 +42,7 @@ NOT_IN_KEY = frozenset(
         *("measuring", "throughput", "compression"),  # time models; nothing trains through them
     }
 )
+MODELS = ("model", "model_best")  # what a run leaves for others to read
 FOLDER_SUFFIX = "_folder"  # a parameter that ends so names a folder the run reads
 CHUNK = 1 << 20  # bytes read at a time
 
@@ -104,7 +105,8 @@ def output_fingerprint(folder: Path) -> str | None:
     card = folder / "data" / "card.json"
     if card.is_file():
         return json.loads(card.read_text(encoding="utf-8"))["fingerprint"]
-    return _tree_sha256(folder / "model") if (folder / "model").is_dir() else None
+    models = [each for name in MODELS if (each := folder / name).is_dir()]
+    return _together((each.name, _tree_sha256(each)) for each in models) if models else None
 
 
 def data_fingerprint(folder: Path, inputs: Mapping[str, Mapping[str, str]]) -> str | None:

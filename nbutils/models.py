@@ -95,6 +95,13 @@ def eight_bits() -> BitsAndBytesConfig:
     return BitsAndBytesConfig(load_in_8bit=True)
 
 
+def saved_model(run_folder: Path, which: str = "best") -> Path | None:
+    """The folder of a run's model: the "best" by validation, or the "last", which also stands in for a best that a run
+    that diverged does not have. None where there is neither."""
+    folders = [run_folder / "model_best"] * (which == "best") + [run_folder / "model"]
+    return next((folder for folder in folders if (folder / "config.json").is_file()), None)
+
+
 def load_trained(folder: str | Path) -> PreTrainedModel:
     """The model in a folder, or of a Hub name, in evaluation mode, on the GPU where there is one."""
     import torch

@@ -11,11 +11,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nbutils.distillation_settings import check_distillation
 from nbutils.errors import ModelError
 from nbutils.files import read_json
 from nbutils.keys import read_inputs
 from nbutils.places import relative, resolve
 from nbutils.plans import Plan, Variant
+from nbutils.teacher_cache.reading import check_cache
 
 if TYPE_CHECKING:
     from nbutils.preparation import DataConfig
@@ -33,6 +35,8 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
         from nbutils.preparation import DataConfig
 
         _check_data(DataConfig(**{each.name: params[each.name] for each in fields(DataConfig) if each.name in params}))
+    if "divergence" in params:
+        _check_distillation(params)
     read_inputs(params)  # says which folder is missing
     if "model_name" in params:
         block_size = data_facts(variant, plan).get("block_size", 0)
@@ -63,6 +67,13 @@ def data_card(params: dict[str, Any]) -> dict[str, Any]:
     """The card of the prepared data that `params` name, {} where there is none (yet)."""
     card = resolve(params[DATA_FOLDER]) / "data" / "card.json" if params.get(DATA_FOLDER) else None
     return read_json(card) if card and card.is_file() else {}
+
+
+def _check_distillation(params: dict[str, Any]) -> None:
+    """The parts of a distillation that only make sense together; each value alone is the schema's."""
+    weights = (params[name] for name in ("ce_weight", "kl_weight", "kl_temperature", "jsd_beta"))
+    check_distillation(params["divergence"], *weights, params["kl_positions"], params["kd_reduction"])
+    check_cache(params["teacher_cache"], params["divergence"], params["cache_top_k"])
 
 
 # Many variants of a plan share corpus and model: each question is asked once.

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nbutils import teachers
 from nbutils.batches import Rows
 from nbutils.errors import ParameterError, did_you_mean
 from nbutils.places import relative
+from nbutils.teacher_cache import TeacherCache, WithTeacher, build_cache, check_cache
+from nbutils.teachers import LiveTeacher, check_shared_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from nbutils.objectives import Distillation, Objective, Teacher
     from nbutils.preparation import PreparedData
-    from nbutils.teachers import LiveTeacher
     from nbutils.training import TrainingConfig
 
 TASKS = ("lm", "qa")
@@ -48,38 +50,38 @@ def training_rows(
     """
     from nbutils.chunks import RandomChunks
 
-    blocks = {split: rows.with_format("numpy", columns=_columns(rows)) for split, rows in data.blocks.items()}
-    train = blocks["train"]
+    if config.random_chunks and data.card.get("task") == "qa":
+        raise ParameterError("random_chunks is for running text; questions are whole. Set it to false.")
+    teacher, rows = None, _as_numpy(data)
+    if (term := distillation_term(config.objective)) is not None:
+        if not config.teachers:
+            raise ParameterError(f"divergence {term.divergence} needs a teacher. Name one, or set divergence to none.")
+        teacher, cached = evaluation_rows(config, data)
+        check_shared_vocabulary(term.divergence, load_teachers(config, data), model)
+        rows |= {"validation": cached["validation"]}
     if config.random_chunks:
-        if data.card.get("task") == "qa":
-            raise ParameterError("random_chunks is for running text; questions are whole. Set it to false.")
-        train = RandomChunks(data.blocks["train"], data.card["block_size"], config.seed)
-    teacher = load_teacher(config, data, model)
-    if teacher is None or config.teacher_cache == "off":
-        return teacher, train, blocks["validation"]
-    from nbutils.teacher_cache import WithTeacher, build_cache
+        rows["train"] = RandomChunks(data.blocks["train"], data.card["block_size"], config.seed)
+    if isinstance(teacher, TeacherCache):
+        rows["train"] = WithTeacher(rows["train"], teacher, "train")
+    return teacher, rows["train"], rows["validation"]
 
+
+def evaluation_rows(config: TrainingConfig, data: PreparedData) -> tuple[Teacher, dict[str, Rows]]:
+    """Who says what the teachers predict, themselves or their cache, and the rows of each held-out split for it."""
+    teacher, rows = load_teachers(config, data), _as_numpy(data)
+    del rows["train"]
     term = distillation_term(config.objective)
-    cache = build_cache(
-        teacher, data, config.teacher_cache, term.temperature, config.cache_top_k, config.per_device_eval_batch_size
-    )
-    return cache, WithTeacher(train, cache, "train"), WithTeacher(blocks["validation"], cache, "validation")
+    check_cache(config.teacher_cache, term.divergence if term else "none", config.cache_top_k)
+    if term is None or config.teacher_cache == "off":
+        return teacher, rows
+    settings = config.teacher_cache, term.temperature, config.cache_top_k, config.per_device_eval_batch_size
+    cache = build_cache(teacher, data, *settings)
+    return cache, {split: WithTeacher(each, cache, split) for split, each in rows.items()}
 
 
-def load_teacher(config: TrainingConfig, data: PreparedData, model: PreTrainedModel) -> LiveTeacher | None:
-    """The live teachers of a config whose objective uses them; None otherwise."""
-    from nbutils.teacher_cache import check_cache
-    from nbutils.teachers import check_shared_vocabulary, load_teachers
-
-    term = distillation_term(config.objective)
-    if term is None:
-        return None
-    check_cache(config.teacher_cache, term.divergence, config.cache_top_k)
-    if not config.teachers:
-        raise ParameterError(f"divergence {term.divergence} needs a teacher. Name one, or set divergence to none.")
-    teacher = load_teachers(config.teachers, data.tokenizer, data.card["block_size"])
-    check_shared_vocabulary(term.divergence, teacher, model)
-    return teacher
+def load_teachers(config: TrainingConfig, data: PreparedData) -> LiveTeacher:
+    """The config's teachers, checked; their weights are loaded when they first run."""
+    return teachers.load_teachers(config.teachers, data.tokenizer, data.card["block_size"])
 
 
 def distillation_term(objective: Objective) -> Distillation | None:
@@ -87,5 +89,7 @@ def distillation_term(objective: Objective) -> Distillation | None:
     return next((term for term in objective.terms if term.uses_teacher), None)
 
 
-def _columns(rows) -> list[str]:
-    return [name for name in TOKENS if name in rows.column_names]
+def _as_numpy(data: PreparedData) -> dict[str, Rows]:
+    """The rows of each split as arrays of the columns that are read."""
+    columns = {split: [name for name in TOKENS if name in rows.column_names] for split, rows in data.blocks.items()}
+    return {split: rows.with_format("numpy", columns=columns[split]) for split, rows in data.blocks.items()}

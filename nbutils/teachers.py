@@ -10,11 +10,11 @@ import hashlib
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nbutils import places
 from nbutils.errors import ModelError, ParameterError, UnreachableModelError
+from nbutils.keys import file_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -25,15 +25,26 @@ if TYPE_CHECKING:
     from nbutils.preparation import PreparedData
     from nbutils.training import TrainingConfig
 
-MODEL_FOLDERS = ("model_best", "model")  # of a run, the better one first
 SMALL_TEACHER = {"model_name": "tiny", "max_steps": 150, "learning_rate": 3e-3, "seed": 0}  # for notebooks run by hand
 
 
-@dataclass(frozen=True, eq=False)
 class LiveTeacher:
-    """Models in evaluation mode that run on every batch."""
+    """Models in evaluation mode that run on every batch; those that are only named are loaded when they first run."""
 
-    models: tuple[PreTrainedModel, ...]
+    def __init__(self, models: Sequence[PreTrainedModel] = (), names: Sequence[str] = ()) -> None:
+        self.names = tuple(model_of(name) for name in names)
+        self._models = tuple(models)
+
+    @property
+    def models(self) -> tuple[PreTrainedModel, ...]:
+        if not self._models:
+            from transformers.utils import logging as logging_of_transformers
+
+            from nbutils.models import load_trained
+
+            logging_of_transformers.disable_progress_bar()  # a bar for each teacher is noise
+            self._models = tuple(load_trained(name).requires_grad_(False) for name in self.names)
+        return self._models
 
     def target(self, input_ids: Tensor, stored: Mapping[str, Tensor]) -> TeacherStates:
         """Hidden states of all positions of `input_ids` (batch, time), flat, and the matrices that make them logits."""
@@ -49,12 +60,35 @@ class LiveTeacher:
             model.to(device)
         return self
 
+    @property
+    def vocab(self) -> int:
+        """Tokens that every model has; needs no weights where the models are named."""
+        from nbutils.models import build_config
+        from nbutils.objectives import head_matrices
+
+        if self._models:
+            return min(len(head_matrices(model)[0].weight) for model in self._models)
+        return min(build_config(name, 0, 0).vocab_size for name in self.names)
+
+    def parameters(self) -> list[int]:
+        """How many parameters each model has; needs no weights where the models are named."""
+        from nbutils.models import build_config, count_parameters
+
+        if self._models:
+            return [model.num_parameters() for model in self._models]
+        return [count_parameters(build_config(name, 0, 0)) for name in self.names]
+
     def fingerprint(self) -> str:
-        """A hash of all weights, whatever folder they came from."""
+        """A hash of all weights: of the files they lie in where the models are named and on this machine."""
+        from nbutils.compression import weight_files
+
         digest = hashlib.sha256()
-        for model in self.models:
-            for name, tensor in model.state_dict().items():
-                digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        for i, name in enumerate(self.names or self.models):
+            files = weight_files(name) if self.names else []
+            for path in files:
+                digest.update(f"{path.name} {file_sha256(path)}".encode())
+            for key, tensor in {} if files else self.models[i].state_dict().items():
+                digest.update(f"{key} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
@@ -65,16 +99,9 @@ def load_teachers(names: Sequence[str], tokenizer: PreTrainedTokenizerBase, bloc
     Raises ModelError where one is no model, is too short for `block_size`, or has another vocabulary than `tokenizer`,
     that of the data and the student.
     """
-    from transformers.utils import logging as logging_of_transformers
-
-    from nbutils.models import load_trained
-
-    logging_of_transformers.disable_progress_bar()  # a bar for each teacher is noise
-    models = []
     for name in names:
         check_teacher(name, block_size, tokenizer)
-        models.append(load_trained(model_of(name)).requires_grad_(False))
-    return LiveTeacher(tuple(models))
+    return LiveTeacher(names=names)
 
 
 def small_teacher(data: PreparedData) -> str:
@@ -111,8 +138,9 @@ def before_training(config: TrainingConfig) -> PreTrainedModel:
 
 def model_of(name: str) -> str:
     """The folder or Hub name of the model that `name` stands for: the best of a run, or `name` itself."""
-    place = places.resolve(name)
-    return next((str(place / each) for each in MODEL_FOLDERS if (place / each).is_dir()), name)
+    from nbutils.models import saved_model
+
+    return str(saved_model(places.resolve(name)) or name)
 
 
 def check_teacher(name: str, block_size: int, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -140,10 +168,9 @@ def check_shared_vocabulary(divergence: str, teacher: LiveTeacher, student: PreT
     """Raise ParameterError where the divergence would be infinite: reverse KL, and tokens that the teacher lacks."""
     from nbutils.objectives import head_matrices
 
-    has = min(len(head_matrices(model)[0].weight) for model in teacher.models)
     wanted = len(head_matrices(student)[0].weight)
-    if divergence == "reverse" and wanted > has:
+    if divergence == "reverse" and wanted > teacher.vocab:
         raise ParameterError(
-            f"divergence reverse needs a teacher with the student's {wanted} tokens, and it has {has}: where the "
-            "teacher's probability is 0, the divergence is infinite. Use forward or jsd."
+            f"divergence reverse needs a teacher with the student's {wanted} tokens, and it has {teacher.vocab}: where "
+            "the teacher's probability is 0, the divergence is infinite. Use forward or jsd."
         )

@@ -16,7 +16,6 @@ import torch
 from transformers import PreTrainedModel, TrainerCallback
 
 from nbutils.audit import COLUMNS, audit_gradients
-from nbutils.batches import Rows
 from nbutils.evaluation import PROXIES
 from nbutils.objectives import Objective, ObjectiveModel
 
@@ -83,9 +82,10 @@ class BestModel(TrainerCallback):
         self.evaluations_since += 1
         if metrics["eval_ce_loss"] < self.value:
             self.value, self.step, self.evaluations_since = metrics["eval_ce_loss"], state.global_step, 0
-            beside = self.folder.with_name(self.folder.name + ".new")
-            self.model.save_pretrained(beside)
-            replace_folder(beside, self.folder)
+            if state.is_world_process_zero:
+                beside = self.folder.with_name(self.folder.name + ".new")
+                self.model.save_pretrained(beside)
+                replace_folder(beside, self.folder)
 
 
 class Progress(TrainerCallback):
@@ -167,16 +167,6 @@ class Audit(TrainerCallback):
         self.seconds += time.perf_counter() - start
 
 
-class Epochs(TrainerCallback):
-    """Tells a data set whose items change with the epoch which one begins."""
-
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
-
-    def on_epoch_begin(self, args, state, control, **kwargs):
-        self.rows.set_epoch(int(state.epoch or 0))
-
-
 class Noise(TrainerCallback):
     """Seeds dropout apart from weights and data order: two runs that differ in noise_seed alone are an A/A pair."""
 
@@ -197,9 +187,23 @@ def replace_folder(new: Path, old: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
+def reset_peak_memory() -> None:
+    """From here on `memory_mib` counts anew, where the system can: on a GPU and on Linux."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        logger.debug("The peak of resident memory cannot be reset here; it is that of the whole process.")
+
+
 def memory_mib() -> float:
-    """Peak memory of this process in MiB: the GPU's where one is used, otherwise resident memory."""
+    """Peak memory in MiB since the last reset: the GPU's where one is used, otherwise resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status")
+    if status.is_file():
+        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

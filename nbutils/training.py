@@ -26,17 +26,27 @@ from transformers.utils import logging as logging_of_transformers
 from nbutils.batches import Rows, collate
 from nbutils.errors import ParameterError
 from nbutils.evaluation import combine, evaluate
-from nbutils.models import load_model
+from nbutils.models import load_model, saved_model
 from nbutils.objectives import Objective, ObjectiveModel, next_tokens
 from nbutils.objectives.head import IGNORE_INDEX
 from nbutils.preparation import PreparedData, load_data
 from nbutils.question_answering import Generation, answer_questions
-from nbutils.rows import load_teacher, training_rows
+from nbutils.rows import load_teachers, training_rows
 from nbutils.teacher_cache import TeacherCache
-from nbutils.teacher_cache.exactness import exactness
-from nbutils.tracking import Audit, BestModel, EarlyStopping, Epochs, MetricsWriter, Noise, Progress, memory_mib
+from nbutils.teacher_cache.exactness import exactness_once
+from nbutils.tracking import (
+    Audit,
+    BestModel,
+    EarlyStopping,
+    MetricsWriter,
+    Noise,
+    Progress,
+    memory_mib,
+    reset_peak_memory,
+)
 
 logger = logging.getLogger(__name__)
+RANKS_WAIT_SECONDS = 6 * 3600  # while one of them answers questions, or makes a teacher's cache
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,7 @@ def train(config: TrainingConfig) -> dict[str, float]:
     same weights, bit for bit, where `deterministic`.
     """
     logging_of_transformers.disable_progress_bar()  # a bar for each saved model is noise
+    reset_peak_memory()
     data = load_data(config.data_folder)
     make_deterministic(config.deterministic)
     set_seed(config.seed)
@@ -108,8 +119,8 @@ def train(config: TrainingConfig) -> dict[str, float]:
     seconds = time.perf_counter() - start - trainer.evaluation_seconds - trainer.audit_seconds
     if trainer.is_world_process_zero():
         model.save_pretrained(config.run_folder / "model")
-        for folder in ("model", "model_best"):
-            data.tokenizer.save_pretrained(config.run_folder / folder)
+        for folder in {saved_model(config.run_folder, which) for which in ("best", "last")}:
+            data.tokenizer.save_pretrained(folder)
     numbers = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "steps": trainer.state.global_step,
@@ -122,7 +133,7 @@ def train(config: TrainingConfig) -> dict[str, float]:
         "best_step": trainer.best_model.step,
     }
     if isinstance(teacher, TeacherCache) and trainer.is_world_process_zero():
-        numbers |= exactness(teacher, load_teacher(config, data, model), subject, data)
+        numbers |= exactness_once(teacher, load_teachers(config, data), subject, data)
     return numbers
 
 
@@ -163,13 +174,11 @@ class ObjectiveTrainer(Trainer):
         self.add_callback(Noise(config.seed, config.noise_seed))
         if model.teacher is not None:
             model.teacher.to(self.args.device)
-        if hasattr(train_rows, "set_epoch"):
-            self.add_callback(Epochs(train_rows))
+        self.add_callback(self.best_model)  # on every rank, for all of them stop together
+        if config.early_stopping_patience:
+            self.add_callback(EarlyStopping(config.early_stopping_patience, self.best_model))
         if self.args.process_index == 0:
             self.add_callback(MetricsWriter(config.run_folder / "metrics.csv", config.objective, bool(questions)))
-            self.add_callback(self.best_model)
-            if config.early_stopping_patience:
-                self.add_callback(EarlyStopping(config.early_stopping_patience, self.best_model))
             self.add_callback(Progress(config.run_folder / "progress.json"))
             if config.audit_blocks:
                 some = collate([train_rows[i] for i in range(min(config.audit_blocks, len(train_rows)))])
@@ -282,6 +291,7 @@ def training_arguments(config: TrainingConfig, train_rows: int) -> TrainingArgum
         disable_tqdm=True,
         use_cpu=not torch.cuda.is_available(),
         ddp_find_unused_parameters=False,
+        ddp_timeout=RANKS_WAIT_SECONDS,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # several visible GPUs would mean DataParallel; `processes` means DDP
     return arguments

@@ -64,7 +64,7 @@ def test_the_table_of_two_folders(folders):
 def test_the_numbers_of_a_run(folders):
     student = load_model(str(folders / "student"), WORDS, 16, from_scratch=False).train()
     before = torch.random.get_rng_state()
-    numbers = compression_numbers(folders / "teacher", SavedModel(folders / "student", student), SHORT)
+    numbers = compression_numbers([folders / "teacher"], SavedModel(folders / "student", student), SHORT)
     assert numbers.keys() == {*NUMBERS, *(f"teacher_{name}" for name in NUMBERS)}
     assert numbers["parameters"] == student.num_parameters() < numbers["teacher_parameters"]
     assert numbers["bytes_on_disk"] < numbers["teacher_bytes_on_disk"]

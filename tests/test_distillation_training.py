@@ -4,7 +4,8 @@ python -m pytest tests/test_distillation_training.py
 """
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,11 +19,12 @@ from transformers import Adafactor, TrainerControl, TrainerState, set_seed
 from nbutils.batches import collate
 from nbutils.errors import ModelError, ParameterError
 from nbutils.evaluation import evaluate
-from nbutils.models import load_model
+from nbutils.launching import launch
+from nbutils.models import load_model, load_trained, saved_model
 from nbutils.objectives import IGNORE_INDEX, UNLABELLED, ObjectiveModel, cosine_mixing, distillation, reference
 from nbutils.rows import training_rows
 from nbutils.teachers import LiveTeacher, load_teachers, model_of
-from nbutils.tracking import BestModel, EarlyStopping
+from nbutils.tracking import BestModel, EarlyStopping, memory_mib, reset_peak_memory
 from nbutils.training import ObjectiveTrainer, train
 
 
@@ -102,6 +104,13 @@ def test_evaluation_has_the_scale_of_training(tmp_path, divergence, reduction, m
     first, evaluated = logged.iloc[0], logged.dropna(subset="eval_loss").iloc[0]
     for name in ("loss", "ce_loss", "kl_loss"):
         assert evaluated[f"eval_{name}"] == pytest.approx(first[name], rel=1e-5), name
+
+
+@pytest.mark.parametrize("batch_size", [1, 24])
+def test_what_the_divergence_sums_belongs_to_its_own_document(batch_size):
+    subject = ObjectiveModel(model(distillation()).model, distillation(), a_teacher())
+    found = evaluate(subject, questions(), batch_size).per_document
+    assert found["kl_units"].tolist() == [len(row) for row in questions()["input_ids"]]
 
 
 def test_questions_are_scored_on_their_answers_by_document():
@@ -252,6 +261,44 @@ def test_a_folder_that_is_no_model_and_another_vocabulary_are_refused(prepared, 
         load_teachers([str(tmp_path / "other")], prepared.tokenizer, BLOCK)
 
 
+def test_what_ran_before_training_does_not_count_as_its_memory():
+    big = torch.ones(80 * 2**20)
+    high = memory_mib()
+    del big
+    reset_peak_memory()
+    assert memory_mib() < high - 200
+
+
+def test_a_teacher_that_diverged_has_no_finite_perplexity():
+    from nbutils.evaluation import perplexity
+
+    assert math.isnan(perplexity(math.nan)) and perplexity(1e4) == math.inf and perplexity(0.0) == 1
+
+
+def test_a_student_that_diverged_leaves_its_last_model_and_no_best(prepared, tmp_path):
+    settings = config(tmp_path, data_folder=prepared.folder, objective=distillation("none"), model_name="micro")
+    numbers = train(replace(settings, learning_rate=1e30, max_grad_norm=0.0, eval_steps=6, audit_blocks=0))
+    assert numbers["best_step"] == 0 and not (tmp_path / "model_best").exists()
+    assert model_of(str(tmp_path)) == str(tmp_path / "model")
+    diverged = ObjectiveModel(load_trained(saved_model(tmp_path)), settings.objective)
+    assert math.isnan(evaluate(diverged, prepared.blocks["validation"], 8).metrics("eval")["eval_ce_loss"])
+
+
+@dataclass(frozen=True)
+class StoppingJob:
+    folder: Path
+
+
+def train_until_it_is_no_better(job):
+    settings = config(job.folder, objective=distillation("none"), max_steps=60, eval_steps=2, learning_rate=0.3)
+    return trained(replace(settings, early_stopping_patience=2, per_device_train_batch_size=4)).state.global_step
+
+
+@pytest.mark.slow
+def test_two_ranks_stop_together(tmp_path):
+    assert launch(train_until_it_is_no_better, StoppingJob(tmp_path), processes=2, log_folder=tmp_path) < 60
+
+
 @pytest.mark.parametrize("kind", ["hidden", "topk"])
 def test_a_student_learns_from_the_cache_almost_as_from_the_live_teacher(
     prepared, teacher_run, tmp_path, monkeypatch, kind
@@ -268,5 +315,8 @@ def test_a_student_learns_from_the_cache_almost_as_from_the_live_teacher(
     rows = [pd.read_csv(tmp_path / name / "metrics.csv") for name in ("live", "cached")]
     np.testing.assert_allclose(rows[1]["kl_loss"].dropna(), rows[0]["kl_loss"].dropna(), rtol=2e-2, atol=2e-5)
     np.testing.assert_allclose(rows[1]["eval_kl_loss"].dropna(), rows[0]["eval_kl_loss"].dropna(), rtol=2e-2, atol=2e-5)
+    monkeypatch.setattr(LiveTeacher, "target", lambda *_: pytest.fail("the teacher ran again"))
+    again = train(replace(cached, run_folder=tmp_path / "again"))
+    assert again["teacher_cache_kl_error"] == numbers["teacher_cache_kl_error"]
     audit = pd.read_csv(tmp_path / "cached" / "audit.csv")
     assert audit["applied_error"].max() < 1e-3  # the cached target is the textbook's too

@@ -141,17 +141,18 @@ def test_top_k_stores_averaged_logits_at_the_temperature_and_the_mass_of_all_oth
 ) -> None:
     live = teacher_of(1, 2)
     cache = build_cache(live, data, "topk", temperature, 5, batch_size=2)
-    blocks = torch.from_numpy(rows_of(data, "validation")[:]["input_ids"].astype(np.int64))
+    blocks = torch.from_numpy(rows_of(data, "train")[:]["input_ids"].astype(np.int64))
     logits = sum(model(blocks).logits.double() for model in live.models).flatten(0, 1) / 2  # the models' own head
     p = (logits / temperature).softmax(-1)
     top, columns = p.topk(5)
-    stored = cache.stored("validation", 0, len(p))
+    stored = cache.stored("train", 0, len(p))
     assert (stored["teacher_columns"] == columns.numpy()).all()
     assert stored["teacher_columns"].dtype == np.uint16
     log_probabilities = torch.from_numpy(stored["teacher_log_probabilities"].astype(np.float64))
     wanted = torch.cat([top, 1 - top.sum(-1, keepdim=True)], -1)
     torch.testing.assert_close(log_probabilities, wanted.log(), rtol=1e-3, atol=1e-4)
     assert log_probabilities.exp().sum(-1).sub(1).abs().max() < 5e-3
+    assert set(cache.stored("test", 0, 1)) == {"teacher_hidden_0", "teacher_hidden_1"}  # judged at any temperature
 
 
 def test_the_term_over_top_tokens_is_the_textbook_s(teacher: LiveTeacher, data: PreparedData) -> None:
@@ -248,14 +249,14 @@ def test_the_cache_is_mapped_and_not_loaded(teacher: LiveTeacher, data: Prepared
     assert isinstance(item.base, np.memmap) or isinstance(item.base.base, np.memmap)
     assert np.shares_memory(item, cache.arrays["train"]["teacher_hidden_0"])
     assert item.dtype == np.float16
-    assert set(cache.arrays) == {"train", "validation"}
+    assert set(cache.arrays) == {"train", "validation", "test"}
     assert not hasattr(cache, "models")
 
 
 def test_what_the_cache_does_not_hold_is_told(teacher: LiveTeacher, data: PreparedData) -> None:
     cache = build_cache(teacher, data, "hidden", 2.0, 0, batch_size=4)
-    with pytest.raises(RunError, match=r"said on train and validation, and nothing of test. Use the live teacher"):
-        cache.stored("test", 0, BLOCK)
+    with pytest.raises(RunError, match=r"said on train and validation and test, and nothing of other. Use the"):
+        cache.stored("other", 0, BLOCK)
     with pytest.raises(RunError, match=r"Positions 100 to 112 .* has 108. It is a cache of other data"):
         cache.stored("train", 100, BLOCK)
     with pytest.raises(RunError, match="does not hold these 3 train examples: it was made of 9"):
@@ -307,7 +308,7 @@ def test_a_cache_of_another_teacher_or_of_other_data_is_refused(teacher: LiveTea
         ),
         (
             lambda folder: (folder / "cache.json").write_text(json.dumps({"format": 0})),
-            "has format 0, and 1 is read here",
+            "has format 0, and 2 is read here",
         ),
     ],
     ids=["card", "heads", "torn", "missing", "size", "format"],
@@ -399,7 +400,6 @@ def test_hidden_states_beyond_float16_are_refused(data: PreparedData) -> None:
     loud.models[0].transformer.ln_f.weight.fill_(1e6)
     with pytest.raises(ModelError, match=r"hidden states reach [\d.e+]+, and float16 ends at 65504. Set teacher_cache"):
         build_cache(loud, data, "hidden", 2.0, 0, batch_size=4)
-    assert build_cache(loud, data, "topk", 2.0, 3, batch_size=4).kind == "topk"
 
 
 def test_settings_that_cannot_be(teacher: LiveTeacher, data: PreparedData) -> None:

@@ -10,10 +10,6 @@ from torch import Tensor
 from nbutils.objectives.head import IGNORE_INDEX, Chunk, Gradients, Term, tempered_softmax
 from nbutils.objectives.teacher_target import TopTokens
 
-DIVERGENCES = ("forward", "reverse", "jsd")
-POSITIONS = ("all", "answers")
-REDUCTIONS = ("token", "batchmean")
-
 
 @dataclass(frozen=True)
 class Distillation(Term):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nbutils.errors import ParameterError, did_you_mean
+from nbutils.distillation_settings import NO_DIVERGENCE, check_distillation
+from nbutils.errors import ParameterError
 from nbutils.objectives.cosine import ExpectedEmbeddingCosine
 from nbutils.objectives.cross_entropy import CrossEntropy
-from nbutils.objectives.distillation import DIVERGENCES, POSITIONS, REDUCTIONS, Distillation
+from nbutils.objectives.distillation import Distillation
 from nbutils.objectives.head import Term
 
 
@@ -52,9 +53,6 @@ def cosine_mixing(
     return Objective((CrossEntropy(), cosine), (1 - alpha, alpha), ramp)
 
 
-NO_DIVERGENCE = "none"  # cross entropy alone: the control of a distillation study
-
-
 def distillation(
     divergence: str = "forward",
     ce_weight: float = 0.5,
@@ -68,26 +66,8 @@ def distillation(
 
     Raises ParameterError, naming the notebook's parameter, where a value cannot be.
     """
+    check_distillation(divergence, ce_weight, kl_weight, temperature, beta, positions, reduction)
     if divergence == NO_DIVERGENCE:
         return Objective((CrossEntropy(),), (1.0,))
-    for name, given, words in (
-        ("divergence", divergence, (NO_DIVERGENCE, *DIVERGENCES)),
-        ("kl_positions", positions, POSITIONS),
-        ("kd_reduction", reduction, REDUCTIONS),
-    ):
-        if given not in words:
-            raise ParameterError(f"{name} is {given!r}. {did_you_mean(given, words)}")
-    if not 0 < temperature < float("inf"):
-        raise ParameterError(f"kl_temperature is {temperature}; logits are divided by it, so give a number above 0.")
-    for name, weight in (("ce_weight", ce_weight), ("kl_weight", kl_weight)):
-        if not 0 <= weight < float("inf"):
-            raise ParameterError(f"{name} is {weight}; the weight of a term is a number of at least 0.")
-    if ce_weight == kl_weight == 0:
-        raise ParameterError("ce_weight and kl_weight are both 0, so nothing would be learned. Raise one of them.")
-    if divergence == "jsd" and not 0 < beta < 1:
-        raise ParameterError(
-            f"jsd_beta is {beta}; it weighs teacher against student and lies between 0 and 1, both excluded. At the "
-            "ends the divergence is one of two others: set divergence to forward or reverse."
-        )
     term = Distillation(temperature, divergence, beta, positions, reduction)
     return Objective((CrossEntropy(), term), (ce_weight, kl_weight))

@@ -14,8 +14,9 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +48,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CACHES = "teacher_cache"
-SPLITS = ("train", "validation")  # of which students read; the test split is for the live teacher
+TRAIN = "train"
+SPLITS = (TRAIN, "validation", "test")  # students train on the first alone; on the others they are evaluated
 SMALLEST = float(np.finfo(np.float16).min)  # the log of a probability of 0: finite, so that 0 times it is 0
 ROWS_READ = 1024  # examples whose lengths are read at a time
 
@@ -55,21 +57,21 @@ ROWS_READ = 1024  # examples whose lengths are read at a time
 def build_cache(
     teacher: LiveTeacher, data: PreparedData, kind: str, temperature: float, top_k: int, batch_size: int
 ) -> TeacherCache:
-    """The cache of what `teacher` says on the train and validation splits of `data`, made where it is not there yet.
+    """The cache of what `teacher` says on `data`, made where it is not there yet; then the teacher is not even loaded.
 
-    kind "hidden": hidden states in float16; "topk": the `top_k` most probable tokens at `temperature`, of the averaged
-    logits over the tokens of the data's vocabulary that every teacher has. Several processes may call it at once.
-    Raises ParameterError, ModelError where the teacher's numbers do not fit float16, RunError where the disk is full or
-    cannot be written. Its matrices are where the teacher is.
+    kind "hidden": hidden states in float16; "topk": of the train split the `top_k` most probable tokens at
+    `temperature`, of the averaged logits over the tokens of the data's vocabulary that every teacher has. The other
+    splits, which are small and judged at any temperature, are kept as hidden states. Several processes may call it at
+    once. Raises ParameterError, ModelError where the teacher's numbers do not fit float16, RunError where the disk is
+    full or cannot be written.
     """
     check_cache(kind, top_k=top_k)
     wanted = _wanted(teacher, data, kind, temperature, top_k)
     key = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]
     caches = places.RUNS / CACHES
     folder = caches / key
-    device = teacher.models[0].device
     if (cache := _found(folder, wanted)) is not None:
-        return cache.to(device)
+        return cache
     try:
         with _lock(caches / ".locks" / key):
             if (cache := _found(folder, wanted)) is None:
@@ -82,7 +84,7 @@ def build_cache(
             f"{places.relative(folder)} cannot be written ({error.strerror}). Mend the folder's permissions, or set "
             "teacher_cache to off."
         ) from error
-    return cache.to(device)
+    return cache
 
 
 def _wanted(teacher: LiveTeacher, data: PreparedData, kind: str, temperature: float, top_k: int) -> dict[str, Any]:
@@ -137,10 +139,10 @@ def _make(
 ) -> None:
     """Write the cache in `aside` and rename it to `folder`; on an error nothing stays. Needs the lock."""
     start = time.perf_counter()
-    layout = _layout(teacher, data, wanted)
     offsets = {split: _offsets(data.blocks[split]) for split in SPLITS if split in data.blocks}
+    layouts = {split: _layout(teacher, data, wanted, kind_of(split, wanted["kind"])) for split in offsets}
     tokens = {split: int(each[-1]) for split, each in offsets.items()}
-    size = sum(tokens.values()) * sum(np.dtype(dtype).itemsize * width for dtype, width in layout.values())
+    size = sum(tokens[split] * _bytes(layout) for split, layout in layouts.items())
     logger.info("The teacher runs once over %d tokens; its cache takes %.0f MiB", sum(tokens.values()), size / 2**20)
     aside.mkdir(parents=True)
     try:
@@ -149,14 +151,15 @@ def _make(
         for split, each in offsets.items():
             (aside / split).mkdir()
             np.save(aside / split / OFFSETS, each)
-            _write_split(aside / split, teacher, data, data.blocks[split], each, layout, wanted, batch_size)
-        if wanted["kind"] == "hidden":
-            _save_heads(teacher, aside / HEADS)
+            said = partial(_said, vocab=_vocab(teacher, data), kind=kind_of(split, wanted["kind"]), wanted=wanted)
+            _write_split(aside / split, teacher, data.blocks[split], int(each[-1]), layouts[split], said, batch_size)
+        _save_heads(teacher, aside / HEADS)
         description = {
             "teacher": [model.config._name_or_path or type(model).__name__ for model in teacher.models],
             "data": places.relative(data.folder),
             "arrays": {
-                name: {"dtype": np.dtype(dtype).name, "width": width} for name, (dtype, width) in layout.items()
+                split: {name: {"dtype": np.dtype(dtype).name, "width": width} for name, (dtype, width) in each.items()}
+                for split, each in layouts.items()
             },
             "splits": tokens,
             "examples": {split: len(each) - 1 for split, each in offsets.items()},
@@ -173,12 +176,22 @@ def _make(
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _layout(teacher: LiveTeacher, data: PreparedData, wanted: dict[str, Any]) -> dict[str, tuple[type, int]]:
+def kind_of(split: str, kind: str) -> str:
+    """How a split is kept in a cache of `kind`: in that kind where students train."""
+    return kind if split == TRAIN else "hidden"
+
+
+def _layout(teacher: LiveTeacher, data: PreparedData, wanted: dict[str, Any], kind: str) -> dict[str, tuple[type, int]]:
     """{array: (type, numbers a position)}."""
-    if wanted["kind"] == "hidden":
+    if kind == "hidden":
         return {f"teacher_hidden_{i}": (np.float16, weight.shape[1]) for i, weight in enumerate(_weights(teacher))}
     columns = np.uint16 if _vocab(teacher, data) <= 2**16 else np.int32
     return {COLUMNS: (columns, wanted["top_k"]), LOG_PROBABILITIES: (np.float16, wanted["top_k"] + 1)}
+
+
+def _bytes(layout: dict[str, tuple[type, int]]) -> int:
+    """What one position takes."""
+    return sum(np.dtype(dtype).itemsize * width for dtype, width in layout.values())
 
 
 def _offsets(blocks: Dataset) -> np.ndarray:
@@ -192,28 +205,28 @@ def _offsets(blocks: Dataset) -> np.ndarray:
 def _write_split(
     folder: Path,
     teacher: LiveTeacher,
-    data: PreparedData,
     blocks: Dataset,
-    offsets: np.ndarray,
+    tokens: int,
     layout: dict[str, tuple[type, int]],
-    wanted: dict[str, Any],
+    said: Callable[[TeacherStates, Tensor], dict[str, Tensor]],
     batch_size: int,
 ) -> None:
+    """The arrays of a split; `said` makes them of the teacher's states and of which positions are real."""
     import torch
 
     rows = blocks.with_format("numpy", columns=["input_ids"])
     device = teacher.models[0].device
     with ExitStack() as stack, torch.no_grad():
         files = {
-            name: stack.enter_context(_array_file(folder / f"{name}.npy", (int(offsets[-1]), width), dtype))
+            name: stack.enter_context(_array_file(folder / f"{name}.npy", (tokens, width), dtype))
             for name, (dtype, width) in layout.items()
         }
         for start in range(0, len(rows), batch_size):
             input_ids, real = _padded(rows[start : start + batch_size]["input_ids"])
             with torch.autocast(device.type, enabled=False):
-                said = _said(teacher.target(input_ids.to(device), {}), real.to(device), _vocab(teacher, data), wanted)
+                arrays = said(teacher.target(input_ids.to(device), {}), real.to(device))
             for name, file in files.items():
-                file.write(said[name].cpu().numpy().astype(layout[name][0]).tobytes())
+                file.write(arrays[name].cpu().numpy().astype(layout[name][0]).tobytes())
 
 
 @contextmanager
@@ -237,17 +250,17 @@ def _padded(rows: Any) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(input_ids), torch.from_numpy(real.reshape(-1))
 
 
-def _said(states: TeacherStates, real: Tensor, vocab: int, wanted: dict[str, Any]) -> dict[str, Tensor]:
+def _said(states: TeacherStates, real: Tensor, vocab: int, kind: str, wanted: dict[str, Any]) -> dict[str, Tensor]:
     """{array: what is stored of the real positions}."""
     states = states.rows(real)
-    if wanted["kind"] == "topk":
+    if kind == "topk":
         top = top_tokens(states, vocab, wanted["top_k"], wanted["temperature"])
         return {COLUMNS: top.columns, LOG_PROBABILITIES: top.log_probabilities}
     for hidden in states.hidden:
         if not hidden.half().isfinite().all():
             raise ModelError(
                 f"The teacher's hidden states reach {hidden.abs().max().item():.3g}, and float16 ends at 65504. Set "
-                "teacher_cache to topk or off; numbers that are not finite mean that the teacher diverged."
+                "teacher_cache to off; numbers that are not finite mean that the teacher diverged."
             )
     return {f"teacher_hidden_{i}": hidden.half() for i, hidden in enumerate(states.hidden)}
 
@@ -292,7 +305,7 @@ def _weights(teacher: LiveTeacher) -> list[Tensor]:
 
 
 def _vocab(teacher: LiveTeacher, data: PreparedData) -> int:
-    return min(data.card["vocab_size"], *(len(weight) for weight in _weights(teacher)))
+    return min(data.card["vocab_size"], teacher.vocab)
 
 
 def _disk_full(folder: Path, size: int) -> str:

@@ -2,15 +2,16 @@
 
     runs/teacher_cache/<key>/
         cache.json                          whose words these are, of which data, in plain words
-        heads.safetensors                   hidden: the teachers' output matrices, in their own precision
+        heads.safetensors                   the teachers' output matrices, in their own precision
         <split>/offsets.npy                 (examples + 1,) int64: example i is at positions offsets[i]:offsets[i + 1]
         <split>/teacher_hidden_<i>.npy      hidden: (tokens, width) float16, the last hidden states of teacher i
         <split>/teacher_columns.npy         topk: (tokens, k) uint16 or int32, the most probable tokens first
         <split>/teacher_log_probabilities.npy   topk: (tokens, k + 1) float16, the last of all other tokens together
 
-A split is one stream of tokens, example after example (train and validation; never test). What stands at a position
-was said in the context of the example, a block of text say, that holds it: a chunk that starts elsewhere in the stream
-is given the words for the same tokens with another left context, and `exactness` says what this changes.
+A split is one stream of tokens, example after example. Students train on `train` alone; validation and test, on which
+they are evaluated, are hidden states in a cache of either kind. What stands at a position was said in the context of
+the example, a block of text say, that holds it: a chunk that starts elsewhere in the stream is given the words for the
+same tokens with another left context, and `exactness` says what this changes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from nbutils.objectives import TeacherStates, TopTokens
 
 KINDS = ("hidden", "topk")
-FORMAT = 1  # of the files; a cache of another is made anew
+FORMAT = 2  # of the files; a cache of another is made anew
 CARD, HEADS, OFFSETS = "cache.json", "heads.safetensors", "offsets.npy"
 COLUMNS, LOG_PROBABILITIES = "teacher_columns", "teacher_log_probabilities"
 CURE = "Delete the folder and run again, and the cache is made anew."
@@ -58,7 +59,7 @@ def check_cache(kind: str, divergence: str = "forward", top_k: int = 32) -> None
 class TeacherCache:
     """The `Teacher` of an objective that reads what was said; `arrays`, {split: {name: memory map}}, as listed above.
 
-    `weights`: the teachers' output matrices, each (vocab, width); none for kind topk.
+    `weights`: the teachers' output matrices, each (vocab, width).
     """
 
     folder: Path
@@ -73,8 +74,8 @@ class TeacherCache:
 
     @property
     def bytes_per_token(self) -> int:
-        """What one position takes on disk."""
-        return sum(np.dtype(each["dtype"]).itemsize * each["width"] for each in self.card["arrays"].values())
+        """What one position of the train split takes on disk."""
+        return sum(np.dtype(each["dtype"]).itemsize * each["width"] for each in self.card["arrays"]["train"].values())
 
     def stored(self, split: str, position: int, length: int) -> dict[str, np.ndarray]:
         """What was said at `length` positions from `position` of the split's stream: arrays (length, ...).
@@ -101,17 +102,16 @@ class TeacherCache:
         """
         from nbutils.objectives import TeacherStates, TopTokens
 
+        topk = COLUMNS in stored
         said = []
-        for name in self.card["arrays"]:
+        for name in (COLUMNS, LOG_PROBABILITIES) if topk else (f"teacher_hidden_{i}" for i in range(len(self.weights))):
             if name not in stored or stored[name].shape[:2] != input_ids.shape:
                 raise RunError(
                     f"A batch of shape {tuple(input_ids.shape)} brings no {name} of that shape from the teacher's "
                     "cache. Wrap its data set in WithTeacher, or use the live teacher for it."
                 )
             said.append(stored[name].flatten(0, 1))
-        if self.kind == "topk":
-            return TopTokens(*said, self.card["temperature"])
-        return TeacherStates(tuple(said), self.weights)
+        return TopTokens(*said, self.card["temperature"]) if topk else TeacherStates(tuple(said), self.weights)
 
     def to(self, device: torch.device | str) -> TeacherCache:
         """The same cache, its output matrices moved to `device`."""
@@ -180,10 +180,11 @@ def open_cache(folder: Path, teacher_fingerprint: str, data_fingerprint: str) ->
             )
     arrays, offsets = {}, {}
     for split, tokens in card["splits"].items():
-        expected = {name: ((tokens, each["width"]), np.dtype(each["dtype"])) for name, each in card["arrays"].items()}
+        layout = card["arrays"][split]
+        expected = {name: ((tokens, each["width"]), np.dtype(each["dtype"])) for name, each in layout.items()}
         arrays[split] = {name: _mapped(folder / split / f"{name}.npy", *what) for name, what in expected.items()}
         offsets[split] = _mapped(folder / split / OFFSETS, (card["examples"][split] + 1,), np.dtype(np.int64))
-    return TeacherCache(folder, card, arrays, offsets, _heads(folder) if card["kind"] == "hidden" else ())
+    return TeacherCache(folder, card, arrays, offsets, _heads(folder))
 
 
 def read_card(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,15 @@ FLOPs of one token, forward and backward, as PaLM counts them (Chowdhery et al. 
 Twice as many operations backward as forward; attention without the saving of a causal mask. An input embedding that is
 not also the output matrix is looked up, not multiplied, and does not count. The expected embedding of the cosine term
 multiplies with the embedding matrix as often as an output layer does: 6 V d more.
+
+A teacher only runs forward, a third of that, and only its weights are in memory, 4 bytes each:
+
+    2 N + 4 L d T      for each live teacher of a student
+    2 V d              where its hidden states are stored (teacher_cache hidden): its output layer, V tokens of width d
+    0                  where its most probable tokens are (topk)
+
+Storing them is one forward pass over the data, paid once for all students that read them. No run counts it, nor any
+evaluation.
 """
 
 from __future__ import annotations
@@ -18,7 +27,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from nbutils.errors import ParameterError, did_you_mean
+from nbutils.errors import ParameterError, Unreachable, did_you_mean
 from nbutils.plans import Plan, Variant
 from nbutils.preflight import data_facts
 
@@ -38,6 +47,8 @@ PEAK = {
     "RTX3090": 71e12,
     "RTX4090": 165e12,
 }
+FROZEN_BYTES = 4  # a parameter of a teacher, in float32
+TEACHERS = ("teacher", "second_teacher")  # parameters: a run, a folder or a Hub name
 TRAINING_BYTES = 16  # a parameter in float32: weight 4, gradient 4, AdamW's two moments 8
 ACTIVATION_BYTES = 34  # a token, layer and unit of width in 16 bit, attention scores not kept (Korthikanti et al. 2022)
 
@@ -46,7 +57,8 @@ ACTIVATION_BYTES = 34  # a token, layer and unit of width in 16 bit, attention s
 class Cost:
     """The estimate for one training run. `tokens`, `flops` and `hours` are None where they depend on unprepared data.
 
-    `memory` is bytes on one GPU, without the logits of a chunk and the library's own.
+    `memory` is bytes on one GPU, without the logits of a chunk and the library's own. `left_out` names what else is
+    not counted.
     """
 
     parameters: int
@@ -54,6 +66,7 @@ class Cost:
     flops: float | None
     memory: float
     hours: float | None
+    left_out: tuple[str, ...] = ()
 
 
 def check_gpu(gpu: str, utilisation: float) -> None:
@@ -73,16 +86,56 @@ def estimate(variant: Variant, plan: Plan, gpu: str, utilisation: float) -> Cost
     params, data = variant.params, data_facts(variant, plan)
     if not {"model_name", "per_device_train_batch_size"} <= params.keys() or not data.get("block_size"):
         return None
-    block_size, vocab_size = data["block_size"], 0  # pretrained models keep their own vocabulary
+    block_size, model = data["block_size"], _model_of(params, data)
+    if model is None:
+        return None
+    teachers, left_out = _teachers(variant, plan, block_size)
+    tokens, cache = training_tokens(params, data), params.get("teacher_cache", "off")
+    of_token = flops_per_token(*model, block_size, params)
+    of_token += sum(teacher_flops_per_token(*teacher, block_size, cache) for teacher in teachers)
+    flops = None if tokens is None else tokens * of_token
+    hours = None if flops is None else flops / (PEAK[gpu] * utilisation * params.get("processes", 1)) / 3600
+    memory = training_memory(*model, block_size, params) + sum(teacher_memory(*each, cache) for each in teachers)
+    return Cost(model[1], tokens, flops, memory, hours, left_out)
+
+
+def _model_of(params: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[PretrainedConfig, int] | None:
+    """Configuration and parameters of the model that a training run makes; None where its vocabulary is not known."""
+    vocab_size = 0  # pretrained models keep their own vocabulary
     if params.get("from_scratch"):
         if data.get("tokenizer", "train") not in ("train", "unigram"):
             return None  # that tokenizer has the tokens it has, whatever vocab_size says
         vocab_size = data["vocab_size"]
-    config, parameters = _model(params["model_name"], vocab_size, block_size)
-    tokens = training_tokens(params, data)
-    flops = None if tokens is None else tokens * flops_per_token(config, parameters, block_size, params)
-    hours = None if flops is None else flops / (PEAK[gpu] * utilisation * params.get("processes", 1)) / 3600
-    return Cost(parameters, tokens, flops, training_memory(config, parameters, block_size, params), hours)
+    return _model(params["model_name"], vocab_size, data["block_size"])
+
+
+def _teachers(
+    variant: Variant, plan: Plan, block_size: int
+) -> tuple[list[tuple[PretrainedConfig, int]], tuple[str, ...]]:
+    """Configuration and parameters of every teacher that a student learns from, and what cannot be counted."""
+    from nbutils.teachers import model_of
+
+    params, found, left_out = variant.params, [], []
+    if params.get("divergence", "none") == "none":
+        return [], ()
+    for name in TEACHERS:
+        if name in variant.needs:
+            needed = plan.variant(variant.needs[name])
+            data = data_facts(needed, plan)
+            known = "model_name" in needed.params and data.get("block_size")
+            model = _model_of(needed.params, data) if known else None
+            found += [model] if model else []
+            left_out += [] if model else [f"the teacher of {needed.name}, whose size is not known yet"]
+        elif params.get(name):
+            try:
+                found.append(_model(model_of(params[name]), 0, block_size))
+            except Unreachable:
+                left_out.append(f"the teacher {params[name]}, which cannot be reached from here")
+    if params.get("teacher_cache", "off") != "off":
+        left_out.append("storing what a teacher says, one forward pass over the data for all students that read it")
+    if "teacher" not in variant.needs and not params.get("teacher"):
+        left_out.append("the small teacher that is made where none is named")
+    return found, tuple(left_out)
 
 
 def training_tokens(params: Mapping[str, Any], data: Mapping[str, Any]) -> int | None:
@@ -105,17 +158,35 @@ def training_tokens(params: Mapping[str, Any], data: Mapping[str, Any]) -> int |
 
 def flops_per_token(config: PretrainedConfig, parameters: int, block_size: int, params: Mapping[str, Any]) -> float:
     """FLOPs to train on one token, by the formula at the top of this file."""
-    width, embeddings = config.hidden_size, config.vocab_size * config.hidden_size
-    multiplied = parameters - (0 if config.tie_word_embeddings else embeddings)
-    heads = config.num_attention_heads * (getattr(config, "head_dim", None) or width // config.num_attention_heads)
+    embeddings = config.vocab_size * config.hidden_size
     mixture = 6 * embeddings if params.get("alpha", 0) > 0 and not params.get("cos_topk") else 0
-    return 6 * multiplied + 12 * config.num_hidden_layers * heads * block_size + mixture
+    return 3 * _forward(config, parameters, block_size) + mixture
+
+
+def teacher_flops_per_token(config: PretrainedConfig, parameters: int, block_size: int, cache: str = "off") -> float:
+    """FLOPs of a teacher for each token that a student trains on, live or read from a cache of the kind `cache`."""
+    stored = {"hidden": 2 * config.vocab_size * config.hidden_size, "topk": 0}
+    return stored[cache] if cache in stored else _forward(config, parameters, block_size)
+
+
+def _forward(config: PretrainedConfig, parameters: int, block_size: int) -> float:
+    """2 N + 4 L d T: the forward pass of one token."""
+    width = config.hidden_size
+    multiplied = parameters - (0 if config.tie_word_embeddings else config.vocab_size * width)
+    heads = config.num_attention_heads * (getattr(config, "head_dim", None) or width // config.num_attention_heads)
+    return 2 * multiplied + 4 * config.num_hidden_layers * heads * block_size
 
 
 def training_memory(config: PretrainedConfig, parameters: int, block_size: int, params: Mapping[str, Any]) -> float:
     """Bytes on one GPU: weights, gradients and AdamW states in float32, and activations in 16 bit, roughly."""
     tokens = params["per_device_train_batch_size"] * block_size
     return TRAINING_BYTES * parameters + ACTIVATION_BYTES * tokens * config.hidden_size * config.num_hidden_layers
+
+
+def teacher_memory(config: PretrainedConfig, parameters: int, cache: str = "off") -> float:
+    """Bytes of a teacher while a student trains: its weights, its output layer alone, or none where it is stored."""
+    stored = {"hidden": config.vocab_size * config.hidden_size, "topk": 0}
+    return FROZEN_BYTES * stored.get(cache, parameters)
 
 
 @lru_cache(maxsize=64)

@@ -98,7 +98,9 @@ def _total_lines(costs: dict[str, Cost | None], gpu: str, utilisation: float) ->
     unknown = sum(cost is not None and cost.flops is None for cost in costs.values())
     if unknown:
         yield f"Not counted: {unknown} runs whose tokens are known once the data stage has run."
+    for left_out in dict.fromkeys(told for cost in costs.values() if cost for told in cost.left_out):
+        yield f"Not counted: {left_out}."
     yield (
-        "Memory is weights, gradients, AdamW and, roughly, activations; the formulas are in nbutils/cost.py. "
-        "Nothing was started."
+        "Memory is weights, gradients, AdamW, the teacher and, roughly, activations; the formulas are in "
+        "nbutils/cost.py. Nothing was started."
     )

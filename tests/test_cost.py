@@ -7,8 +7,16 @@ import json
 import pytest
 from tiny_notebooks import write_notebook, write_plan
 
-from nbutils.cost import PEAK, check_gpu, estimate, flops_per_token, quantity, training_memory
-from nbutils.errors import ParameterError
+from nbutils.cost import (
+    PEAK,
+    check_gpu,
+    estimate,
+    flops_per_token,
+    quantity,
+    teacher_flops_per_token,
+    training_memory,
+)
+from nbutils.errors import ParameterError, UnreachableModelError
 from nbutils.listing import plan_listing
 from nbutils.models import build_config, count_parameters
 from nbutils.plans import load_plan
@@ -107,6 +115,107 @@ def test_memory_is_16_bytes_a_parameter_and_some_for_activations():
     config = build_config("gpt2", 0, 1024)
     memory = training_memory(config, 124_439_808, 1024, {"per_device_train_batch_size": 4})
     assert memory == 16 * 124_439_808 + 34 * 4 * 1024 * 768 * 12
+
+
+TAUGHT = """\
+divergence: str = "forward"  # d
+teacher: str = ""  # t
+second_teacher: str = ""  # s
+teacher_cache: str = "off"  # one of off, hidden, topk: c
+cache_top_k: int = 32  # k
+ce_weight: float = 0.5  # w
+kl_weight: float = 0.5  # w
+kl_temperature: float = 2.0  # T
+jsd_beta: float = 0.5  # b
+kl_positions: str = "all"  # p
+kd_reduction: str = "token"  # r
+"""
+LARGE = 774_030_080  # parameters of gpt2-large as its authors' checkpoint has them
+ATTENTION = 4 * 36 * 1280 * 128  # QK^T and AV of its 36 layers, a multiply and an add each
+
+
+@pytest.fixture
+def taught(tmp_path):
+    """The cost of gpt2 on blocks of 128, taught as `params` say."""
+    write_notebook(tmp_path / "data.ipynb", parameters=DATA)
+    write_notebook(tmp_path / "student.ipynb", parameters=STUDY + TAUGHT)
+    write_notebook(tmp_path / "teacher.ipynb", parameters=STUDY)
+
+    def make(params: str, needs: str = "", teacher: str = "model_name: gpt2-large, from_scratch: false"):
+        text = f"""\
+name: p
+stages:
+  - {{name: data, notebook: {{here}}/data.ipynb, params: {{block_size: 128, tokenizer: gpt2}}}}
+  - {{name: large, notebook: {{here}}/teacher.ipynb, needs: {{data_folder: data}}, params: {{{teacher}}}}}
+  - name: study
+    notebook: {{here}}/student.ipynb
+    needs: {{data_folder: data{needs}}}
+    params: {{model_name: gpt2, from_scratch: false, {params}}}
+"""
+        return cost(load_plan(write_plan(tmp_path / "p.yaml", text)))
+
+    return make
+
+
+def test_a_teachers_forward_pass_and_weights_are_counted(taught):
+    alone = taught("divergence: none, teacher: gpt2-large")
+    assert alone.flops / alone.tokens == pytest.approx(0.76e9, rel=0.01)
+    given = taught("teacher: gpt2-large")
+    assert (given.flops - alone.flops) / given.tokens == 2 * LARGE + ATTENTION == pytest.approx(1.55e9, rel=0.02)
+    assert given.memory - alone.memory == 4 * LARGE
+    assert given.hours / alone.hours == pytest.approx(given.flops / alone.flops)
+    needed = taught("max_steps: 100", ", teacher: large")
+    assert (needed.flops, needed.memory, needed.left_out) == (given.flops, given.memory, ())
+    two = taught("second_teacher: gpt2-large", ", teacher: large")
+    assert two.flops - alone.flops == 2 * (given.flops - alone.flops)
+
+
+def test_a_forward_pass_is_what_pytorch_counts():
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+    from transformers import AutoModelForCausalLM
+
+    config = build_config("tiny", 512, 64)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=torch.zeros(2, 64, dtype=torch.long))
+    estimated = teacher_flops_per_token(config, count_parameters(config), 64) * 2 * 64
+    assert estimated == pytest.approx(counter.get_total_flops(), rel=0.03)
+
+
+def test_a_stored_teacher_is_paid_once_and_that_is_said(taught, tmp_path):
+    alone = taught("divergence: none")
+    output = 50257 * 1280
+    hidden = taught("teacher: gpt2-large, teacher_cache: hidden")
+    assert (hidden.flops - alone.flops) / alone.tokens == 2 * output
+    assert hidden.memory - alone.memory == 4 * output
+    topk = taught("teacher: gpt2-large, teacher_cache: topk")
+    assert (topk.flops, topk.memory) == (alone.flops, alone.memory)
+    listing = plan_listing(load_plan(tmp_path / "p.yaml"), "A100", 0.4)
+    assert listing.count("Not counted: storing what a teacher says, one forward pass over the data") == 1
+
+
+def test_a_teacher_that_cannot_be_sized_is_said_to_be_left_out(taught, monkeypatch):
+    alone = taught("divergence: none")
+    unknown = taught("max_steps: 100", ", teacher: large", "from_scratch: true, model_name: gpt2-large")
+    assert unknown.flops == alone.flops
+    assert unknown.left_out == ("the teacher of large, whose size is not known yet",)
+    assert taught("max_steps: 100").left_out == ("the small teacher that is made where none is named",)
+    monkeypatch.setattr("nbutils.cost._model", unreachable_but("gpt2"))
+    far = taught("teacher: some/model")
+    assert far.flops == alone.flops and "some/model, which cannot be reached" in far.left_out[0]
+
+
+def unreachable_but(here: str):
+    """The sizes of models without a network: every name but one is out of reach."""
+
+    def size(name, vocab_size, block_size):
+        if name != here:
+            raise UnreachableModelError(name)
+        config = build_config(name, vocab_size, block_size)
+        return config, count_parameters(config)
+
+    return size
 
 
 def test_tokens_count_accumulation_and_processes(make_plan):

@@ -1,6 +1,7 @@
 """What an arm gains when both sides had the same: tokens, or time by the clock.
 
-The control saw as many tokens. The time is matched by a longer control: an arm of the plan with the control's
+The control saw as many tokens, where no run stopped early and no earlier model than the last was judged: otherwise
+the table says what both sides had seen. The time is matched by a longer control: an arm of the plan with the control's
 settings and more steps or epochs, which used what the dearer objective costs for more plain training. Where a study of
 teachers has none, the validation curves say where the slower side stood when the faster one was done.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,30 +26,38 @@ from nbutils.studies import Arm, Study, number
 if TYPE_CHECKING:
     from nbutils.runs import Run
 
+EQUAL_TOKENS = "Equal tokens: Δ\n(× control's time)"
+SAME_TOKENS = 0.02  # token counts closer than this share count as equal
 SAME_TIME = 0.15  # times closer than this share count as equal: clocks on shared machines are no better
 
 
 def budget_table(study: Study) -> HTML:
-    """Every arm's cross entropy against the control with as many tokens, and against the one with as much time."""
+    """Every arm's cross entropy against the control with as many tokens, and against the one with as much time.
+
+    Where an arm's models had seen other numbers of tokens than the control's, both are given, and nothing is called
+    equal.
+    """
     metric, control = study.final("ce_loss"), study.control
     if metric is None or control is None:
         return HTML('<p class="note">Without a control there is nothing to compare at equal cost.</p>')
     longer = [arm for arm in study.arms if is_longer(arm, control)]
     from_curves = has_teacher(study) and not longer
+    compared = [arm for arm in study.arms if arm is not control and arm not in longer and arm.runs]
+    unequal = [arm for arm in compared if not _equal_tokens(arm, control)]
+    title = "Models judged: Δ\n(× control's time)\n(tokens against control's)" if unequal else EQUAL_TOKENS
     rows = []
-    for arm in study.arms:
-        if arm is not control and arm not in longer and arm.runs:
-            rows.append({"Arm": arm.label, "Time of a step\n(× control's)": _ratio(arm, control, "seconds_per_step")})
-            rows[-1]["Equal tokens: Δ\n(× control's time)"] = _cell(arm, control, metric)
-            if from_curves:
-                rows[-1]["Equal time: Δ on validation\n(what was read)"] = _on_curves(arm, control)
-                continue
-            same = [each for each in longer if abs(_share(arm, each, "train_seconds") - 1) <= SAME_TIME]
-            against = _cell(arm, same[0], metric) if same else UNKNOWN
-            rows[-1]["Equal time: Δ\n(× longer control's time)"] = against
+    for arm in compared:
+        rows.append({"Arm": arm.label, "Time of a step\n(× control's)": _ratio(arm, control, "seconds_per_step")})
+        rows[-1][title] = _cell(arm, control, metric) + (f"\n({_tokens(arm, control)})" if unequal else "")
+        if from_curves:
+            rows[-1]["Equal time: Δ on validation\n(what was read)"] = _on_curves(arm, control)
+            continue
+        same = [each for each in longer if abs(_share(arm, each, "train_seconds") - 1) <= SAME_TIME]
+        against = _cell(arm, same[0], metric) if same else UNKNOWN
+        rows[-1]["Equal time: Δ\n(× longer control's time)"] = against
     if not rows:
         return HTML('<p class="note">No arm but the control has finished.</p>')
-    return table(pd.DataFrame(rows), _note(study, metric, longer, from_curves))
+    return table(pd.DataFrame(rows), _note(study, metric, longer, from_curves) + _tokens_note(unequal))
 
 
 def _note(study: Study, metric: str, longer: Sequence[Arm], from_curves: bool) -> str:
@@ -70,6 +79,42 @@ def _note(study: Study, metric: str, longer: Sequence[Arm], from_curves: bool) -
         note += " Not in these times: the teacher's own training, paid once for all students"
         note += f", and storing what it said, {np.mean(once):,.0f} s on average." if once else "."
     return note
+
+
+def _tokens_note(unequal: Sequence[Arm]) -> str:
+    """A sentence on the arms that are not compared at equal tokens."""
+    if not unequal:
+        return ""
+    names = ", ".join(arm.label for arm in unequal)
+    return (
+        f" Not at equal tokens: {names}. The models judged had seen more or fewer than the control's, because a run "
+        "stopped early or the model of its best step was judged; Δ is of those models."
+    )
+
+
+def _equal_tokens(arm: Arm, control: Arm) -> bool:
+    """Whether the models judged had seen as many tokens, seed by seed; a count that is not reported differs from none."""
+    ours, theirs = _tokens_by_seed(arm), _tokens_by_seed(control)
+    pairs = [(ours[seed], theirs[seed]) for seed in ours.keys() & theirs.keys()]
+    return all(abs(a - b) <= SAME_TOKENS * max(a, b) for a, b in pairs)
+
+
+def _tokens_by_seed(arm: Arm) -> dict[Any, float]:
+    """Tokens that the model judged had been trained on, by seed: up to the best step where that is judged."""
+    found = {}
+    for run in arm.runs:
+        tokens, best, steps = (number(run.result.get(name)) for name in ("tokens_seen", "best_step", "steps"))
+        if run.params.get("evaluated_model") == "best" and 0 < best < steps:
+            tokens *= best / steps
+        if math.isfinite(tokens):
+            found[run.matrix.get("seed")] = tokens
+    return found
+
+
+def _tokens(arm: Arm, control: Arm) -> str:
+    """Mean tokens of the models judged, the arm's and the control's."""
+    counts = [_tokens_by_seed(each).values() for each in (arm, control)]
+    return " against ".join(measure("tokens_seen").number(float(np.mean([*c]))) if c else UNKNOWN for c in counts)
 
 
 def _on_curves(arm: Arm, control: Arm) -> str:

@@ -93,7 +93,7 @@ def _tokens_note(unequal: Sequence[Arm]) -> str:
 
 
 def _equal_tokens(arm: Arm, control: Arm) -> bool:
-    """Whether the models judged had seen as many tokens, seed by seed; a count that is not reported differs from none."""
+    """Whether the models judged had seen as many tokens, seed by seed; an unknown count differs from none."""
     ours, theirs = _tokens_by_seed(arm), _tokens_by_seed(control)
     pairs = [(ours[seed], theirs[seed]) for seed in ours.keys() & theirs.keys()]
     return all(abs(a - b) <= SAME_TOKENS * max(a, b) for a, b in pairs)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.errors import RunError
+from nbutils.locks import is_held
 from nbutils.manifest import FINISHED, KILLED, RUNNING, Manifest, as_killed, find_manifest
 from nbutils.places import relative
 
@@ -79,14 +80,7 @@ class Place:
 
     def is_locked(self) -> bool:
         """Whether a runner is at work on this variant."""
-        try:
-            with (self.plan_folder / LOCKS / self.variant).open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
-            return False
-        return False
+        return is_held(self.plan_folder / LOCKS / self.variant)
 
     def result_folder(self) -> Path:
         """Where the published run lies: in its place, but for the moment in which it is being replaced."""

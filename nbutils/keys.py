@@ -35,7 +35,7 @@ NOT_IN_KEY = frozenset(
             "listing",
             "search",
         ),  # start and watch
-        *("runs", "manifest", "environment", "keys", "files", "places", "errors"),  # record
+        *("runs", "manifest", "environment", "keys", "files", "locks", "places", "errors"),  # record
         *("plans", "contrasts", "params", "notebooks", "yamlfile", "cost"),  # say what to run
         *("report", "figures", "statistics", "studies", "arms", "composite", "measures"),  # show
         *("benchmarks", "distillation_benchmarks", "cache_benchmarks"),  # time losses

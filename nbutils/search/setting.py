@@ -11,11 +11,12 @@ from typing import Any
 from nbutils.attempts import Place
 from nbutils.batch import is_finished
 from nbutils.errors import ParameterError, PlanError, RunError, did_you_mean
+from nbutils.locks import exclusively
 from nbutils.notebooks import find_notebook
 from nbutils.params import RUN_FOLDER, Schema, read_schema
 from nbutils.places import RUNS, relative
 from nbutils.plans import Plan, Variant, find_plan, load_plan
-from nbutils.search.children import command, exclusively
+from nbutils.search.children import command
 from nbutils.search.space import read_values
 
 REPEATS = ("seed", "noise_seed")  # of a matrix: the first value does for a search

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils.errors import ParameterError, RunError
+from nbutils.locks import exclusively, is_held
 from nbutils.places import relative, resolve
 from nbutils.runs import RunFolder
-from nbutils.search.children import exclusively, is_held
 from nbutils.search.setting import Setting
 from nbutils.search.space import Dimension, values_of
 

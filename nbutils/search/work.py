@@ -19,10 +19,11 @@ from nbutils import environment
 from nbutils.attempts import Place
 from nbutils.errors import ParameterError, RunError
 from nbutils.files import atomic_write, now, read_json
+from nbutils.locks import exclusively
 from nbutils.manifest import find_manifest
 from nbutils.places import relative
 from nbutils.runner import DONE, REFUSED, stop_on_sigterm, summary
-from nbutils.search.children import command, exclusively
+from nbutils.search.children import command
 from nbutils.search.setting import Setting, prepare
 from nbutils.search.space import Dimension
 from nbutils.search.study import INDEX, MESSAGE, OBJECTIVE, PARAMS, SearchConfig, SharedStudy

@@ -7,7 +7,6 @@ a cache; the next one clears what it left.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -25,6 +24,7 @@ import numpy as np
 from nbutils import places
 from nbutils.errors import ModelError, ParameterError, RunError
 from nbutils.files import now, write_json
+from nbutils.locks import exclusively, is_held
 from nbutils.teacher_cache.reading import (
     CARD,
     COLUMNS,
@@ -73,7 +73,10 @@ def build_cache(
     if (cache := _found(folder, wanted)) is not None:
         return cache
     try:
-        with _lock(caches / ".locks" / key):
+        lock = caches / ".locks" / key
+        if is_held(lock):
+            logger.info("Another process makes the teacher's cache; waiting for it.")
+        with exclusively(lock):
             if (cache := _found(folder, wanted)) is None:
                 aside = caches / ".making" / key
                 _clear(aside, folder)
@@ -112,19 +115,6 @@ def _found(folder: Path, wanted: dict[str, Any]) -> TeacherCache | None:
     except RunError as error:
         logger.warning("%s It is made anew.", error)
         return None
-
-
-@contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Held by the one process that builds; the system releases it when that ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("Another process makes the teacher's cache; waiting for it.")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _clear(*folders: Path) -> None:

@@ -20,10 +20,11 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from nbutils.batches import Rows, in_order
 from nbutils.benchmarks import LOGIT_SPREAD
+from nbutils.distillation_settings import CACHES
 from nbutils.measuring import interleaved
 from nbutils.objectives import ObjectiveModel, Teacher, distillation, next_tokens
 from nbutils.preparation import PreparedData
-from nbutils.teacher_cache import KINDS, WithTeacher, build_cache
+from nbutils.teacher_cache import WithTeacher, build_cache
 from nbutils.teachers import LiveTeacher
 
 BARS = {"hidden": 0.5, "topk": 0.4}  # share of the live teacher's seconds an epoch, at most
@@ -92,7 +93,7 @@ def _sources(sizes: Sizes) -> Iterator[tuple[dict[str, tuple[Teacher, Rows]], di
     made = {"live": 0.0}
     caches = []
     try:
-        for kind in KINDS:
+        for kind in CACHES:
             cache = build_cache(live, data, kind, TEMPERATURE, sizes.top_k, sizes.batch)
             caches.append(cache)
             sources[kind] = cache, WithTeacher(data.blocks["train"], cache, "train")
@@ -169,7 +170,7 @@ def cache_verdicts(measured: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     live = measured.loc["live"]
-    for kind in KINDS:
+    for kind in CACHES:
         case, cached = f"{kind} cache", measured.loc[kind]
         rows.append((case, "seconds", cached["seconds"], live["seconds"], "live teacher", BARS[kind]))
         distance = abs(cached["loss"] - live["loss"])

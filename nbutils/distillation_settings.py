@@ -8,6 +8,8 @@ NO_DIVERGENCE = "none"  # cross entropy alone: the control
 DIVERGENCES = ("forward", "reverse", "jsd")
 POSITIONS = ("all", "answers")
 REDUCTIONS = ("token", "batchmean")
+NO_CACHE = "off"
+CACHES = ("hidden", "topk")
 
 
 def check_distillation(
@@ -39,3 +41,18 @@ def check_distillation(
             f"jsd_beta is {beta}; it weighs teacher against student and lies between 0 and 1, both excluded. At the "
             "ends the divergence is one of two others: set divergence to forward or reverse."
         )
+
+
+def check_cache(kind: str, divergence: str = "forward", top_k: int = 32) -> None:
+    """Raise ParameterError where a notebook's teacher_cache cannot serve its objective; "off" is no cache."""
+    if kind == NO_CACHE:
+        return
+    if kind not in CACHES:
+        raise ParameterError(f"teacher_cache is {kind!r}. {did_you_mean(kind, (NO_CACHE, *CACHES))}")
+    if kind == "topk" and divergence not in ("forward", NO_DIVERGENCE):
+        raise ParameterError(
+            f"divergence {divergence} needs the teacher's probability of every token, and teacher_cache topk holds "
+            "those of a few. Set teacher_cache to hidden or off, or divergence to forward."
+        )
+    if kind == "topk" and top_k < 1:
+        raise ParameterError(f"cache_top_k is {top_k}; give the number of tokens to keep at each position, 32 say.")

@@ -11,13 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.distillation_settings import check_distillation
+from nbutils.distillation_settings import check_cache, check_distillation
 from nbutils.errors import ModelError
 from nbutils.files import read_json
 from nbutils.keys import read_inputs
 from nbutils.places import relative, resolve
 from nbutils.plans import Plan, Variant
-from nbutils.teacher_cache.reading import check_cache
 
 if TYPE_CHECKING:
     from nbutils.preparation import DataConfig

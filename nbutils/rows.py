@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from nbutils import teachers
 from nbutils.batches import Rows
+from nbutils.distillation_settings import check_cache
 from nbutils.errors import ParameterError, did_you_mean
 from nbutils.places import relative
-from nbutils.teacher_cache import TeacherCache, WithTeacher, build_cache, check_cache
+from nbutils.teacher_cache import TeacherCache, WithTeacher, build_cache
 from nbutils.teachers import LiveTeacher, check_shared_vocabulary
 
 if TYPE_CHECKING:

@@ -22,11 +22,12 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from nbutils import places
 from nbutils.batches import collate
 from nbutils.chunks import RandomChunks
+from nbutils.distillation_settings import check_cache
 from nbutils.errors import ModelError, ParameterError, RunError
 from nbutils.objectives import IGNORE_INDEX, UNLABELLED, ObjectiveModel, distillation, reference
 from nbutils.packing import Blocks, load_blocks, save_blocks
 from nbutils.preparation import PreparedData
-from nbutils.teacher_cache import TeacherCache, WithTeacher, build_cache, building, check_cache, open_cache
+from nbutils.teacher_cache import TeacherCache, WithTeacher, build_cache, building, open_cache
 from nbutils.teacher_cache.exactness import exactness
 from nbutils.teachers import LiveTeacher
 

@@ -8,6 +8,6 @@ model = ObjectiveModel(student, distillation("forward"), cache)                 
 """
 
 from nbutils.teacher_cache.building import build_cache
-from nbutils.teacher_cache.reading import KINDS, TeacherCache, WithTeacher, check_cache, open_cache
+from nbutils.teacher_cache.reading import TeacherCache, WithTeacher, open_cache
 
-__all__ = ["KINDS", "TeacherCache", "WithTeacher", "build_cache", "check_cache", "open_cache"]
+__all__ = ["TeacherCache", "WithTeacher", "build_cache", "open_cache"]

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbutils import places
+from nbutils.distillation_settings import check_cache
 from nbutils.errors import ModelError, ParameterError, RunError
 from nbutils.files import now, write_json
 from nbutils.locks import exclusively, is_held
@@ -33,7 +34,6 @@ from nbutils.teacher_cache.reading import (
     LOG_PROBABILITIES,
     OFFSETS,
     TeacherCache,
-    check_cache,
     open_cache,
 )
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbutils import places
-from nbutils.errors import ParameterError, RunError, did_you_mean
+from nbutils.errors import RunError
 from nbutils.files import read_json
 
 if TYPE_CHECKING:
@@ -33,26 +33,10 @@ if TYPE_CHECKING:
 
     from nbutils.objectives import TeacherStates, TopTokens
 
-KINDS = ("hidden", "topk")
 FORMAT = 2  # of the files; a cache of another is made anew
 CARD, HEADS, OFFSETS = "cache.json", "heads.safetensors", "offsets.npy"
 COLUMNS, LOG_PROBABILITIES = "teacher_columns", "teacher_log_probabilities"
 CURE = "Delete the folder and run again, and the cache is made anew."
-
-
-def check_cache(kind: str, divergence: str = "forward", top_k: int = 32) -> None:
-    """Raise ParameterError where a notebook's teacher_cache cannot serve its objective; "off" is no cache."""
-    if kind == "off":
-        return
-    if kind not in KINDS:
-        raise ParameterError(f"teacher_cache is {kind!r}. {did_you_mean(kind, ('off', *KINDS))}")
-    if kind == "topk" and divergence not in ("forward", "none"):
-        raise ParameterError(
-            f"divergence {divergence} needs the teacher's probability of every token, and teacher_cache topk holds "
-            "those of a few. Set teacher_cache to hidden or off, or divergence to forward."
-        )
-    if kind == "topk" and top_k < 1:
-        raise ParameterError(f"cache_top_k is {top_k}; give the number of tokens to keep at each position, 32 say.")
 
 
 @dataclass(eq=False)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -67,23 +69,59 @@ def distance_to_teacher(study: Study) -> Figure:
     """How far students are from their teacher: on validation over steps, and at the end by arm, every seed a dot.
 
     While training the objective's own divergence is logged, at the end the plain KL; where runs log that while they
-    train, both are it.
+    train, both are it. The divergence is drawn in nats per token: a sum over a block's tokens is divided by them, and
+    arms in `not_in_nats` are left out.
     """
     final = study.final(KL)
-    frames = {name: curve_frame(study, name) for name in (f"eval_{KL}", "eval_kl_loss")}
+    frames = {f"eval_{KL}": curve_frame(study, f"eval_{KL}"), "eval_kl_loss": _divergence_frame(study)}
     column = next((name for name, frame in frames.items() if not frame.empty), None)
     if column is None and final is None:
         return empty("No run of this study has reported how far it is from its teacher.")
     figure, (left, right) = canvas(2, height=2.5, columns=2)
-    draw_curves(left, study, frames.get(column, pd.DataFrame()), column or f"eval_{KL}")
+    draw_curves(left, study, frames.get(column, pd.DataFrame()), column or "eval_kl_loss")
+    if column is None and not_in_nats(study):
+        left.texts[0].set_text("not logged in nats per token")
     draw_by_arm(right, study, final or f"test_{KL}")
     arm_legend(figure, study.arms)
     return figure
 
 
+def _divergence_frame(study: Study) -> pd.DataFrame:
+    """The divergence term on validation over steps in nats per token, of the arms that have it."""
+    frame = curve_frame(study, "eval_kl_loss")
+    divisors = {arm.label: divisor(arm) for arm in study.arms}
+    frame = frame[~frame["arm"].isin([arm.label for arm in not_in_nats(study)])]
+    return frame.assign(value=frame["value"] / frame["arm"].map(divisors).astype(float))
+
+
+def not_in_nats(study: Study) -> list[Arm]:
+    """Arms whose logged divergence is no number of nats per token.
+
+    A stored top k holds every other token in one bin, which makes the divergence smaller by construction; a sum over
+    sequences of unlike lengths has no number of tokens to be divided by.
+    """
+    trained = [arm for arm in study.arms if any("eval_kl_loss" in run.metrics().columns for run in arm.runs)]
+    binned = [arm for arm in trained if arm.runs[0].params.get("teacher_cache") == "topk"]
+    return [arm for arm in trained if arm in binned or not math.isfinite(divisor(arm))]
+
+
+def divisor(arm: Arm) -> float:
+    """By what an arm's divergence is divided to be per token: 1, or the tokens of a block where it is summed over one.
+
+    nan where sequences have unlike lengths, or the data are gone.
+    """
+    if not arm.runs or arm.runs[0].params.get("kd_reduction") != "batchmean":
+        return 1.0
+    card = arm.runs[0].data_card()
+    return float(card["block_size"]) if card.get("task", "lm") == "lm" and "block_size" in card else math.nan
+
+
 @styled()
 def loss_terms(study: Study) -> Figure:
-    """What each term adds to the objective over steps, weight times raw value, a panel for each arm with a teacher."""
+    """What each term adds to the objective over steps, weight times raw value, a panel for each arm with a teacher.
+
+    A divergence that is a sum over sequences is drawn as it is minimised, and its panel says so.
+    """
     arms = [(arm, _contributions(arm)) for arm in study.own_arms]
     arms = [(arm, frame) for arm, frame in arms if frame["term"].nunique() > 1]
     if not arms:
@@ -96,10 +134,15 @@ def loss_terms(study: Study) -> Figure:
             palette=dict(zip(labels, COLOURS, strict=False)), dashes=dict(zip(labels, DASHES, strict=False)),
             errorbar=mean_interval, err_kws={"alpha": 0.15, "linewidth": 0}, legend=False, ax=axes,
         )  # fmt: skip
-        axes.set(xlabel=STEPS, ylabel="weight × term\n(nats per token)", title=arm.label if len(arms) > 1 else "")
+        axes.set(xlabel=STEPS, ylabel=_terms_label(arm), title=arm.label if len(arms) > 1 else "")
         axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
     _legend(figure, labels)
     return figure
+
+
+def _terms_label(arm: Arm) -> str:
+    summed = arm.runs[0].params.get("kd_reduction") == "batchmean"
+    return "weight × term (nats per token,\ndivergence per sequence)" if summed else "weight × term\n(nats per token)"
 
 
 def _contributions(arm: Arm) -> pd.DataFrame:

@@ -15,6 +15,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from nbutils import figures
+from nbutils.figures.distillation import divisor, not_in_nats
 from nbutils.measures import UNKNOWN, Measure, measure
 from nbutils.report.answers import answers
 from nbutils.report.page import figure_of, heading, stacked, table
@@ -65,7 +66,8 @@ def _fine_tuning(study: Study, folder: Path) -> HTML:
 def _taught(study: Study, folder: Path) -> HTML:
     """A study whose runs had teachers."""
     parts = [callout(study), student_table(study)]
-    parts.append(figure_of(study, figures.distance_to_teacher, "kl", KL_CAPTION, folder))
+    caption = " ".join([KL_CAPTION, *_not_drawn(study)])
+    parts.append(figure_of(study, figures.distance_to_teacher, "kl", caption, folder))
     if any(is_taught(arm) for arm in study.own_arms):
         caption = " ".join([TERMS_CAPTION, *_heavier(study)])
         parts.append(figure_of(study, figures.loss_terms, "terms", caption, folder))
@@ -201,6 +203,28 @@ def _heavier(study: Study) -> list[str]:
     times = f"{block} times, the tokens of a block," if block else "as many times as a block has tokens"
     names = "; ".join(arm.label for arm in arms)
     return [f"Under kd_reduction batchmean ({names}) the divergence is {times} heavier than per token at equal weight."]
+
+
+def _not_drawn(study: Study) -> list[str]:
+    """Sentences on arms whose divergence the figure's left panel divides or leaves out."""
+    logs = {name: [arm for arm in study.arms if _logs(arm, name)] for name in ("eval_kl_to_teacher", "eval_kl_loss")}
+    if logs["eval_kl_to_teacher"]:
+        return []  # the panel shows that, which is alike for all arms
+    left_out = not_in_nats(study)
+    binned = [arm for arm in left_out if arm.runs[0].params.get("teacher_cache") == "topk"]
+    summed = [arm for arm in left_out if arm not in binned]
+    divided = [arm for arm in logs["eval_kl_loss"] if arm not in left_out and divisor(arm) != 1]
+    sentences = (
+        (binned, "Not on the left: {}, whose teacher's top k were stored: all other tokens are in one bin, which makes "
+         "the divergence smaller by construction."),
+        (summed, "Not on the left: {}, whose divergence is a sum over sequences of unlike lengths."),
+        (divided, "On the left the sums of {} over a block are divided by its tokens."),
+    )  # fmt: skip
+    return [sentence.format("; ".join(arm.label for arm in arms)) for arms, sentence in sentences if arms]
+
+
+def _logs(arm: Arm, column: str) -> bool:
+    return any(column in run.metrics().columns for run in arm.runs)
 
 
 def compression_table(study: Study) -> HTML:

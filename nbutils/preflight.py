@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from nbutils.preparation import DataConfig
 
 DATA_FOLDER = "data_folder"
+# Parameters of a distillation, in the order in which its checks take them
+WEIGHTS = ("divergence", "ce_weight", "kl_weight", "kl_temperature", "jsd_beta")
+WORDS = ("kl_positions", "kd_reduction")
+CACHE = ("teacher_cache", "divergence", "cache_top_k")
 
 
 def check_variant(variant: Variant, plan: Plan | None = None) -> None:
@@ -34,7 +38,7 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
         from nbutils.preparation import DataConfig
 
         _check_data(DataConfig(**{each.name: params[each.name] for each in fields(DataConfig) if each.name in params}))
-    if "divergence" in params:
+    if {*WEIGHTS, *WORDS, *CACHE} <= params.keys():
         _check_distillation(params)
     read_inputs(params)  # says which folder is missing
     if "model_name" in params:
@@ -70,9 +74,8 @@ def data_card(params: dict[str, Any]) -> dict[str, Any]:
 
 def _check_distillation(params: dict[str, Any]) -> None:
     """The parts of a distillation that only make sense together; each value alone is the schema's."""
-    weights = (params[name] for name in ("ce_weight", "kl_weight", "kl_temperature", "jsd_beta"))
-    check_distillation(params["divergence"], *weights, params["kl_positions"], params["kd_reduction"])
-    check_cache(params["teacher_cache"], params["divergence"], params["cache_top_k"])
+    check_distillation(*(params[name] for name in (*WEIGHTS, *WORDS)))
+    check_cache(*(params[name] for name in CACHE))
 
 
 # Many variants of a plan share corpus and model: each question is asked once.

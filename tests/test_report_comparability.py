@@ -115,7 +115,7 @@ def test_a_sum_over_a_block_is_shown_per_token(evidence, tmp_path):
     figure = figures.distance_to_teacher(summed.studies[0])
     assert ends(figure) == pytest.approx([last_divergence("forward"), last_divergence("reverse") / 128])
     labels = [axes.get_ylabel() for axes in figures.loss_terms(summed.studies[0]).axes]
-    assert labels == ["weight × term\n(nats per token)", "weight × term (nats per token,\ndivergence per sequence)"]
+    assert labels == ["weight × term\n(nats per token)", "weight × term\n(nats per token,\ndivergence per sequence)"]
     text = text_of(distillation(summed, tmp_path))
     assert "On the left the sums of divergence reverse over a block are divided by its tokens." in text
     assert "Not on the left" not in text

@@ -142,7 +142,7 @@ def loss_terms(study: Study) -> Figure:
 
 def _terms_label(arm: Arm) -> str:
     summed = arm.runs[0].params.get("kd_reduction") == "batchmean"
-    return "weight × term (nats per token,\ndivergence per sequence)" if summed else "weight × term\n(nats per token)"
+    return "weight × term\n(nats per token,\ndivergence per sequence)" if summed else "weight × term\n(nats per token)"
 
 
 def _contributions(arm: Arm) -> pd.DataFrame:

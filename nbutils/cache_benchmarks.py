@@ -101,7 +101,7 @@ def _sources(sizes: Sizes) -> Iterator[tuple[dict[str, tuple[Teacher, Rows]], di
         yield sources, made, data
     finally:
         for cache in caches:
-            shutil.rmtree(cache.folder)
+            shutil.rmtree(cache.folder, ignore_errors=True)
 
 
 class Student:

@@ -43,6 +43,7 @@ LARGEST_EXPONENT = 700  # whose exponential a float still holds
 CALIBRATION_BINS = 15  # Guo et al. 2017
 TEMPERATURES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5)  # tried for the control's proxy
 PROXIES = ("cosine", "cosine_centred", "cosine_unigram")
+TUNED = "cosine_tuned"  # the first of them at the tuned temperature
 TUNING_BLOCKS = 128  # of validation are enough to choose among them
 SPLITS = {"validation": "eval", "test": "test"}  # and what their metrics begin with
 # Whatever a student learned from, it is compared with its teacher alike: plainly, over the tokens that are scored.
@@ -59,11 +60,11 @@ class Evaluation:
     """Sums over the scored tokens of each document; every metric and interval follows from them.
 
     `per_document` has columns document, tokens and a sum for each measure: ce_sum (nats), correct, where the objective
-    has a term in embedding space cosine_sum, cosine_centred_sum and cosine_unigram_sum, <term>_loss_sum for each
-    further term and, where it is not divided by the tokens, <term>_units; in a full evaluation also entropy_sum (nats),
-    confidence_sum, bytes and, where the model has a teacher, kl_to_teacher_sum (nats), agreement_sum, teacher_ce_sum
-    (nats) and teacher_correct_sum. `weights`, {term: weight}, are the objective's at the end of training.
-    `calibration`, in a full evaluation, has columns bin, tokens, confidence_sum, correct_sum.
+    has a term in embedding space cosine_sum, cosine_centred_sum, cosine_unigram_sum (and cosine_tuned_sum),
+    <term>_loss_sum for each further term and, where it is not divided by the tokens, <term>_units; in a full evaluation
+    also entropy_sum (nats), confidence_sum, bytes and, where the model has a teacher, kl_to_teacher_sum (nats),
+    agreement_sum, teacher_ce_sum (nats) and teacher_correct_sum. `weights`, {term: weight}, are the objective's at the
+    end of training. `calibration`, in a full evaluation, has columns bin, tokens, confidence_sum, correct_sum.
     """
 
     per_document: pd.DataFrame
@@ -88,7 +89,7 @@ class Evaluation:
             "ce_loss": ce,
             "perplexity": perplexity(ce),
             "token_acc": mean["correct"],
-            **{name: mean[f"{name}_sum"] for name in PROXIES if f"{name}_sum" in mean},
+            **{name: mean[f"{name}_sum"] for name in (*PROXIES, TUNED) if f"{name}_sum" in mean},
             **{f"{name}_loss": mean[_column(name)] for name in self.weights if name != "ce"},
         }
         if self.calibration is not None:
@@ -112,16 +113,18 @@ def evaluate(
     batch_size: int,
     shard: tuple[int, int] = (0, 1),
     bytes_of_tokens: np.ndarray | None = None,
+    tuned_temperature: float | None = None,
 ) -> Evaluation:
     """Score every labelled next token of `blocks` in evaluation mode; with `bytes_of_tokens` (vocab,), in full.
 
+    With a `tuned_temperature`, the proxy is measured at that one, too.
     `shard` = (rank, ranks) scores every ranks-th batch only; add the shards' sums with `combine`. The first token of a
     block is context alone.
     """
     device = next(model.parameters()).device
     frequencies, documents = _count(getattr(blocks, "dataset", blocks), model.embeddings.weight.shape[0])
     weights = _weights(model)
-    measures = _measures(model, frequencies.to(device), full=bytes_of_tokens is not None)
+    measures = _measures(model, frequencies.to(device), bytes_of_tokens is not None, tuned_temperature)
     names = list(measures)
     shared = [t for t in model.objective.terms if t.name in weights and t.uses_teacher]
     columns = ["tokens", *(name if name == "correct" else f"{name}_sum" for name in names)]
@@ -160,17 +163,16 @@ def evaluate_run(
     start = time.perf_counter()
     lengths = token_lengths(data.tokenizer, model.output.weight.shape[0])
     metrics: dict[str, float] = {}
-    if in_embedding_space(model):
-        metrics["tuned_temperature"] = tune_temperature(model, data.blocks["validation"], batch_size)
+    tuned = tune_temperature(model, data.blocks["validation"], batch_size) if in_embedding_space(model) else None
+    if tuned is not None:
+        metrics["tuned_temperature"] = tuned
     documents, calibration = [], []
     for split, prefix in SPLITS.items():
         if split not in splits or split not in data.blocks or not len(data.blocks[split]):
             continue
-        result = evaluate(model, (rows or data.blocks)[split], batch_size, bytes_of_tokens=lengths)
+        blocks = (rows or data.blocks)[split]
+        result = evaluate(model, blocks, batch_size, bytes_of_tokens=lengths, tuned_temperature=tuned)
         metrics |= result.metrics(prefix)
-        if in_embedding_space(model):
-            proxy = proxy_at(model, data.blocks[split], batch_size, metrics["tuned_temperature"])
-            metrics[f"{prefix}_cosine_tuned"] = proxy
         documents.append(result.per_document[result.per_document["tokens"] > 0].assign(split=split))
         calibration.append(result.calibration.assign(split=split))
     metrics["evaluation_seconds"] = time.perf_counter() - start
@@ -187,15 +189,20 @@ def tune_temperature(model: ObjectiveModel, blocks: Dataset, batch_size: int) ->
 
     A sharper or flatter softmax moves the proxy with no training at all; a gain must beat the control at its best.
     """
-    some = blocks.select(range(min(len(blocks), TUNING_BLOCKS)))
-    return max(TEMPERATURES, key=lambda temperature: proxy_at(model, some, batch_size, temperature))
+    proxies = proxies_at(model, blocks.select(range(min(len(blocks), TUNING_BLOCKS))), batch_size, TEMPERATURES)
+    return max(TEMPERATURES, key=proxies.__getitem__)
 
 
-def proxy_at(model: ObjectiveModel, blocks: Dataset, batch_size: int, temperature: float) -> float:
-    """The mean cosine proxy over all scored tokens at a softmax temperature."""
-    measures = {"proxy": CosineProxy(temperature=temperature)}
-    values = [found["proxy"][targets >= 0] for targets, _, found in _scored(model, blocks, batch_size, measures)]
-    return torch.cat(values).double().mean().item()
+def proxies_at(
+    model: ObjectiveModel, blocks: Dataset, batch_size: int, temperatures: Sequence[float]
+) -> dict[float, float]:
+    """The mean cosine proxy over all scored tokens at each softmax temperature."""
+    measures = {str(temperature): CosineProxy(temperature=temperature) for temperature in temperatures}
+    found = [(targets >= 0, values) for targets, _, values in _scored(model, blocks, batch_size, measures)]
+    return {
+        temperature: torch.cat([values[str(temperature)][scored] for scored, values in found]).double().mean().item()
+        for temperature in temperatures
+    }
 
 
 def perplexity(ce: float) -> float:
@@ -217,13 +224,16 @@ def combine(evaluation: Evaluation, total: Callable[[torch.Tensor], torch.Tensor
     return Evaluation(frame, evaluation.weights)
 
 
-def _measures(model: ObjectiveModel, frequencies: torch.Tensor, full: bool) -> dict[str, Term]:
+def _measures(
+    model: ObjectiveModel, frequencies: torch.Tensor, full: bool, tuned_temperature: float | None
+) -> dict[str, Term]:
     terms = {f"{t.name}_loss": t for t in model.objective.terms if t.name in _weights(model) and t.name != "ce"}
     proxies = (CosineProxy(), CosineProxy(frequencies), UnigramCosine(frequencies))
     return {
         "ce": CrossEntropy(),
         "correct": Accuracy(),
         **(dict(zip(PROXIES, proxies, strict=True)) if in_embedding_space(model) else {}),
+        **({TUNED: CosineProxy(temperature=tuned_temperature)} if tuned_temperature else {}),
         **terms,
         **({"entropy": Entropy(), "confidence": Confidence()} if full else {}),
         **(TEACHER_MEASURES if full and model.teacher is not None else {}),

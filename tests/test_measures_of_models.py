@@ -126,7 +126,7 @@ def test_the_audit_catches_an_ignored_alpha(monkeypatch):
     monkeypatch.setattr(objective.Objective, "weights_at", lambda self, progress: (1.0, 0.0))
     trained_path = audited()["parameters", "objective"]
     monkeypatch.undo()
-    forward = objective.ObjectiveModel.forward
+    forward = ObjectiveModel.forward
 
     def ignoring_alpha(self, *arguments, **named):
         told, self.objective = self.objective, replace(self.objective, weights=(1.0, 0.0))
@@ -135,7 +135,7 @@ def test_the_audit_catches_an_ignored_alpha(monkeypatch):
         finally:
             self.objective = told
 
-    monkeypatch.setattr(objective.ObjectiveModel, "forward", ignoring_alpha)
+    monkeypatch.setattr(ObjectiveModel, "forward", ignoring_alpha)
     assert trained_path["cosine_to_ce"] == pytest.approx(1)
     assert audited()["parameters", "objective"]["applied_error"] > 0.05
 

@@ -20,7 +20,7 @@ from nbutils.batches import collate
 from nbutils.errors import ModelError, ParameterError
 from nbutils.evaluation import evaluate, expected_calibration_error, proxies_at, tune_temperature
 from nbutils.models import eight_bits
-from nbutils.objectives import cosine, cosine_mixing, cross_entropy, objective
+from nbutils.objectives import ObjectiveModel, cosine, cosine_mixing, cross_entropy, objective
 from nbutils.stability import functional_check, stability
 from nbutils.token_bytes import token_bytes, token_lengths
 from nbutils.tokenization import character_tokenizer, load_tokenizer, train_byte_level_bpe

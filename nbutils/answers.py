@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils.errors import ModelError, ParameterError
 from nbutils.generation import continued, seeded
+from nbutils.tokenization import tokenize
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def generate_answers(
     Raises ParameterError for settings out of range, ModelError where a prompt fills all positions or has no token.
     """
     _check(max_new_tokens, temperature, top_k, top_p, batch_size)
-    tokens = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
+    tokens = [ids.tolist() for ids in tokenize(prompts, tokenizer)]  # as the data were, special tokens as plain text
     rooms = [min(max_new_tokens, room) for room in _rooms(model, prompts, tokens)]
     settings = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     answers = [""] * len(prompts)

@@ -16,7 +16,7 @@ from nbutils.report.page import table
 from nbutils.report.teachers import has_teacher
 from nbutils.studies import BEFORE, Arm, Study
 
-HEADLINE = ("perplexity", "ce_loss", "bits_per_byte", "token_acc", "cosine", "kl_to_teacher", "agreement", "bleu")
+HEADLINE = ("perplexity", "ce_loss", "bits_per_byte", "token_acc", "cosine", "kl_to_teacher", "bleu")
 COSTS = ("train_seconds", "tokens_per_second", "peak_memory_mib", "tokens_seen", "parameters")
 EXPLORATORY = "†"
 ACROSS_TOKENIZERS = "Between models of different tokenizers only bits per byte are comparable."

@@ -11,6 +11,7 @@ from IPython.display import HTML
 
 from nbutils import statistics
 from nbutils.arms import SEEDS
+from nbutils.distillation_settings import NO_DIVERGENCE
 from nbutils.measures import UNKNOWN, Measure, measure, p_text, percent
 from nbutils.report.diagnostics import not_applied
 from nbutils.report.page import code, heading, table
@@ -35,6 +36,10 @@ NO_RUNS = """
 <li>or open a study notebook, run it, and set <code>plan</code> to <code>interactive</code> here.</li>
 </ul>
 """
+
+# Parameters that change no weight, and those that only a student with a teacher has a use for
+TRAINS_NOTHING = ("audit_blocks", "samples", "answers", "compression", "evaluate_test", "logging_steps", "report_to")
+OF_A_TEACHER = ("teacher", "second_teacher", "kl_", "kd_", "jsd_", "cache_")
 
 
 def has_contrasts(study: Study) -> bool:
@@ -83,7 +88,9 @@ def warnings(evidence: Evidence) -> list[str]:
     found += [f"Plan {plan.name}: {CHANGED}" for plan in evidence.plans if plan.contrasts_changed]
     for study in evidence.studies:
         runs = [slot.run for slot in study.slots if slot.run and not slot.trouble]
-        runs += [run for arm in study.arms if arm.borrowed_from for run in arm.runs]
+        folders = {run.params.get("data_folder") for run in runs}  # a control of other data is told of by its contrast
+        borrowed = [run for arm in study.arms if arm.borrowed_from for run in arm.runs]
+        runs += [run for run in borrowed if run.params.get("data_folder") in folders]
         data = {run.manifest.get("data_fingerprint") for run in runs}
         code = {run.manifest.get("source", {}).get("nbutils_sha256") for run in runs}
         for what, values in (("data", data), ("versions of the code", code)):
@@ -212,7 +219,9 @@ def _trained_otherwise(judged: Judged, study: Study) -> list[str]:
     if not contrast.control_stage or not treatment or not control or not treatment.runs or not control.runs:
         return []
     ours, theirs = treatment.runs[0].params, control.runs[0].params
-    named = {*contrast.treatment, *contrast.control, *SEEDS}
+    named = {*contrast.treatment, *contrast.control, *SEEDS, *TRAINS_NOTHING}
+    if theirs.get("divergence") == NO_DIVERGENCE:
+        named |= {name for name in theirs if name.startswith(OF_A_TEACHER)}
     differing = [name for name in ours if name in theirs and name not in named and ours[name] != theirs[name]]
     if not differing:
         return []

@@ -51,7 +51,7 @@ def answer_table(study: Study) -> HTML:
     )
     limits = [value for arm in study.own_arms for value in arm.results(study.final("bleu_limit") or "")]
     if limits:
-        caption += f" The references themselves get a sentence BLEU of {np.mean(limits):.4f}: short texts get less than 1."
+        caption += f" The references themselves get {np.mean(limits):.4f} in it: short texts get less than 1."
     marked = [False] * teachers + [arm is study.control for arm in study.arms]
     return stacked(table(pd.DataFrame(rows), caption, marked), _signatures(study))
 

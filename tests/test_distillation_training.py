@@ -214,12 +214,15 @@ def test_chunks_change_with_the_epoch_and_with_nothing_else(prepared, tmp_path):
     seen = []
 
     class Recording(ObjectiveTrainer):
+        """Sees the batches and learns nothing, which takes no time."""
+
         def compute_loss(self, subject, inputs, *rest, **named):
             seen.append(inputs["input_ids"].clone())
-            return super().compute_loss(subject, inputs, *rest, **named)
+            return sum(parameter.sum() * 0 for parameter in subject.parameters())
 
     settings = config(tmp_path, data_folder=prepared.folder, objective=distillation("none"), random_chunks=True)
-    settings = replace(settings, max_steps=0, num_train_epochs=2, per_device_train_batch_size=256, eval_steps=100)
+    settings = replace(settings, max_steps=0, num_train_epochs=2, per_device_train_batch_size=256, eval_steps=10**6)
+    settings = replace(settings, audit_blocks=0)
     for _ in range(2):
         set_seed(settings.seed)
         student = load_model("micro", prepared.tokenizer, BLOCK, from_scratch=True)

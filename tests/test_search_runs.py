@@ -143,7 +143,7 @@ def test_two_processes_share_a_study(notebook, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_search_leaves_no_process_and_goes_on(notebook, tmp_path, number):
     database = tmp_path / "study.db"
-    process = worker(notebook, database, 0.7, 1)
+    process = worker(notebook, database, 2.5, 1)
     first = Place(tmp_path / "trials", "trial-0000")
     wait_for(lambda: (first.attempt / "metrics.csv").is_file())
     assert len(processes_of(tmp_path)) > 2
@@ -152,7 +152,7 @@ def test_a_stopped_search_leaves_no_process_and_goes_on(notebook, tmp_path, numb
     wait_for(lambda: not processes_of(tmp_path))
     (run,) = load_runs(tmp_path / "trials")
     assert run.status == "killed"
-    setting = read_setting(str(notebook), fixed=["seconds: 0.7"])
+    setting = read_setting(str(notebook), fixed=["seconds: 2.5"])
     search = search_for(database, setting, trials=1, startup_trials=2, pruner="none")
     lost = [trial for trial in search.shared.trials() if trial.number == 0]
     search.run()

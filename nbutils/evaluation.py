@@ -163,7 +163,9 @@ def evaluate_run(
     start = time.perf_counter()
     lengths = token_lengths(data.tokenizer, model.output.weight.shape[0])
     metrics: dict[str, float] = {}
-    tuned = tune_temperature(model, data.blocks["validation"], batch_size) if in_embedding_space(model) else None
+    tuned = (
+        tune_temperature(model, data.blocks["validation"], batch_size) if model.objective.in_embedding_space else None
+    )
     if tuned is not None:
         metrics["tuned_temperature"] = tuned
     documents, calibration = [], []
@@ -177,11 +179,6 @@ def evaluate_run(
         calibration.append(result.calibration.assign(split=split))
     metrics["evaluation_seconds"] = time.perf_counter() - start
     return metrics, pd.concat(documents, ignore_index=True), pd.concat(calibration, ignore_index=True)
-
-
-def in_embedding_space(model: ObjectiveModel) -> bool:
-    """Whether the objective has a term that looks at embeddings, of whatever weight: then its proxies are measured."""
-    return any(term.uses_embeddings for term in model.objective.terms)
 
 
 def tune_temperature(model: ObjectiveModel, blocks: Dataset, batch_size: int) -> float:
@@ -232,7 +229,7 @@ def _measures(
     return {
         "ce": CrossEntropy(),
         "correct": Accuracy(),
-        **(dict(zip(PROXIES, proxies, strict=True)) if in_embedding_space(model) else {}),
+        **(dict(zip(PROXIES, proxies, strict=True)) if model.objective.in_embedding_space else {}),
         **({TUNED: CosineProxy(temperature=tuned_temperature)} if tuned_temperature else {}),
         **terms,
         **({"entropy": Entropy(), "confidence": Confidence()} if full else {}),

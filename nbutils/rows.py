@@ -9,17 +9,17 @@ from nbutils.batches import Rows
 from nbutils.distillation_settings import check_cache
 from nbutils.errors import ParameterError, did_you_mean
 from nbutils.places import relative
+from nbutils.sources import TASKS
 from nbutils.teacher_cache import TeacherCache, WithTeacher, build_cache
 from nbutils.teachers import LiveTeacher, check_shared_vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from nbutils.objectives import Distillation, Objective, Teacher
+    from nbutils.objectives import Teacher
     from nbutils.preparation import PreparedData
     from nbutils.training import TrainingConfig
 
-TASKS = ("lm", "qa")
 TOKENS = ("input_ids", "labels", "document_ids")  # columns of blocks that training or evaluation reads
 
 
@@ -54,7 +54,7 @@ def training_rows(
     if config.random_chunks and data.card.get("task") == "qa":
         raise ParameterError("random_chunks is for running text; questions are whole. Set it to false.")
     teacher, rows = None, _as_numpy(data)
-    if (term := distillation_term(config.objective)) is not None:
+    if (term := config.objective.teacher_term) is not None:
         if not config.teachers:
             raise ParameterError(f"divergence {term.divergence} needs a teacher. Name one, or set divergence to none.")
         teacher, cached = evaluation_rows(config, data)
@@ -71,7 +71,7 @@ def evaluation_rows(config: TrainingConfig, data: PreparedData) -> tuple[Teacher
     """Who says what the teachers predict, themselves or their cache, and the rows of each held-out split for it."""
     teacher, rows = load_teachers(config, data), _as_numpy(data)
     del rows["train"]
-    term = distillation_term(config.objective)
+    term = config.objective.teacher_term
     check_cache(config.teacher_cache, term.divergence if term else "none", config.cache_top_k)
     if term is None or config.teacher_cache == "off":
         return teacher, rows
@@ -83,11 +83,6 @@ def evaluation_rows(config: TrainingConfig, data: PreparedData) -> tuple[Teacher
 def load_teachers(config: TrainingConfig, data: PreparedData) -> LiveTeacher:
     """The config's teachers, checked; their weights are loaded when they first run."""
     return teachers.load_teachers(config.teachers, data.tokenizer, data.card["block_size"])
-
-
-def distillation_term(objective: Objective) -> Distillation | None:
-    """The term that asks the teacher; None where there is none."""
-    return next((term for term in objective.terms if term.uses_teacher), None)
 
 
 def _as_numpy(data: PreparedData) -> dict[str, Rows]:

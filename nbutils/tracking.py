@@ -43,7 +43,7 @@ class MetricsWriter(TrainerCallback):
             ),
             *(f"{term.name}_loss" for term in objective.terms),
             *("eval_loss", "eval_ce_loss", "eval_perplexity", "eval_token_acc"),
-            *(f"eval_{name}" for name in PROXIES if any(term.uses_embeddings for term in objective.terms)),
+            *(f"eval_{name}" for name in PROXIES if objective.in_embedding_space),
             *(f"eval_{term.name}_loss" for term in objective.terms if term.name != "ce"),
             *(ANSWERS if answers else ()),
         ]
@@ -202,8 +202,8 @@ def memory_mib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     status = Path("/proc/self/status")
-    if status.is_file():
-        peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    lines = status.read_text().splitlines() if status.is_file() else []
+    if peak := next((line for line in lines if line.startswith("VmHWM")), None):  # some sandboxes have none
         return int(peak.split()[1]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -23,6 +23,16 @@ class Objective:
     weights: tuple[float, ...]
     ramp: float = 0.0
 
+    @property
+    def in_embedding_space(self) -> bool:
+        """Whether a term looks at embeddings, of whatever weight: then the proxies are measured."""
+        return any(term.uses_embeddings for term in self.terms)
+
+    @property
+    def teacher_term(self) -> Term | None:
+        """The term that asks a teacher, None where there is none."""
+        return next((term for term in self.terms if term.uses_teacher), None)
+
     def weights_at(self, progress: float) -> tuple[float, ...]:
         """The weights when `progress`, in [0, 1], of the training is done."""
         share = min(1.0, progress / self.ramp) if self.ramp > 0 else 1.0

@@ -63,7 +63,7 @@ def exactness(
     }
     if data.card.get("task", "lm") == "lm" and len(rows) > 1:
         found["teacher_cache_context_kl"] = _context_divergence(
-            cache, teacher, data, chosen, _term(student).temperature
+            cache, teacher, data, chosen, student.objective.teacher_term.temperature
         )
     return found
 
@@ -76,7 +76,7 @@ def _differences(
     batches: list[dict[str, Tensor]],
 ) -> dict[str, float]:
     """The relative errors of the divergence and of its gradient over batches of one example, at these positions."""
-    term, was_training = _term(student), student.training
+    term, was_training = student.objective.teacher_term, student.training
     values, d_hidden, d_weight = {}, {}, {}
     student.eval()
     for position, batch in zip(positions, batches, strict=True):
@@ -144,10 +144,6 @@ def _probabilities(states: TeacherStates, temperature: float, vocab: int) -> Ten
     hidden = states.hidden[0]
     logits = states.logits(torch.empty(len(hidden), vocab, device=hidden.device))
     return logits.div_(temperature).softmax(-1)
-
-
-def _term(student: ObjectiveModel) -> Distillation:
-    return next(term for term in student.objective.terms if term.uses_teacher)
 
 
 def _examples(rows: Dataset, chosen: list[int], device: torch.device) -> list[dict[str, Tensor]]:

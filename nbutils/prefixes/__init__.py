@@ -1,0 +1,20 @@
+"""Prefix smoothing: soft targets over the tokens whose text is a prefix of the gold token's.
+
+table = prefix_table(tokenizer, vocab)                     # built from token bytes, or read where it was built before
+targets = smoothed_targets(table, Smoothing("normalised", tau=0.2))
+effective_smoothing(targets, counts)                       # 1 - mean gold mass: the x axis of a study
+Unsmoothing(targets, table.lengths).invert(p)              # what the model says of the text, smoothing taken out
+"""
+
+from nbutils.prefixes.settings import Smoothing, check_smoothing, equals_cross_entropy, leaves_no_gold_mass
+from nbutils.prefixes.table import PrefixTable
+from nbutils.prefixes.targets import SmoothedTargets
+
+__all__ = [
+    "PrefixTable",
+    "SmoothedTargets",
+    "Smoothing",
+    "check_smoothing",
+    "equals_cross_entropy",
+    "leaves_no_gold_mass",
+]

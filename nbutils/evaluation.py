@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -63,13 +64,15 @@ class Evaluation:
     has a term in embedding space cosine_sum, cosine_centred_sum, cosine_unigram_sum (and cosine_tuned_sum),
     <term>_loss_sum for each further term and, where it is not divided by the tokens, <term>_units; in a full evaluation
     also entropy_sum (nats), confidence_sum, bytes and, where the model has a teacher, kl_to_teacher_sum (nats),
-    agreement_sum, teacher_ce_sum (nats) and teacher_correct_sum. `weights`, {term: weight}, are the objective's at the
-    end of training. `calibration`, in a full evaluation, has columns bin, tokens, confidence_sum, correct_sum.
+    agreement_sum, teacher_ce_sum (nats) and teacher_correct_sum. `further` measures have a <name>_sum each, too.
+    `weights`, {term: weight}, are the objective's at the end of training. `calibration`, in a full evaluation, has
+    columns bin, tokens, confidence_sum, correct_sum.
     """
 
     per_document: pd.DataFrame
     weights: dict[str, float]
     calibration: pd.DataFrame | None = None
+    further: tuple[str, ...] = ()
 
     def metrics(self, prefix: str) -> dict[str, float]:
         """Means over tokens, each under `prefix`_.
@@ -80,9 +83,10 @@ class Evaluation:
         """
         totals = self.per_document.sum(skipna=False)  # a model that diverged has no perplexity, not a perfect one
         mean = {name: float(totals[name] / totals["tokens"]) for name in self.per_document.columns[2:]}
-        for name in self.weights:
+        own = {name: _column(name) for name in self.weights} | {name: f"{name}_sum" for name in self.further}
+        for name, column in own.items():
             if (units := f"{name}_units") in totals:
-                mean[_column(name)] = float(totals[_column(name)] / totals[units])
+                mean[column] = float(totals[column] / totals[units])
         ce = mean["ce_sum"]
         found = {
             "loss": sum(weight * mean[_column(name)] for name, weight in self.weights.items()),
@@ -91,6 +95,7 @@ class Evaluation:
             "token_acc": mean["correct"],
             **{name: mean[f"{name}_sum"] for name in (*PROXIES, TUNED) if f"{name}_sum" in mean},
             **{f"{name}_loss": mean[_column(name)] for name in self.weights if name != "ce"},
+            **{name: mean[f"{name}_sum"] for name in self.further},
         }
         if self.calibration is not None:
             found["entropy"] = mean["entropy_sum"]
@@ -114,10 +119,11 @@ def evaluate(
     shard: tuple[int, int] = (0, 1),
     bytes_of_tokens: np.ndarray | None = None,
     tuned_temperature: float | None = None,
+    further: Mapping[str, Term] = MappingProxyType({}),
 ) -> Evaluation:
     """Score every labelled next token of `blocks` in evaluation mode; with `bytes_of_tokens` (vocab,), in full.
 
-    With a `tuned_temperature`, the proxy is measured at that one, too.
+    With a `tuned_temperature`, the proxy is measured at that one, too, and so are the measures of `further`.
     `shard` = (rank, ranks) scores every ranks-th batch only; add the shards' sums with `combine`. The first token of a
     block is context alone.
     """
@@ -125,16 +131,21 @@ def evaluate(
     frequencies, documents = _count(getattr(blocks, "dataset", blocks), model.embeddings.weight.shape[0])
     weights = _weights(model)
     measures = _measures(model, frequencies.to(device), bytes_of_tokens is not None, tuned_temperature)
+    further = dict(further)
+    for term in model.objective.terms:
+        further |= term.further_measures()
+    measures |= further
     names = list(measures)
-    shared = [t for t in model.objective.terms if t.name in weights and t.uses_teacher]
+    trained = {t.name: t for t in model.objective.terms if t.name in weights}
+    counted = {name: term for name, term in (trained | further).items() if term.own_rows}
     columns = ["tokens", *(name if name == "correct" else f"{name}_sum" for name in names)]
-    columns += [f"{term.name}_units" for term in shared]
+    columns += [f"{name}_units" for name in counted]
     columns += ["bytes"] if bytes_of_tokens is not None else []
     sums = torch.zeros(len(columns), documents, dtype=torch.float64)
     bins = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64)
     for targets, owners, values in _scored(model, blocks, batch_size, measures, shard):
         scored = targets >= 0  # (batch, time)
-        rows = [scored, *(values[name] for name in names), *(term.units(targets) for term in shared)]
+        rows = [scored, *(values[name] for name in names), *(term.units(targets) for term in counted.values())]
         if bytes_of_tokens is not None:
             rows.append(torch.from_numpy(bytes_of_tokens)[targets.clamp_min(0)] * scored)
             _add_to_bins(bins, values["confidence"][scored], values["correct"][scored])
@@ -142,8 +153,9 @@ def evaluate(
             total.index_add_(0, owners.flatten(), row.flatten().double())
     per_document = _frame(sums, columns, "document")
     if bytes_of_tokens is None:
-        return Evaluation(per_document, weights)
-    return Evaluation(per_document, weights, _frame(bins, ["tokens", "confidence_sum", "correct_sum"], "bin"))
+        return Evaluation(per_document, weights, further=tuple(further))
+    calibration = _frame(bins, ["tokens", "confidence_sum", "correct_sum"], "bin")
+    return Evaluation(per_document, weights, calibration, tuple(further))
 
 
 def evaluate_run(
@@ -152,10 +164,11 @@ def evaluate_run(
     batch_size: int,
     splits: Sequence[str] = tuple(SPLITS),
     rows: Mapping[str, Rows] | None = None,
+    further: Mapping[str, Term] = MappingProxyType({}),
 ) -> tuple[dict[str, float], pd.DataFrame, pd.DataFrame]:
     """The full evaluation of a trained model on validation (eval_) and test (test_), or on those of `splits` alone.
 
-    `rows` stand for the data's own blocks where a teacher's cache adds to them.
+    `rows` stand for the data's own blocks where a teacher's cache adds to them; `further` measures are taken, too.
 
     Returns metrics, with the proxy at the temperature tuned on validation and evaluation_seconds; sums per document
     and calibration bins, both with their split.
@@ -173,7 +186,8 @@ def evaluate_run(
         if split not in splits or split not in data.blocks or not len(data.blocks[split]):
             continue
         blocks = (rows or data.blocks)[split]
-        result = evaluate(model, blocks, batch_size, bytes_of_tokens=lengths, tuned_temperature=tuned)
+        settings = {"bytes_of_tokens": lengths, "tuned_temperature": tuned, "further": further}
+        result = evaluate(model, blocks, batch_size, **settings)
         metrics |= result.metrics(prefix)
         documents.append(result.per_document[result.per_document["tokens"] > 0].assign(split=split))
         calibration.append(result.calibration.assign(split=split))
@@ -218,7 +232,7 @@ def combine(evaluation: Evaluation, total: Callable[[torch.Tensor], torch.Tensor
     frame = evaluation.per_document
     sums = total(torch.from_numpy(frame.iloc[:, 1:].to_numpy(copy=True)))
     frame = frame.assign(**dict(zip(frame.columns[1:], sums.T.cpu().numpy(), strict=True)))
-    return Evaluation(frame, evaluation.weights)
+    return replace(evaluation, per_document=frame)
 
 
 def _measures(

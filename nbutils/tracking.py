@@ -45,6 +45,7 @@ class MetricsWriter(TrainerCallback):
             *("eval_loss", "eval_ce_loss", "eval_perplexity", "eval_token_acc"),
             *(f"eval_{name}" for name in PROXIES if objective.in_embedding_space),
             *(f"eval_{term.name}_loss" for term in objective.terms if term.name != "ce"),
+            *(f"eval_{name}" for term in objective.terms for name in term.further_measures()),
             *(ANSWERS if answers else ()),
         ]
 

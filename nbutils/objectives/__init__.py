@@ -14,8 +14,9 @@ from nbutils.objectives.measures import (
     TeacherCrossEntropy,
     UnigramCosine,
 )
-from nbutils.objectives.objective import Objective, cosine_mixing, distillation
+from nbutils.objectives.objective import Objective, cosine_mixing, distillation, smoothing
 from nbutils.objectives.objective_model import ObjectiveModel, Teacher, head_matrices, next_tokens
+from nbutils.objectives.sparse_target import PrefixMass, SmoothedCrossEntropy, SparseTargets, TargetDivergence
 from nbutils.objectives.teacher_target import TeacherStates, TeacherTarget, TopTokens
 
 __all__ = [
@@ -30,6 +31,10 @@ __all__ = [
     "ExpectedEmbeddingCosine",
     "Objective",
     "ObjectiveModel",
+    "PrefixMass",
+    "SmoothedCrossEntropy",
+    "SparseTargets",
+    "TargetDivergence",
     "Teacher",
     "TeacherAccuracy",
     "TeacherAgreement",
@@ -45,5 +50,6 @@ __all__ = [
     "distillation",
     "head_matrices",
     "next_tokens",
+    "smoothing",
     "term_values",
 ]

@@ -11,6 +11,7 @@ from nbutils.objectives.cross_entropy import CrossEntropy
 from nbutils.objectives.distillation import Distillation
 from nbutils.objectives.head import Term, WeightedTerm, chunked_head
 from nbutils.objectives.objective import Objective
+from nbutils.objectives.sparse_target import SmoothedCrossEntropy
 from nbutils.objectives.teacher_target import TeacherStates, TeacherTarget, TopTokens
 
 BATCH, TIME, VOCAB, WIDTH = 4, 16, 300, 16
@@ -23,14 +24,15 @@ def compare_with_textbook(objective: Objective, seed: int = 0) -> dict[str, floa
     """
     generator = torch.Generator().manual_seed(seed)
     positions = BATCH * TIME
-    shapes = {"d hidden": (positions, WIDTH), "d output matrix": (VOCAB, WIDTH), "d embeddings": (VOCAB, WIDTH)}
+    vocab = next((t.targets.vocab for t in objective.terms if isinstance(t, SmoothedCrossEntropy)), VOCAB)
+    shapes = {"d hidden": (positions, WIDTH), "d output matrix": (vocab, WIDTH), "d embeddings": (vocab, WIDTH)}
 
     def random(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     leaves = [random(*shape).requires_grad_() for shape in shapes.values()]
-    labels = torch.randint(VOCAB, (BATCH, TIME), generator=generator)
-    teacher = TeacherStates((random(positions, 2 * WIDTH),), (random(VOCAB, 2 * WIDTH),))
+    labels = torch.randint(vocab, (BATCH, TIME), generator=generator)
+    teacher = TeacherStates((random(positions, 2 * WIDTH),), (random(vocab, 2 * WIDTH),))
     pairs = list(zip(objective.terms, objective.weights, strict=True))
     terms = [WeightedTerm(term, weight, term.units(labels).sum()) for term, weight in pairs]
     chunked, _ = chunked_head(*leaves, labels.flatten(), terms, teacher)
@@ -68,6 +70,8 @@ def textbook_values(
         return reference.expected_embedding_cosine(logits, embeddings, labels, term.temperature, term.top_k)
     if isinstance(term, CrossEntropy):
         return reference.cross_entropy(logits, labels)
+    if isinstance(term, SmoothedCrossEntropy):
+        return reference.soft_cross_entropy(logits, term.targets.dense(labels))
     if isinstance(term, Distillation) and isinstance(teacher, TopTokens):
         log_probabilities = teacher.log_probabilities.to(logits.dtype)
         return reference.distillation_over_top(logits, teacher.columns, log_probabilities, term.temperature)

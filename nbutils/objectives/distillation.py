@@ -36,6 +36,7 @@ class Distillation(Term):
     reduction: str = "token"
     name: str = "kl"
     uses_teacher = True
+    own_rows = True
 
     def rows(self, labels: Tensor) -> Tensor:
         return labels >= 0 if self.positions == "answers" else labels != IGNORE_INDEX

@@ -159,6 +159,11 @@ class Term:
     name: str
     uses_embeddings = False
     uses_teacher = False
+    own_rows = False  # whether it scores other rows than cross entropy does, so that its sum has a count of its own
+
+    def further_measures(self) -> dict[str, Term]:
+        """What evaluation reports beside the term itself, by name."""
+        return {}
 
     def rows(self, labels: Tensor) -> Tensor:
         """Which positions this term scores, a mask of the shape of `labels`."""

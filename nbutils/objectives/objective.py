@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nbutils.distillation_settings import NO_DIVERGENCE, check_distillation
 from nbutils.errors import ParameterError
@@ -10,6 +11,10 @@ from nbutils.objectives.cosine import ExpectedEmbeddingCosine
 from nbutils.objectives.cross_entropy import CrossEntropy
 from nbutils.objectives.distillation import Distillation
 from nbutils.objectives.head import Term
+from nbutils.objectives.sparse_target import SmoothedCrossEntropy, SparseTargets
+
+if TYPE_CHECKING:
+    from nbutils.prefixes import SmoothedTargets
 
 
 @dataclass(frozen=True)
@@ -81,3 +86,13 @@ def distillation(
         return Objective((CrossEntropy(),), (1.0,))
     term = Distillation(temperature, divergence, beta, positions, reduction)
     return Objective((CrossEntropy(), term), (ce_weight, kl_weight))
+
+
+def smoothing(targets: SmoothedTargets | None) -> Objective:
+    """Cross entropy against the soft `targets` of each gold token; None is plain cross entropy, the control.
+
+    Plain cross entropy has weight 0 beside them: it is not trained on, and every evaluation has it.
+    """
+    if targets is None:
+        return Objective((CrossEntropy(),), (1.0,))
+    return Objective((CrossEntropy(), SmoothedCrossEntropy(SparseTargets(targets))), (0.0, 1.0))

@@ -16,6 +16,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return -logits.log_softmax(-1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-sum_k q_k log softmax(z)_k against full rows `targets` (positions, vocab)."""
+    return -(targets.to(logits.dtype) * logits.log_softmax(-1)).sum(-1)
+
+
 def expected_embedding_cosine(
     logits: Tensor, embeddings: Tensor, labels: Tensor, temperature: float = 1.0, top_k: int = 0
 ) -> Tensor:

@@ -71,6 +71,18 @@ class Measure:
 MEASURES = {
     "loss": Measure("objective", "nats per token", "lower"),
     "ce_loss": Measure("cross entropy", "nats per token", "lower"),
+    "prefix_loss": Measure("smoothed cross entropy", "nats per token", "lower"),
+    "kl_to_target": Measure("KL to its own target", "nats per token", "lower"),
+    "target_entropy": Measure("entropy of the target", "nats per token", ""),
+    "unsmoothed_ce": Measure("un-smoothed cross entropy", "nats per token", "lower"),
+    "unsmoothed_bits_per_byte": Measure("un-smoothed bits per byte", "", "lower"),
+    "unsmoothing_d": Measure("share of the smoothed model mixed in, d", "", "", digits=3),
+    "clipped_gold": Measure("gold tokens clipped", "%", "lower", digits=2, scale=100.0),
+    "clipped_mass": Measure("mass clipped per position", "", "lower", digits=6),
+    "prefix_mass": Measure("mass on strict prefixes at word starts", "%", "lower", digits=2, scale=100.0),
+    "effective_smoothing": Measure("effective smoothing", "%", "", digits=2, scale=100.0),
+    "predicted_cost": Measure("most that the target alone costs", "nats per token", ""),
+    "equals_cross_entropy": Measure("equals cross entropy", "", "", digits=0),
     "kl_loss": Measure("divergence term", "nats per token", "lower"),
     "kl_to_teacher": Measure("KL to the teacher", "nats per token", "lower"),
     "agreement": Measure("agreement with the teacher", "%", "higher", digits=2, scale=100.0),
@@ -131,16 +143,48 @@ PREFIXES = {
     "before_": "{} before fine-tuning",
 }
 
+# What the harness measures of a task, by how the name ends; the longest ending counts.
+TASK_MEASURES = {
+    "_acc_norm": Measure("{}: normalised accuracy", "%", "higher", digits=2, scale=100.0),
+    "_acc": Measure("{}: accuracy", "%", "higher", digits=2, scale=100.0),
+    "_gold_bits_per_byte": Measure("{}: bits per byte of the gold answer", "", "lower"),
+}
+TASKS = {
+    "hellaswag": "HellaSwag",
+    "piqa": "PIQA",
+    "winogrande_debiased": "Winogrande (debiased)",
+    "arc_easy": "ARC-Easy",
+    "spelling": "spelling",
+    "spelling_count": "spelling, count",
+    "spelling_first_index": "spelling, first index",
+    "spelling_character": "spelling, n-th character",
+}
+
 
 def measure(name: str) -> Measure:
-    """The measure called `name`, the split and the model named in the label: `test_ce_loss` is "test cross entropy"."""
+    """The measure called `name`, the split and the model named in the label: `test_ce_loss` is "test cross entropy".
+
+    A task has no splits: `eval_piqa_acc` and `piqa_acc` are the same measure at different steps.
+    """
     if name in MEASURES:
         return MEASURES[name]
+    if found := _of_task(name):
+        return found
     for prefix, label in PREFIXES.items():
         if name.startswith(prefix):
             plain = measure(name.removeprefix(prefix))
             return replace(plain, label=label.format(plain.label))
     return Measure(name.replace("_", " "))
+
+
+def _of_task(name: str) -> Measure | None:
+    """The measure of a task of the harness; None where `name` is no task's."""
+    plain = name.removeprefix("eval_").removeprefix("test_")
+    for ending, found in TASK_MEASURES.items():
+        task = plain.removesuffix(ending)
+        if plain.endswith(ending) and task in TASKS:
+            return replace(found, label=found.label.format(TASKS[task]))
+    return None
 
 
 def percent(value: float) -> str:

@@ -57,6 +57,35 @@ def test_distillation_is_measured_in(name, value, text, unit, better):
 
 
 @pytest.mark.parametrize(
+    ("name", "label", "value", "text", "unit", "better"),
+    [
+        ("test_unsmoothed_bits_per_byte", "test un-smoothed bits per byte", 1.23456, "1.2346", "", "lower"),
+        ("eval_unsmoothed_ce", "validation un-smoothed cross entropy", 3.5, "3.5000", "nats per token", "lower"),
+        ("test_kl_to_target", "test KL to its own target", 0.5, "0.5000", "nats per token", "lower"),
+        ("test_clipped_gold", "test gold tokens clipped", 0.0123, "1.23", "%", "lower"),
+        ("eval_prefix_mass", "validation mass on strict prefixes at word starts", 0.1, "10.00", "%", "lower"),
+        ("effective_smoothing", "effective smoothing", 0.2334, "23.34", "%", ""),
+        ("spelling_acc", "spelling: accuracy", 0.251, "25.10", "%", "higher"),
+        ("eval_spelling_acc", "spelling: accuracy", 0.251, "25.10", "%", "higher"),
+        ("hellaswag_acc_norm", "HellaSwag: normalised accuracy", 0.251, "25.10", "%", "higher"),
+        (
+            "winogrande_debiased_gold_bits_per_byte",
+            "Winogrande (debiased): bits per byte of the gold answer",
+            *(1.5, "1.5000", "", "lower"),
+        ),
+        ("spelling_first_index_acc", "spelling, first index: accuracy", 0.5, "50.00", "%", "higher"),
+    ],
+)
+def test_prefix_smoothing_is_measured_in(name, label, value, text, unit, better):
+    found = measure(name)
+    assert (found.label, found.number(value), found.unit, found.better) == (label, text, unit, better)
+
+
+def test_token_accuracy_is_no_task():
+    assert measure("eval_token_acc").label == "validation token accuracy"
+
+
+@pytest.mark.parametrize(
     ("value", "text"), [(1234.5, "1,234.50"), (-0.5, "−0.50"), (-0.001, "0.00"), (math.nan, UNKNOWN)]
 )
 def test_numbers_have_fixed_digits_and_a_true_minus(value, text):

@@ -7,7 +7,7 @@ Unsmoothing(targets, table.lengths).invert(p)              # what the model says
 """
 
 from nbutils.prefixes.settings import Smoothing, check_smoothing, equals_cross_entropy, leaves_no_gold_mass
-from nbutils.prefixes.table import PrefixTable
+from nbutils.prefixes.table import PrefixTable, prefix_table
 from nbutils.prefixes.targets import SmoothedTargets
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "check_smoothing",
     "equals_cross_entropy",
     "leaves_no_gold_mass",
+    "prefix_table",
 ]

@@ -128,7 +128,7 @@ def evaluate(
     block is context alone.
     """
     device = next(model.parameters()).device
-    frequencies, documents = _count(getattr(blocks, "dataset", blocks), model.embeddings.weight.shape[0])
+    frequencies, documents = token_frequencies(getattr(blocks, "dataset", blocks), model.embeddings.weight.shape[0])
     weights = _weights(model)
     measures = _measures(model, frequencies.to(device), bytes_of_tokens is not None, tuned_temperature)
     further = dict(further)
@@ -257,14 +257,11 @@ def _weights(model: ObjectiveModel) -> dict[str, float]:
     return {term.name: weight for term, weight in pairs if weight or term.name == "ce"}
 
 
-def _scored(
-    model: ObjectiveModel,
-    blocks: Rows,
-    batch_size: int,
-    measures: Mapping[str, Term],
-    shard: tuple[int, int] = (0, 1),
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]:
-    """(targets, owners, values), each (batch, time): the next tokens, their documents, and each measure of them."""
+def batches_to_score(
+    model: ObjectiveModel, blocks: Rows, batch_size: int, shard: tuple[int, int] = (0, 1)
+) -> Iterator[tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]]:
+    """(batch on the model's device, targets, owners): next tokens and their documents, (batch, time), in evaluation
+    mode."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -274,10 +271,21 @@ def _scored(
             targets = next_tokens(batch["labels"])
             moved = torch.cat([documents[:, 1:], documents[:, -1:]], 1)
             owners = documents.where(targets == UNLABELLED, moved)  # what follows a row's last token is padding
-            on_device = {name: tensor.to(device) for name, tensor in batch.items()}
-            values = model.values(on_device.pop("input_ids"), on_device.pop("labels"), measures, on_device)
-            yield targets, owners, {name: value.cpu() for name, value in values.items()}
+            yield {name: tensor.to(device) for name, tensor in batch.items()}, targets, owners
     model.train(was_training)
+
+
+def _scored(
+    model: ObjectiveModel,
+    blocks: Rows,
+    batch_size: int,
+    measures: Mapping[str, Term],
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]]:
+    """(targets, owners, values), each (batch, time): the next tokens, their documents, and each measure of them."""
+    for batch, targets, owners in batches_to_score(model, blocks, batch_size, shard):
+        values = model.values(batch.pop("input_ids"), batch.pop("labels"), measures, batch)
+        yield targets, owners, {name: value.cpu() for name, value in values.items()}
 
 
 def _add_to_bins(bins: torch.Tensor, confidence: torch.Tensor, correct: torch.Tensor) -> None:
@@ -293,7 +301,7 @@ def _frame(sums: torch.Tensor, columns: list[str], index: str) -> pd.DataFrame:
     return frame
 
 
-def _count(blocks: Dataset, vocab: int) -> tuple[torch.Tensor, int]:
+def token_frequencies(blocks: Dataset, vocab: int) -> tuple[torch.Tensor, int]:
     """Frequency of each token among those that are scored (vocab,), and the number of documents."""
     counts, documents = torch.zeros(vocab, dtype=torch.long), 0
     for batch in in_order(_as_numpy(blocks), 1024):

@@ -28,10 +28,12 @@ def sample_continuations(
     temperature: float = 0.8,
     top_k: int = 50,
     seed: int = 0,
+    processor: LogitsProcessor | None = None,
 ) -> list[dict]:
     """`number` evenly spaced blocks' first tokens, continued by the model: [{document, prompt, reference, completion}].
 
-    The prompts depend on the data alone, so all variants get the same; sampling repeats with `seed`. A model that
+    The prompts depend on the data alone, so all variants get the same; sampling repeats with `seed`. A `processor`
+    changes the model's logits before temperature and top_k do. A model that
     diverged has no distribution to sample from: it gives no samples, and the log says so.
     """
     if not number:
@@ -46,7 +48,7 @@ def sample_continuations(
     settings = {"do_sample": True, "temperature": temperature, "top_k": top_k, "max_new_tokens": new_tokens}
     with seeded(seed, model.device):
         completions = continued(
-            model, prompts, torch.ones_like(prompts), pad_token_id=tokenizer.eos_token_id or 0, **settings
+            model, prompts, torch.ones_like(prompts), processor, pad_token_id=tokenizer.eos_token_id or 0, **settings
         )
     if completions is None:
         logger.warning("The model's logits are not finite: it diverged, and no samples are drawn from it.")
@@ -72,15 +74,18 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def continued(model: PreTrainedModel, prompts: Tensor, mask: Tensor, **settings) -> Tensor | None:
+def continued(
+    model: PreTrainedModel, prompts: Tensor, mask: Tensor, processor: LogitsProcessor | None = None, **settings
+) -> Tensor | None:
     """What the model adds to prompts (number, time), of which `mask` (number, time) is 1 on real tokens, 0 on padding.
 
-    `settings` go to transformers' generate, which derives each token's position from the mask. None where the model
-    gives no distribution at some step: its logits are not finite.
+    The `processor` sees the model's logits first; `settings` go to transformers' generate, which derives each token's
+    position from the mask. None where the model gives no distribution at some step: its logits are not finite.
     """
-    finite = LogitsProcessorList([_FiniteLogits()])
+    processors = LogitsProcessorList([_FiniteLogits(), *([processor] if processor else [])])
     try:
-        return model.generate(prompts, attention_mask=mask, logits_processor=finite, **settings)[:, prompts.shape[1] :]
+        tokens = model.generate(prompts, attention_mask=mask, logits_processor=processors, **settings)
+        return tokens[:, prompts.shape[1] :]
     except _NotFiniteError:
         return None
 

@@ -73,7 +73,8 @@ def load_model(
     check_model(model_name, from_scratch, block_size)
     if from_scratch:
         config = build_config(model_name, len(tokenizer), block_size, dropout)
-        config.bos_token_id = config.eos_token_id = tokenizer.eos_token_id
+        config.eos_token_id = tokenizer.eos_token_id
+        config.bos_token_id = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
         config.pad_token_id = None
         return AutoModelForCausalLM.from_config(config)
     config = _with_dropout(_load(model_name, AutoConfig.from_pretrained, ["config.json"]), dropout)

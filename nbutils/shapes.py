@@ -21,6 +21,9 @@ class Shape:
     heads: int
     intermediate: int = 0
     key_value_heads: int = 0  # 0: as many as heads
+    tied: bool = False  # Llama style: the output matrix is the embedding matrix, as it always is in GPT-2
+    rope_theta: float = 1e4
+    norm_epsilon: float = 1e-6
 
     def config(self, vocab_size: int, positions: int) -> PretrainedConfig:
         """The transformers configuration; the end token is the tokenizer's, set where there is one."""
@@ -38,6 +41,9 @@ class Shape:
             num_attention_heads=self.heads,
             num_key_value_heads=self.key_value_heads or self.heads,
             max_position_embeddings=positions,
+            tie_word_embeddings=self.tied,
+            rope_parameters={"rope_type": "default", "rope_theta": self.rope_theta},
+            rms_norm_eps=self.norm_epsilon,
         )
 
 
@@ -47,6 +53,9 @@ CONFIGURATIONS = {
     "tiny": Shape(128, 4, 4),  # nanoGPT's setting for a CPU: 0.8 M parameters without its vocabulary
     "small": Shape(256, 6, 8),  # 4.7 M without its vocabulary, 17.6 M with GPT-2's
     "study": Shape(512, 4, 8),  # the cosine study's own model from scratch
+    # Llama 3's style (arXiv 2407.21783), its vocabulary's 197 M of 474 M parameters shared by input and output
+    "llama3-474m": Shape(1536, 11, 12, 4096, 4, tied=True, rope_theta=1e6, norm_epsilon=1e-5),
+    "llama3-micro": Shape(64, 2, 4, 176, 2, tied=True, rope_theta=1e6, norm_epsilon=1e-5),  # the same at a small size
     "babyllama-58m": Shape(512, 16, 8, intermediate=1024),  # BabyLlama's student (arXiv 2308.02019)
     "babyllama-gpt2-705m": Shape(1536, 24, 16),  # its teachers
     "babyllama-llama-360m": Shape(1024, 24, 8, intermediate=3072),

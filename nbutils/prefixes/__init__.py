@@ -6,16 +6,24 @@ effective_smoothing(targets, counts)                       # 1 - mean gold mass:
 Unsmoothing(targets, table.lengths).invert(p)              # what the model says of the text, smoothing taken out
 """
 
+from nbutils.prefixes.arithmetic import effective_smoothing, mean_target_entropy, predicted_cost
+from nbutils.prefixes.description import count_distribution, describe
 from nbutils.prefixes.settings import Smoothing, check_smoothing, equals_cross_entropy, leaves_no_gold_mass
 from nbutils.prefixes.table import PrefixTable, prefix_table
-from nbutils.prefixes.targets import SmoothedTargets
+from nbutils.prefixes.targets import SmoothedTargets, smoothed_targets
 
 __all__ = [
     "PrefixTable",
     "SmoothedTargets",
     "Smoothing",
     "check_smoothing",
+    "count_distribution",
+    "describe",
+    "effective_smoothing",
     "equals_cross_entropy",
     "leaves_no_gold_mass",
+    "mean_target_entropy",
+    "predicted_cost",
     "prefix_table",
+    "smoothed_targets",
 ]

@@ -75,9 +75,9 @@ def prefix_table(tokenizer: PreTrainedTokenizerBase, vocab: int) -> PrefixTable:
     folder = places.RUNS / TABLES
     key = tokenizer_fingerprint(tokenizer, vocab)[:16]
     path = folder / f"{key}.table"
-    if (table := _read(path)) is not None:
-        return table
     try:
+        if (table := _read(path)) is not None:
+            return table
         with exclusively(folder / ".locks" / key):
             if (table := _read(path)) is None:
                 table = build_table(tokenizer, vocab)

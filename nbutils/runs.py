@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 DRIVEN_FOLDER = "WORKBOOK_RUN_FOLDER"  # environment variable: the folder of the run that a runner is recording
 RESULTS = ("metrics.csv", "result.json", "per_document.parquet", "samples.jsonl", "audit.csv", "calibration.csv")
-RESULTS += ("answers.parquet", "answers.json")
+RESULTS += ("answers.parquet", "answers.json", "harness.parquet", "targets.json")
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,15 @@ class Run:
         path = self.folder / "answers.json"
         told = read_json(path) if path.is_file() else {}
         return {name: text for name, text in told.get("signatures", told).items() if isinstance(text, str)}
+
+    def harness(self) -> pd.DataFrame:
+        """harness.parquet, one row a task's item at a step: correct, correct_norm, gold_bits, gold_bytes; or empty."""
+        return self._parquet("harness.parquet")
+
+    def targets(self) -> list[dict[str, Any]]:
+        """targets.json, examples of what was trained towards: gold, tokens, weights; empty where there is none."""
+        path = self.folder / "targets.json"
+        return read_json(path) if path.is_file() else []
 
     def _parquet(self, name: str) -> pd.DataFrame:
         import pandas as pd

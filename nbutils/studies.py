@@ -38,7 +38,8 @@ class Judged:
 class Study:
     """One stage of one plan: its arms, the control first where a contrast names one, and its verdicts.
 
-    Arms that contrasts take as controls from another stage are among its arms, but not in its slots.
+    Arms that contrasts take as controls from another stage are among its arms, but not in its slots. `repeats` are the
+    pairs of the plan's noise floor, where that stands in this stage or in that of a control.
     """
 
     plan: str
@@ -47,6 +48,7 @@ class Study:
     arms: tuple[Arm, ...]
     control: Arm | None = None
     judged: tuple[Judged, ...] = ()
+    repeats: tuple[tuple[Slot, Slot], ...] = ()
 
     @property
     def name(self) -> str:
@@ -248,6 +250,8 @@ def plan_studies(name: str, slots: Sequence[Slot], plan: Plan | None) -> list[St
         if judged:
             control = study.sides(judged[0].contrast)[1]
             study = replace(study, arms=tuple(sorted(all_arms, key=lambda arm: arm is not control)), control=control)
+        if plan and plan.noise_floor and plan.noise_floor.stage in {stage, *(arm.borrowed_from for arm in all_arms)}:
+            study = replace(study, repeats=tuple(plan.noise_floor.pairs(slots)))
         if judged or study.final("ce_loss"):
             studies.append(study)
     return studies

@@ -10,10 +10,12 @@ from nbutils.figures.corpus import document_lengths, documents_per_split, leakag
 from nbutils.figures.diagnostics import gradient_audit, reliability
 from nbutils.figures.distillation import distance_to_teacher, loss_terms, overfitting
 from nbutils.figures.grid import heat_map
+from nbutils.figures.prefix import by_smoothing, target_examples
 from nbutils.figures.style import show
 from nbutils.figures.training import cost_quality, loss_curves, perplexity_curves, proxy
 
 __all__ = [
+    "by_smoothing",
     "contrast_forest",
     "cost_quality",
     "distance_to_teacher",
@@ -29,4 +31,5 @@ __all__ = [
     "proxy",
     "reliability",
     "show",
+    "target_examples",
 ]

@@ -3,11 +3,12 @@
 table = prefix_table(tokenizer, vocab)                     # built from token bytes, or read where it was built before
 targets = smoothed_targets(table, Smoothing("normalised", tau=0.2))
 effective_smoothing(targets, counts)                       # 1 - mean gold mass: the x axis of a study
-Unsmoothing(targets, table.lengths).invert(p)              # what the model says of the text, smoothing taken out
+Unsmoothing(targets, table.lengths).invert(p)  # what the model says of the text, smoothing taken out
 """
 
 from nbutils.prefixes.arithmetic import effective_smoothing, mean_target_entropy, predicted_cost
 from nbutils.prefixes.description import count_distribution, describe
+from nbutils.prefixes.inverse import Unsmoothed, Unsmoothing
 from nbutils.prefixes.settings import Smoothing, check_smoothing, equals_cross_entropy, leaves_no_gold_mass
 from nbutils.prefixes.table import PrefixTable, prefix_table
 from nbutils.prefixes.targets import SmoothedTargets, smoothed_targets
@@ -16,6 +17,8 @@ __all__ = [
     "PrefixTable",
     "SmoothedTargets",
     "Smoothing",
+    "Unsmoothed",
+    "Unsmoothing",
     "check_smoothing",
     "count_distribution",
     "describe",

@@ -73,13 +73,15 @@ def _found(
     """A token for `entry` of the row of `gold`: as long if there is one, else shorter than the gold token."""
     here = slice(table.offsets[gold], table.offsets[gold + 1])
     taken = np.concatenate([table.tokens[here], tokens[here]])
-    length, longest, ascii = table.lengths[tokens[entry]], table.lengths[gold], table.ascii[gold]
-    for shortest, beyond, among_ascii in ((length, length + 1, ascii), (1, longest, ascii), (1, longest, False)):
+    length, below, ascii = table.lengths[tokens[entry]], table.lengths[gold] - 1, table.ascii[gold]
+    for shortest, longest, among_ascii in ((length, length, ascii), (1, below, ascii), (1, below, False)):
         first, _ = pools.bounds(shortest, among_ascii)
-        _, last = pools.bounds(beyond - 1, among_ascii)
-        left = np.setdiff1d(pools.tokens[first:last], taken)
+        _, last = pools.bounds(longest, among_ascii)
+        enough = min(last - first, len(taken) + 1)  # so many that one of them is not taken, if any is not
+        drawn = pools.tokens[first + generator.choice(last - first, enough, replace=False)]
+        left = drawn[~np.isin(drawn, taken)]
         if len(left):
-            return int(generator.choice(left))
+            return int(left[0])
     raise ModelError(
         f"Token {gold} has {len(table.row(gold)) - 1} proper prefixes, and the vocabulary has too few other tokens "
         "that are shorter than it to take their place. Set smoothed_over to uniform, or give a larger tokenizer."

@@ -12,7 +12,7 @@ import re
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ IOPUB_SECONDS = 60  # the default of 4 fails a cell whose output is slow to arri
 START_SECONDS = 180  # many kernels that start at once on few cores
 AUTOSAVE_SECONDS = 60  # the whole notebook is written each time
 THRIFT = {"TQDM_MININTERVAL": "30"}  # seconds between redraws of a progress bar that nobody watches
+_STARTED: list[AsyncKernelManager] = []  # by the `execute` at work in this process
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
 
@@ -81,6 +82,16 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], environ
         raise NotebookFailed(failure)
 
 
+def signal_kernel(number: int) -> bool:
+    """Send a signal to the kernel that `execute` runs now, SIGKILL to all it started; False where none runs yet."""
+    process = next((manager.provisioner for manager in _STARTED if getattr(manager.provisioner, "pid", None)), None)
+    if process is None:
+        return False
+    with suppress(ProcessLookupError):  # it has ended by itself
+        os.killpg(process.pgid, number) if number == signal.SIGKILL else os.kill(process.pid, number)
+    return True
+
+
 @contextmanager
 def _private_kernel() -> Iterator[tuple[dict[str, Any], list[AsyncKernelManager]]]:
     """(settings for nbclient, managers of the kernels it starts): this Python, sockets in a folder of its own.
@@ -94,6 +105,7 @@ def _private_kernel() -> Iterator[tuple[dict[str, Any], list[AsyncKernelManager]
         def __init__(self, **settings: Any) -> None:
             super().__init__(**settings)
             managers.append(self)
+            _STARTED.append(self)
 
         @default("kernel_spec_manager")
         def _native_kernel(self) -> KernelSpecManager:
@@ -108,6 +120,7 @@ def _private_kernel() -> Iterator[tuple[dict[str, Any], list[AsyncKernelManager]
         finally:
             for manager in managers:
                 _end_group(getattr(manager.provisioner, "pgid", None))
+                _STARTED.remove(manager)
 
 
 def _end_group(group: int | None) -> None:

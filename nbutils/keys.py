@@ -38,7 +38,7 @@ NOT_IN_KEY = frozenset(
         *("runs", "manifest", "environment", "keys", "files", "locks", "places", "errors"),  # record
         *("plans", "contrasts", "params", "notebooks", "yamlfile", "cost"),  # say what to run
         *("report", "figures", "statistics", "studies", "arms", "composite", "measures", "smoothing_results"),  # show
-        *("benchmarks", "distillation_benchmarks", "cache_benchmarks"),  # time losses
+        *("benchmarks", "distillation_benchmarks", "cache_benchmarks", "prefix_benchmarks"),  # time losses
         *("measuring", "throughput", "compression"),  # time models; nothing trains through them
     }
 )

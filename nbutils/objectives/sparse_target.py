@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,11 +65,14 @@ class SparseTargets:
         return full.index_put((row, token), weight.double(), accumulate=True)
 
     def _tensors(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Offsets, tokens, weights, background and entropy; in float64, in which a row sums to 1 exactly."""
         if device not in self._on_device:
             table = self.targets
-            arrays = table.offsets, table.tokens, table.weights, table.background, table.entropy
-            tensors = [torch.tensor(array, device=device) for array in arrays]
-            self._on_device[device] = (*(each.long() for each in tensors[:2]), *tensors[2:])
+            weights, background = table.weights.astype(np.float64), table.background.astype(np.float64)
+            total = np.add.reduceat(weights, table.offsets[:-1]) + self.vocab * background
+            weights /= total.repeat(np.diff(table.offsets))
+            arrays = table.offsets.astype(np.int64), table.tokens.astype(np.int64), weights, background / total
+            self._on_device[device] = tuple(torch.tensor(array, device=device) for array in (*arrays, table.entropy))
         return self._on_device[device]
 
 

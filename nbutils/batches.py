@@ -32,10 +32,11 @@ def collate(rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
     `labels` are the tokens themselves where the rows have none: the model shifts them.
     """
     names = [name for name in rows[0] if name not in NOT_TOKENS]
-    batch = {name: _padded([np.asarray(row[name]) for row in rows], PADDING.get(name, 0)) for name in names}
-    if "labels" not in batch:
-        batch["labels"] = batch["input_ids"]
-    return batch
+    columns = {name: [row[name] for row in rows] for name in names}
+    columns["labels"] = [row.get("labels", row["input_ids"]) for row in rows]
+    return {
+        name: _padded([np.asarray(each) for each in column], PADDING.get(name, 0)) for name, column in columns.items()
+    }
 
 
 def in_order(rows: Rows, batch_size: int) -> Iterator[dict[str, Tensor]]:

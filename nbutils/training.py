@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging as logging_of_transformers
@@ -29,6 +30,7 @@ from nbutils.evaluation import combine, evaluate
 from nbutils.models import load_model, saved_model
 from nbutils.objectives import Objective, ObjectiveModel, next_tokens
 from nbutils.objectives.head import IGNORE_INDEX
+from nbutils.order import TrainingOrder, WithEmptyRow
 from nbutils.preparation import PreparedData, load_data
 from nbutils.question_answering import Generation, answer_questions
 from nbutils.rows import load_teachers, training_rows
@@ -164,7 +166,7 @@ class ObjectiveTrainer(Trainer):
         super().__init__(
             model=model,
             args=training_arguments(config, len(train_rows)),
-            train_dataset=train_rows,
+            train_dataset=WithEmptyRow(train_rows),
             eval_dataset=eval_rows,
             data_collator=collate,
         )
@@ -189,6 +191,18 @@ class ObjectiveTrainer(Trainer):
     def audit_seconds(self) -> float:
         """What the gradient audit has taken of the training's time."""
         return self._audit.seconds if self._audit else 0.0
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The Trainer's, in our order. Where ranks skip batches, accelerate itself would tell them no epoch."""
+        loader = super().get_train_dataloader()
+        loader.batch_sampler.set_epoch = self._order.set_epoch
+        return loader
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> TrainingOrder:
+        ranks = self.args.world_size
+        filled = ranks * self.args.train_batch_size if ranks > 1 else 1
+        self._order = TrainingOrder(self.train_dataset.rows, self.args.data_seed, filled)
+        return self._order
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one optimiser step, and each term's units in them over all ranks."""

@@ -53,6 +53,11 @@ def count_parameters(config: PretrainedConfig) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def output_vocabulary(model_name: str, tokenizer: PreTrainedTokenizerBase, from_scratch: bool) -> int:
+    """Columns of the logits of the model that `load_model` gives: pretrained vocabularies may be padded."""
+    return len(tokenizer) if from_scratch else build_config(model_name, 0, 0).vocab_size
+
+
 def load_model(
     model_name: str,
     tokenizer: PreTrainedTokenizerBase,

@@ -17,6 +17,7 @@ from nbutils.files import read_json
 from nbutils.keys import read_inputs
 from nbutils.places import relative, resolve
 from nbutils.plans import Plan, Variant
+from nbutils.prefixes.settings import check_smoothing
 
 if TYPE_CHECKING:
     from nbutils.preparation import DataConfig
@@ -25,6 +26,7 @@ DATA_FOLDER = "data_folder"
 # Parameters of a distillation, in the order in which its checks take them
 WEIGHTS = ("divergence", "ce_weight", "kl_weight", "kl_temperature", "jsd_beta")
 WORDS = ("kl_positions", "kd_reduction")
+SMOOTHING = ("smoothing", "tau", "eps", "smoothed_over")
 CACHE = ("teacher_cache", "divergence", "cache_top_k")
 
 
@@ -40,6 +42,8 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
         _check_data(DataConfig(**{each.name: params[each.name] for each in fields(DataConfig) if each.name in params}))
     if {*WEIGHTS, *WORDS, *CACHE} <= params.keys():
         _check_distillation(params)
+    if {*SMOOTHING} <= params.keys():
+        check_smoothing(*(params[name] for name in SMOOTHING))
     read_inputs(params)  # says which folder is missing
     if "model_name" in params:
         block_size = data_facts(variant, plan).get("block_size", 0)

@@ -22,10 +22,14 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from nbutils.evaluation import SPLITS, batches_to_score
+from nbutils.generation import sample_continuations
 from nbutils.objectives.head import walk
+from nbutils.sample_measures import measure_samples
 from nbutils.token_bytes import token_lengths
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from nbutils.batches import Rows
     from nbutils.objectives import ObjectiveModel
     from nbutils.prefixes import Unsmoothing
@@ -112,6 +116,17 @@ class UnsmoothedLogits(LogitsProcessor):
         p = scores.double().softmax(-1)
         mixed = torch.lerp(self.inverse.invert(p).probabilities, p, self.mixing)
         return mixed.log().to(scores.dtype)
+
+
+def unsmoothed_samples(
+    model: PreTrainedModel, data: PreparedData, inverse: Unsmoothing, mixing: float, number: int
+) -> list[dict]:
+    """The samples of `sample_continuations` from P' instead of p, measured, each with sampler "un-smoothed"."""
+    processor = UnsmoothedLogits(inverse, mixing)
+    texts, _ = measure_samples(
+        sample_continuations(model, data.tokenizer, data.blocks["validation"], number, processor=processor)
+    )
+    return [text | {"sampler": "un-smoothed"} for text in texts]
 
 
 def _nats(gold: pd.DataFrame, mixing: float) -> pd.Series:

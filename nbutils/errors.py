@@ -44,6 +44,16 @@ class UnreachableModelError(ModelError, Unreachable):
     """A model or tokenizer on a Hub that does not answer."""
 
 
+class Preempted(Exception):
+    """The run was asked to stop, which is nobody's mistake: run again, it goes on from what it saved.
+
+    Jupyter shows the message alone; the runner maps it to exit code 75.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """A sentence with the nearest valid name, or with all of them where none is near."""
     valid = sorted(valid)

@@ -172,7 +172,7 @@ def test_auditing_changes_nothing_that_is_trained(tmp_path):
 
 
 def test_what_is_not_installed_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("nbutils.training.get_available_reporting_integrations", lambda: ["tensorboard"])
+    monkeypatch.setattr("nbutils.training_arguments.get_available_reporting_integrations", lambda: ["tensorboard"])
     with pytest.raises(ParameterError, match=r"report_to names 'wandb', which is not installed here \(there: tensor"):
         training_arguments(config(tmp_path, report_to=["tensorboard", "wandb"]), 96)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

@@ -1,0 +1,144 @@
+"""Asked to stop (SIGTERM, Ctrl-C): a run ends where it can go on from, and says so.
+
+The runner passes the request on to its kernel. There it ends the cell at once with Preempted, but while a model trains
+it is only noted: after the next optimiser step the state is saved, then Preempted is raised. A file in the run's folder
+tells the runner that this is so and that it has to wait. Of several training processes each gets the request.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from types import FrameType
+
+from nbutils.errors import Preempted
+
+MARK = ".training"  # file in a run's folder while a stop is obeyed after a step
+SOON_SECONDS = 6.0  # a kernel that does not train has so long to end by itself
+SAVE_SECONDS = 300.0  # one that trains: a step, an evaluation, gigabytes on a slow disk; schedulers rarely wait longer
+AGAIN = "asked to stop. Run it again."
+
+
+class Stopped(KeyboardInterrupt):
+    """The runner itself ends now. A KeyboardInterrupt, because asyncio swallows most others."""
+
+
+@dataclass
+class StopRequest:
+    """Whether this process was asked to stop."""
+
+    asked: bool = False
+
+
+# ---- where the work is done ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def noted(run_folder: Path) -> Iterator[StopRequest]:
+    """Within, SIGTERM is noted in the request and raises nothing; whoever asks is told by MARK in `run_folder`."""
+    request, mark = StopRequest(), run_folder / MARK
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.asked = True
+
+    run_folder.mkdir(parents=True, exist_ok=True)
+    mark.touch()
+    try:
+        with _handled(note, signal.SIGTERM):
+            yield request
+    finally:
+        mark.unlink(missing_ok=True)
+
+
+def stop_at_once() -> None:
+    """From here on SIGTERM raises Preempted where nothing else was set to handle it."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Preempted(AGAIN)
+
+    try:
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread, which alone gets signals
+        return
+
+
+@contextmanager
+def passed_on(pass_on: Callable[[], None]) -> Iterator[StopRequest]:
+    """Within, SIGTERM is noted and `pass_on` called, which tells the processes that do the work."""
+    request = StopRequest()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        request.asked = True
+        pass_on()
+
+    with _handled(note, signal.SIGTERM):
+        yield request
+
+
+# ---- where the work is watched ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def kernel_stopped(run_folder: Path, send: Callable[[int], bool]) -> Iterator[StopRequest]:
+    """Within, the first SIGTERM or Ctrl-C asks the kernel to stop and waits for it to end; the next raises Stopped.
+
+    `send` sends a signal to the kernel, SIGKILL to all it started, and is False where there is none: then Stopped is
+    raised at once. A kernel that does not end in time is killed.
+    """
+    request = StopRequest()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if request.asked or not send(signal.SIGTERM):
+            request.asked = True
+            raise Stopped
+        request.asked = True
+        Thread(target=_kill_when_late, args=(run_folder / MARK, send, over), daemon=True).start()
+
+    over = StopRequest()
+    try:
+        with _handled(ask, signal.SIGTERM, signal.SIGINT):
+            yield request
+    finally:
+        over.asked = True
+
+
+def _kill_when_late(mark: Path, send: Callable[[int], bool], over: StopRequest) -> None:
+    asked = busy = time.monotonic()
+    while not over.asked and (now := time.monotonic()) - busy < SOON_SECONDS and now - asked < SAVE_SECONDS:
+        if mark.exists():
+            busy = now
+        time.sleep(0.1)
+    if not over.asked:
+        send(signal.SIGKILL)
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """Raise Stopped where SIGTERM arrives, which would else end this process and leave those it started."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped
+
+    with _handled(stop, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[None]:
+    before: dict[int, object] = {}
+    try:
+        for number in numbers:
+            before[number] = signal.signal(number, handler)
+    except ValueError:  # not the main thread, which alone gets signals: someone else takes care of them
+        pass
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former or signal.SIG_DFL)  # None: a handler that Python did not set

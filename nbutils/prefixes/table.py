@@ -164,6 +164,8 @@ def _walk(texts: list[bytes]) -> Iterator[tuple[int, list[int]]]:
 
 
 def _is_whitespace(text: bytes) -> bool:
+    if text.isascii():
+        return text.isspace()  # a str takes four control characters for spaces, too
     try:
         return text.decode().isspace()
     except UnicodeDecodeError:  # part of a character

@@ -3,7 +3,8 @@
     python -m nbutils batch params/quick.yaml --workers 2 --only 'cosine-*'
 
 A variant starts as soon as the runs it needs are finished. One that fails stops only those that need it. Runners are
-forked from a process that has imported papermill once, which takes over a second.
+forked from a process that has imported papermill once, which takes over a second, and their kernels from one that has
+imported what notebooks do, which takes many (nbutils/kernel_host.py).
 """
 
 from __future__ import annotations
@@ -12,17 +13,22 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
+from importlib import import_module
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from nbutils import environment
-from nbutils.attempts import Place
+from nbutils.attempts import LOGS, Place
 from nbutils.contrasts import record_contrasts
 from nbutils.errors import PlanError, WorkbookError
 from nbutils.files import atomic_write
+from nbutils.hosting import PRELOADED, kernel_host
 from nbutils.keys import read_inputs, run_key
 from nbutils.manifest import FAILED, FINISHED, KILLED
 from nbutils.places import relative
@@ -33,7 +39,9 @@ from nbutils.runner import BROKEN, DONE, REFUSED, Outcome, place_needs, run_vari
 
 TICK_SECONDS = 0.5  # between looks at the running variants
 STOP_SECONDS = 15  # a runner has to end its kernel and write its record; then it is killed
+HOST_LOG = ".kernel-host"  # beside the logs of the runners
 PLAN_FILE = "plan.yaml"  # the plan's folder keeps a copy of the plan its runs were made from
+Start = Callable[[Variant, str, Path], tuple[Connection, BaseProcess]]
 
 
 def default_workers() -> int:
@@ -73,12 +81,16 @@ def is_finished(variant: Variant, plan_folder: Path) -> bool:
 
 @dataclass
 class Batch:
-    """A batch in progress. `outcomes` has every variant that ended, was skipped or is blocked."""
+    """A batch in progress. `outcomes` has every variant that ended, was skipped or is blocked.
+
+    Kernels find the `preloaded` modules imported; where there are none, each kernel is a fresh process.
+    """
 
     plan: Plan
     plan_folder: Path
     variants: list[Variant]
     workers: int
+    preloaded: tuple[str, ...] = PRELOADED
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     at_work: dict[Connection, tuple[Variant, BaseProcess, Running]] = field(default_factory=dict)
 
@@ -101,9 +113,11 @@ class Batch:
         """
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["nbutils.runner", "nbutils.kernels"])
-        with display, stop_on_sigterm():
+        variables = _environment(self.workers)
+        with display, stop_on_sigterm(), self._kernel_host(variables) as host:
+            start = partial(_start_runner, context, variables, host)
             try:
-                while self._fill(context, display) or self.at_work:
+                while self._fill(start, display) or self.at_work:
                     for connection in wait(list(self.at_work), TICK_SECONDS):
                         self._collect(connection, display)
                     display.tick(self.tally())
@@ -140,7 +154,13 @@ class Batch:
     def _is_done(self, name: str) -> bool:
         return name in self.outcomes and self.outcomes[name].status == FINISHED
 
-    def _fill(self, context: multiprocessing.context.BaseContext, display: Display) -> bool:
+    def _kernel_host(self, variables: Mapping[str, str]) -> AbstractContextManager[Path | None]:
+        """The process that kernels are forked from; None where there is no second kernel to gain by it."""
+        if len(self.variants) - len(self.outcomes) < 2 or not self.preloaded or sys.platform != "linux":
+            return nullcontext()
+        return kernel_host(self.preloaded, variables, self.plan_folder / LOGS / HOST_LOG)
+
+    def _fill(self, start: Start, display: Display) -> bool:
         """Start what can be started; whether anything still waits."""
         busy = {variant.name for variant, _, _ in self.at_work.values()}
         waiting = False
@@ -152,18 +172,13 @@ class Batch:
                 message = f"needs {failed[0]}, which is {self.outcomes[failed[0]].status}"
                 self._end(Outcome(variant.name, BLOCKED, BROKEN, message), display)
             elif len(self.at_work) < self.workers and all(map(self._is_done, variant.needs.values())):
-                self._start(variant, context, display)
+                self._start(variant, start, display)
             else:
                 waiting = True
         return waiting
 
-    def _start(self, variant: Variant, context: multiprocessing.context.BaseContext, display: Display) -> None:
-        ours, theirs = context.Pipe(duplex=False)
-        threads = max(1, environment.cores() // self.workers)
-        arguments = (theirs, variant, self.plan.name, self.plan_folder, threads)
-        process = context.Process(target=_work, args=arguments, name=variant.name)
-        process.start()
-        theirs.close()  # so that the end of the process is the end of the pipe
+    def _start(self, variant: Variant, start: Start, display: Display) -> None:
+        ours, process = start(variant, self.plan.name, self.plan_folder)
         running = Running(variant.name, variant.stage, Place(self.plan_folder, variant.name).attempt, time.monotonic())
         self.at_work[ours] = (variant, process, running)
         display.started(running, self.tally())
@@ -201,7 +216,36 @@ class Batch:
             self.at_work.clear()
 
 
-def _work(connection: Connection, variant: Variant, plan: str, plan_folder: Path, threads: int) -> None:
+def _environment(workers: int) -> dict[str, str]:
+    """Of runners and kernels: this process's, with the cores shared out among them."""
+    threads = str(max(1, environment.cores() // workers))
+    return {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}
+
+
+def _start_runner(
+    context: multiprocessing.context.BaseContext,
+    variables: Mapping[str, str],
+    host: Path | None,
+    variant: Variant,
+    plan: str,
+    plan_folder: Path,
+) -> tuple[Connection, BaseProcess]:
+    ours, theirs = context.Pipe(duplex=False)
+    arguments = (theirs, variant, plan, plan_folder, variables, host)
+    process = context.Process(target=_work, args=arguments, name=variant.name)
+    process.start()
+    theirs.close()  # so that the end of the process is the end of the pipe
+    return ours, process
+
+
+def _work(
+    connection: Connection,
+    variant: Variant,
+    plan: str,
+    plan_folder: Path,
+    variables: Mapping[str, str],
+    host: Path | None,
+) -> None:
     """The life of a runner's process: one variant, its outcome sent to the batch."""
     os.setsid()  # Ctrl-C in the terminal reaches the batch alone, which asks its runners to stop
     log = Place(plan_folder, variant.name).log
@@ -209,11 +253,10 @@ def _work(connection: Connection, variant: Variant, plan: str, plan_folder: Path
     with log.open("w", encoding="utf-8") as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
         os.dup2(file.fileno(), sys.stderr.fileno())
-    os.environ |= {
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
+    os.environ.clear()  # the environment of the process this one was forked from may be an older one
+    os.environ.update(variables)
+    if host:
+        import_module("nbutils.warm_kernels").use_host(host)
     start = time.monotonic()
     try:
         outcome = run_variant(variant, plan, plan_folder, check_inputs)  # the rest was checked before the start

@@ -26,13 +26,13 @@ from traitlets import default
 from traitlets.config import Config
 
 from nbutils.files import atomic_write
+from nbutils.hosting import THRIFT, short_temporary_folder
+from nbutils.warm_kernels import provisioner
 
-LONGEST_SOCKET_FOLDER = 80  # of the 107 bytes a socket's path may have
 LOG_LINES = 20
 IOPUB_SECONDS = 60  # the default of 4 fails a cell whose output is slow to arrive on a busy machine
 START_SECONDS = 180  # many kernels that start at once on few cores
 AUTOSAVE_SECONDS = 60  # the whole notebook is written each time
-THRIFT = {"TQDM_MININTERVAL": "30"}  # seconds between redraws of a progress bar that nobody watches
 _STARTED: list[AsyncKernelManager] = []  # by the `execute` at work in this process
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 
@@ -104,6 +104,7 @@ def _private_kernel() -> Iterator[tuple[dict[str, Any], list[AsyncKernelManager]
     class PrivateKernelManager(AsyncKernelManager):
         def __init__(self, **settings: Any) -> None:
             super().__init__(**settings)
+            self.provisioner = provisioner(self)
             managers.append(self)
             _STARTED.append(self)
 
@@ -111,8 +112,7 @@ def _private_kernel() -> Iterator[tuple[dict[str, Any], list[AsyncKernelManager]
         def _native_kernel(self) -> KernelSpecManager:
             return KernelSpecManager(kernel_dirs=[])  # a kernel called python3 in a home folder may be another Python
 
-    base = tempfile.gettempdir() if len(tempfile.gettempdir()) < LONGEST_SOCKET_FOLDER else "/tmp"
-    with tempfile.TemporaryDirectory(prefix="kernel-", dir=base) as folder:
+    with tempfile.TemporaryDirectory(prefix="kernel-", dir=short_temporary_folder()) as folder:
         sockets = {"transport": "ipc", "ip": f"{folder}/socket", "connection_file": f"{folder}/connection.json"}
         config = Config({"KernelManager": sockets})
         try:

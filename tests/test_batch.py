@@ -54,7 +54,7 @@ def plan(tmp_path):
 def go(plan, folder: Path, workers: int = 2, only: str = "*") -> tuple[Batch, str]:
     """Run a batch to its end; returns it with what it logged."""
     log = io.StringIO()
-    work = Batch(plan, folder, select(plan, only), workers)
+    work = Batch(plan, folder, select(plan, only), workers, preloaded=("json",))  # forked kernels that took no imports
     work.check()
     register_plan(plan, folder)
     work.run(LogDisplay(log))
@@ -126,7 +126,8 @@ def test_eight_at_a_time_never_meet(tmp_path):
 
 @pytest.mark.slow
 def test_a_runner_that_is_killed_does_not_stop_the_batch(tmp_path):
-    kill = "if seed == 1:\n    import os, signal\n    os.kill(os.getppid(), signal.SIGKILL)\n    os._exit(1)"
+    runner = "int(os.environ['JPY_PARENT_PID'])"
+    kill = f"if seed == 1:\n    import os, signal\n    os.kill({runner}, signal.SIGKILL)\n    os._exit(1)"
     write_notebook(tmp_path / "study.ipynb", kill, parameters=STUDY)
     text = "name: p\nstages:\n  - {name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 2]}}\n"
     plan = load_plan(write_plan(tmp_path / "p.yaml", text))

@@ -1,0 +1,101 @@
+"""The batch's side of the process its kernels are forked from (nbutils/kernel_host.py), and what is said to it.
+
+Kept apart so that batch and runners import none of what the host does.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from nbutils.places import ROOT
+
+PRELOADED = (
+    "nbutils.datacard",
+    "nbutils.evaluation",
+    "nbutils.figures",
+    "nbutils.generation",
+    "nbutils.launching",
+    "nbutils.objectives",
+    "nbutils.objectives.check",
+    "nbutils.preparation",
+    "nbutils.question_answering",
+    "nbutils.sample_measures",
+    "nbutils.stability",
+    "nbutils.studies",
+    "nbutils.teachers",
+    "nbutils.training",
+)  # what the notebooks import, and with it torch, transformers, datasets, pandas, seaborn
+THRIFT = {"TQDM_MININTERVAL": "30"}  # seconds between redraws of a progress bar that nobody watches
+LONGEST_SOCKET_FOLDER = 80  # of the 107 bytes a socket's path may have
+LONGEST_MESSAGE = 1 << 20  # bytes; an environment can be long
+CLOSE_SECONDS = 5
+
+
+def short_temporary_folder() -> str:
+    """Where a folder for sockets can lie: a socket's path must be short."""
+    base = tempfile.gettempdir()
+    return base if len(base) < LONGEST_SOCKET_FOLDER else "/tmp"
+
+
+@contextmanager
+def kernel_host(modules: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[Path]:
+    """A host that imports `modules` under `environment`; gives the socket it answers at, before it has imported them.
+
+    What it prints goes to `log`. At the end no process of it is left.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="kernels-", dir=short_temporary_folder()) as folder:
+        address = Path(folder) / "socket"
+        with message_socket() as listener, log.open("w", encoding="utf-8") as output:
+            listener.bind(str(address))
+            listener.listen()
+            host = subprocess.Popen(
+                [sys.executable, "-m", "nbutils.kernel_host", str(listener.fileno()), *modules],
+                stdin=subprocess.PIPE,  # its end tells the host that the batch has ended
+                stdout=output,
+                stderr=output,
+                cwd=ROOT,
+                env={**environment, **THRIFT},
+                pass_fds=[listener.fileno()],
+                start_new_session=True,  # Ctrl-C in the terminal is for the batch, which lets runners end their kernels
+            )
+        try:
+            yield address
+        finally:
+            _close(host)
+
+
+def _close(host: subprocess.Popen) -> None:
+    host.stdin.close()
+    host.terminate()  # heard only while it imports
+    try:
+        host.wait(CLOSE_SECONDS)
+    except subprocess.TimeoutExpired:
+        host.kill()
+        host.wait()
+
+
+def message_socket(descriptor: int | None = None) -> socket.socket:
+    """A socket on which every message arrives whole or not at all."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET, fileno=descriptor)
+
+
+def send(connection: socket.socket, message: Mapping[str, Any], files: Sequence[int] = ()) -> None:
+    """Send one message, with open files of this process. Raises OSError where the other side has gone."""
+    socket.send_fds(connection, [json.dumps(message).encode()], files)
+
+
+def receive(connection: socket.socket, files: int = 0) -> tuple[dict[str, Any], list[int]]:
+    """One message and the open files that came with it. Raises EOFError where the other side has gone."""
+    message, received, _, _ = socket.recv_fds(connection, LONGEST_MESSAGE, files)
+    if not message:
+        raise EOFError("the connection was closed")
+    return json.loads(message), received

@@ -1,0 +1,127 @@
+"""Kernels forked by the batch's host (nbutils/kernel_host.py), for jupyter_client. A fresh process where none can be.
+
+jupyter_client starts, signals and ends a kernel through a provisioner; this one differs from its LocalProvisioner in
+where the process comes from.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from jupyter_client import KernelManager
+from jupyter_client.connect import KernelConnectionInfo
+from jupyter_client.provisioning import LocalProvisioner
+
+from nbutils.hosting import message_socket, receive, send
+
+HOST_SECONDS = 180  # a host answers when it has imported, on a busy machine
+_log = logging.getLogger(__name__)
+_host: Path | None = None
+
+
+class HostUnavailable(Exception):
+    """The host forks no kernel; the message says why."""
+
+
+def use_host(address: Path) -> None:
+    """From now on this process's kernels are forked by the host at `address`."""
+    global _host
+    _host = address
+
+
+def provisioner(manager: KernelManager) -> LocalProvisioner | None:
+    """What starts `manager`'s kernel; None, which is jupyter_client's own, where no host is used."""
+    if _host is None:
+        return None
+    warm = WarmProvisioner(kernel_id=str(uuid4()), kernel_spec=manager.kernel_spec, parent=manager)
+    warm.host = _host
+    return warm
+
+
+class WarmKernel:
+    """A kernel forked by the host, with as much of subprocess.Popen as LocalProvisioner uses."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(
+        self, host: Path, arguments: Sequence[str], environment: Mapping[str, str], folder: str, output: Sequence[int]
+    ) -> None:
+        """Raises HostUnavailable where the host has ended or refuses."""
+        self.returncode: int | None = None
+        self._connection = message_socket()
+        try:
+            self._connection.settimeout(HOST_SECONDS)
+            self._connection.connect(str(host))
+            request = {"arguments": list(arguments), "environment": dict(environment), "folder": folder}
+            send(self._connection, request, output)
+            answer, _ = receive(self._connection)
+            if "process" not in answer:
+                raise HostUnavailable(answer.get("refused") or f"its child ended ({answer})")
+        except (OSError, EOFError) as error:
+            self._connection.close()
+            raise HostUnavailable(f"it does not answer ({error})") from None
+        except BaseException:
+            self._connection.close()
+            raise
+        self.pid: int = answer["process"]
+
+    def poll(self) -> int | None:
+        """The exit code, -N where signal N ended the kernel, None while it runs."""
+        return self._end(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Wait for the exit code. Raises subprocess.TimeoutExpired after `timeout` seconds."""
+        code = self._end(timeout)
+        if code is None:
+            raise subprocess.TimeoutExpired("kernel", timeout)
+        return code
+
+    def _end(self, seconds: float | None) -> int | None:
+        if self.returncode is None:
+            self._connection.settimeout(seconds)
+            try:
+                self.returncode = receive(self._connection)[0]["exit_code"]
+            except (BlockingIOError, TimeoutError):
+                return None
+            except (OSError, EOFError):
+                self.returncode = -signal.SIGKILL  # the host was killed, and with it its kernels
+            self._connection.close()
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal, unless the kernel has ended."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class WarmProvisioner(LocalProvisioner):
+    """Takes the kernel from the host, and starts a process as ever where the host gives none."""
+
+    host: Path
+
+    async def launch_kernel(self, cmd: list[str], **settings: Any) -> KernelConnectionInfo:
+        """Start the kernel that `cmd` would: an ipykernel with these arguments."""
+        environment = settings["env"] | {"JPY_PARENT_PID": str(os.getpid())}  # as jupyter_client's launcher does
+        folder = str(settings.get("cwd") or Path.cwd())
+        arguments = cmd[cmd.index("ipykernel_launcher") :]
+        try:
+            self.process = WarmKernel(self.host, arguments, environment, folder, (1, 2))
+        except HostUnavailable as reason:
+            _log.warning("This kernel imports for itself: the batch's kernel host forks none, because %s.", reason)
+            return await super().launch_kernel(cmd, **settings)
+        self.pid = self.pgid = self.process.pid
+        self.cwd = folder
+        return self.connection_info

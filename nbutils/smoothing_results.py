@@ -156,6 +156,11 @@ def ceiling(study: Study, arm: Arm) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
+def is_one_hot_score(metric: str) -> bool:
+    """Whether a measure holds a model against one-hot targets, whatever it was trained on."""
+    return any(metric == prefix + name for prefix in FINAL for name in ONE_HOT_SCORES)
+
+
 def cautions(judged: Judged, study: Study) -> list[str]:
     """Sentences on a contrast of a smoothed arm: why it lacks a number, or what a one-hot score cannot tell."""
     arm, metric = study.sides(judged.contrast)[0], judged.contrast.metric
@@ -166,7 +171,7 @@ def cautions(judged: Judged, study: Study) -> list[str]:
         told = f": {because}" if because else ""
         return [f"No run of {arm_names(study)[arm.label]} reports {measure(metric).label}{told}."]
     most = ceiling(study, arm)
-    if metric.removeprefix("test_").removeprefix("eval_") not in ONE_HOT_SCORES or not most > 0:
+    if not is_one_hot_score(metric) or not most > 0:
         return []
     return [
         f"One-hot scores punish a smoothed model for what it was taught: its target alone costs up to "

@@ -141,9 +141,9 @@ def harness_rows(name: str, seed: int) -> pd.DataFrame:
         for place, (task, count) in enumerate(TASKS.items()):
             hardness = np.random.default_rng(place).random(count)
             skill = (0.5 + TOLD[name][4] * 3) * (step == STEPS)
-            correct = (hardness + 0.1 * items.normal(size=count) < skill).astype(float)
+            correct = (hardness + 0.1 * items.normal(size=count) < skill).astype(bool)
             frame = {"step": step, "task": task, "item": [f"{task}-{n}" for n in range(count)], "correct": correct}
-            frame |= {"correct_norm": np.roll(correct, 1), "gold_bytes": np.arange(count) % 7 + 5.0}
+            frame |= {"correct_norm": np.roll(correct, 1), "gold_bytes": np.arange(count) % 7 + 5, "choices": 2 + place}
             bits = 2.0 * frame["gold_bytes"] * (1 + 0.1 * hardness + 0.05 * TOLD[name][0])
             frames.append(pd.DataFrame(frame | {"gold_bits": bits}))
     return pd.concat(frames, ignore_index=True)

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from nbutils.figures.style import COLOURS, INK, LEGEND_ROW, LINE, QUIET, canvas, empty, styled
+from nbutils.figures.style import COLOURS, INK, LINE, QUIET, canvas, empty, styled
 from nbutils.measures import measure
-from nbutils.prefixes.settings import BUT_WHITESPACE, FORMS, NO_SMOOTHING, PREFIXES, RANDOM, UNIFORM
+from nbutils.prefixes.settings import (
+    BUT_WHITESPACE,
+    FORMS,
+    NO_SMOOTHING,
+    PREFIXES,
+    RANDOM,
+    UNIFORM,
+    leaves_no_gold_mass,
+)
 from nbutils.smoothing_results import (
     OVER_WORDS,
     arm_names,
@@ -24,6 +34,7 @@ from nbutils.smoothing_results import (
     differences,
     effective,
     is_null,
+    is_one_hot_score,
     is_plain,
     noise_band,
     reported,
@@ -41,7 +52,8 @@ MARKS = {
     RANDOM: (COLOURS[5], "^"),
 }
 FILLS = dict(zip(FORMS[1:], ("full", "none", "bottom", "left", "right"), strict=True))  # of the marker, by form
-ASIDE = 0.012  # of the axis, by which arms of equal smoothing stand beside each other
+LABEL_WIDTH = 26  # characters of a vertical axis' title in one line: a panel is not high
+ASIDE = 0.015  # of the axis, by which arms of equal smoothing stand beside each other
 MOST_TARGETS = 6  # arms whose targets are drawn
 WORDS = 3  # gold tokens drawn of each
 BARS = 8  # tokens drawn of a target
@@ -59,13 +71,14 @@ def by_smoothing(study: Study) -> Figure:
     metrics = [metric for metric in metrics if any(by_seed(arm, metric) for arm in arms)]
     if not metrics:
         return empty("No smoothed run of this study has reported its effective smoothing and a result.")
-    figure, panels = canvas(len(metrics), columns=2 if len(metrics) == 4 else 3)
+    figure, (*panels, last) = canvas(len(metrics) + 1)
     for axes, metric in zip(panels, metrics, strict=True):
         _draw_control(axes, study, metric)
-        for arm in arms:
+        for arm in sorted(arms, key=_is_beyond):  # such an arm comes last: it leaves the axis to the others
             _draw_arm(axes, arm, cross_entropy(study), metric)
-        _name_axes(axes, metric)
-    _legend(figure, study, arms)
+        _name_axes(axes, metric, furthest=100 * max(map(effective, arms)))
+    last.set_axis_off()
+    last.legend(handles=_handles(study, arms), loc="center left", borderaxespad=0, labelspacing=0.6)
     return figure
 
 
@@ -89,8 +102,13 @@ def _draw_arm(axes: Axes, arm: Arm, control: Arm | None, metric: str) -> None:
     if not values:
         return
     level, scale, style = float(np.mean(list(plain.values()) or 0.0)), measure(metric).scale, _style(arm)
-    place = 100 * effective(arm) + _aside(axes, arm)
+    place = 100 * effective(arm) + _aside(arm)
     heights = (level + np.array(values)) * scale
+    if _is_beyond(arm) and is_one_hot_score(metric):
+        told = f"↑ {measure(metric).number(heights.mean() / scale)}"
+        placed = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
+        axes.annotate(told, (place, 1.01), color=style["color"], fontsize=7.5, **placed)
+        return
     faint = {"markersize": 3, "alpha": 0.35, "markeredgewidth": 0, "color": style["color"], "fillstyle": "full"}
     axes.plot([place] * len(heights), heights, linestyle="", zorder=3, **style | faint)
     low, high = mean_interval(heights)
@@ -98,10 +116,17 @@ def _draw_arm(axes: Axes, arm: Arm, control: Arm | None, metric: str) -> None:
     axes.plot(place, heights.mean(), linestyle="", zorder=5, **style)
 
 
-def _aside(axes: Axes, arm: Arm) -> float:
+def _is_beyond(arm: Arm) -> bool:
+    """Whether an arm's one-hot scores are off the others' scale: it was taught not to say the gold token."""
+    return leaves_no_gold_mass(smoothing_of(arm))
+
+
+def _aside(arm: Arm) -> float:
     """How far aside an arm is drawn, by what it is smoothed over: at equal gold mass marks would lie on each other."""
-    order = [*MARKS].index(smoothing_of(arm).over) if smoothing_of(arm).over in MARKS else 0
-    return 100 * ASIDE * (order - (len(MARKS) - 1) / 2)
+    over = smoothing_of(arm).over
+    if is_null(arm) or over not in MARKS:
+        return 0.0
+    return 100 * ASIDE * ([*MARKS].index(over) - (len(MARKS) - 1) / 2)
 
 
 def _style(arm: Arm) -> dict[str, Any]:
@@ -117,17 +142,19 @@ def _filled(form: str) -> dict[str, Any]:
     return {"fillstyle": FILLS.get(form, "full"), "markerfacecoloralt": "white", "markeredgewidth": 1.2}
 
 
-def _name_axes(axes: Axes, metric: str) -> None:
+def _name_axes(axes: Axes, metric: str, furthest: float) -> None:
+    """Titles, the direction that is better, and one horizontal range for all panels."""
     quantity = measure(metric)
-    axes.set(xlabel=measure("effective_smoothing").axis, ylabel=quantity.axis.replace(" (", "\n("))
-    axes.set_xlim(left=-3)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    title = [fill(quantity.label, LABEL_WIDTH)] + [f"({quantity.unit})"] * bool(quantity.unit)
+    axes.set(xlabel=measure("effective_smoothing").axis, ylabel="\n".join(title))
+    axes.set_xlim(-0.05 * furthest, 1.06 * furthest)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     if quantity.better:
         told = {"lower": "↓ better", "higher": "↑ better"}[quantity.better]
-        axes.set_title(told, loc="right", color=QUIET, fontweight="normal", fontsize=8)
+        axes.set_title(told, loc="left", color=QUIET, fontweight="normal", fontsize=8)
 
 
-def _legend(figure: Figure, study: Study, arms: Sequence[Arm]) -> None:
+def _handles(study: Study, arms: Sequence[Arm]) -> list[Artist]:
     """What is smoothed over, the forms where there are several, cross entropy, and the A/A band."""
     told = [smoothing_of(arm) for arm in arms if not is_null(arm)]
     overs = [over for over in MARKS if any(each.over == over for each in told)]
@@ -143,9 +170,7 @@ def _legend(figure: Figure, study: Study, arms: Sequence[Arm]) -> None:
         handles.append(Line2D([], [], color=COLOURS[0], linewidth=2.2, label="cross entropy"))
         if math.isfinite(noise_band(study, reported(study, "ce_loss") or "")):
             handles.append(Patch(color=LINE, label="A/A noise floor"))
-    columns = 4
-    figure.set_figheight(figure.get_figheight() + LEGEND_ROW * (-(-len(handles) // columns)))
-    figure.legend(handles=handles, loc="outside upper left", ncols=columns)
+    return handles
 
 
 @styled()
@@ -162,7 +187,7 @@ def target_examples(study: Study) -> Figure:
         return empty("No run of this study has kept examples of its targets.")
     columns = max(len(examples) for _, examples in drawn)
     bars = max(len(_bars(each)) for _, examples in drawn for each in examples)
-    figure, panels = canvas(len(drawn) * columns, height=0.55 + 0.13 * bars, columns=columns)
+    figure, panels = canvas(len(drawn) * columns, height=0.4 + 0.13 * bars, columns=columns)
     names = arm_names(study)
     for row, (arm, examples) in enumerate(drawn):
         for column in range(columns):
@@ -172,7 +197,10 @@ def target_examples(study: Study) -> Figure:
                 continue
             _draw_target(axes, examples[column], _style(arm)["color"])
             axes.set_title(names[arm.label] if column == 0 else "")
-            axes.set_xlabel(f"target of {spelled(examples[column]['gold'])}" if row == len(drawn) - 1 else "")
+            if row == len(drawn) - 1:
+                axes.set_xlabel("probability")
+            else:
+                axes.tick_params(labelbottom=False)
     return figure
 
 

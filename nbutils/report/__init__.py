@@ -25,6 +25,7 @@ from nbutils.report.export import ReportError, export
 from nbutils.report.log import write_log, write_metrics
 from nbutils.report.method import method
 from nbutils.report.page import by_study, figure_by_study, stacked
+from nbutils.report.prefix import prefix_smoothing
 from nbutils.report.tables import cost_table, document_table, headline_table
 from nbutils.report.verdicts import contrasts_changed, has_contrasts, verdict_table, verdicts
 from nbutils.report.weekly import note, period, since_last, week_of, write_summary
@@ -52,6 +53,7 @@ __all__ = [
     "mixes",
     "note",
     "period",
+    "prefix_smoothing",
     "proxy_table",
     "sample_table",
     "samples",

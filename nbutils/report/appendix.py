@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 5  # prompts shown
 SAMPLE_MEASURES = ("repetition", "distinct_2", "similarity")
+AS_TRAINED = "as trained"  # the sampler that every run has; a run with one alone may not name it
 SAMPLE_ARMS = 4  # columns that a page can hold
 SHORT = 12  # characters of a hash: enough to find the run again
 PACKAGES = ("python", "torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy", "pandas", "papermill")
@@ -75,7 +76,7 @@ def samples(study: Study) -> HTML:
     continue most paraphrase-like, close in meaning and with few words of the truth; else the first that all share.
     """
     arms = _sampled_arms(study)
-    texts = {arm.label: {s["prompt"]: s for s in arm.runs[0].samples()} for arm in arms}
+    texts = {arm.label: {s["prompt"]: s for s in _as_trained(arm)} for arm in arms}
     shared = [prompt for prompt in next(iter(texts.values()), {}) if all(prompt in own for own in texts.values())]
     if not shared:
         return HTML("<p>No prompt was continued by every arm.</p>")
@@ -96,6 +97,11 @@ def samples(study: Study) -> HTML:
         "Repetition: share of word pairs that came before."
     )
     return side_by_side(["True continuation", *texts], rows, caption)
+
+
+def _as_trained(arm: Arm) -> list[dict[str, Any]]:
+    """What an arm's first run wrote as it was trained; un-smoothed samples have a section of their own."""
+    return [sample for sample in arm.runs[0].samples() if sample.get("sampler", AS_TRAINED) == AS_TRAINED]
 
 
 def _escaped(value: object) -> str:

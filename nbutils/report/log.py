@@ -30,7 +30,18 @@ LOG = "results.md"
 METRICS = "metrics.json"
 SPLITS = {"Eval": "eval_", "Test": "test_"}
 OTHERS = {"Before fine-tuning": "before_", "Teacher": "teacher_"}  # of the runs that have them
-COMPARED = ("perplexity", "ce_loss", "token_acc", "cosine", "kl_to_teacher", "agreement", "bleu", "corpus_bleu", "chrf")
+COMPARED = (
+    "perplexity",
+    "ce_loss",
+    "unsmoothed_bits_per_byte",
+    "token_acc",
+    "cosine",
+    "kl_to_teacher",
+    "agreement",
+    "bleu",
+    "corpus_bleu",
+    "chrf",
+)
 NO_CONTRAST = "Nothing to conclude: no contrast was planned. Next: write the question down, then run."
 CONCLUSIONS = {
     WIN: "Pursue: an arm is a win under the study's rule. Next: the same contrasts with a larger model or other data.",
@@ -132,6 +143,9 @@ def _objective(params: dict[str, Any]) -> str:
             f"Teacher: {_value(params, 'teacher')} | Divergence: {_value(params, 'divergence')} | "
             f"Weights CE/KL: {weights} | Temp: {_value(params, 'kl_temperature')}"
         )
+    if "smoothed_over" in params:
+        named = {"Smoothing": "smoothing", "Tau": "tau", "Eps": "eps", "Over": "smoothed_over"}
+        return " | ".join(f"{title}: {_value(params, name)}" for title, name in named.items())
     if "expected_before" in params:
         return "Fine-tuned as a teacher"
     top_k = params.get("cos_topk") or "None"

@@ -33,6 +33,22 @@ DISTILLATION_FORMULAS = (
     ("KL to the teacher", "mean over the scored tokens of KL(t ‖ p) at T = 1, whatever was trained on; agreement: the "
      "share of tokens where teacher and student find the same one most probable"),
 )  # fmt: skip
+SMOOTHING_FORMULAS = (
+    ("Objective", "L = log Σ<sub>j</sub> exp z<sub>j</sub> − Σ<sub>k</sub> q<sub>y,k</sub> z<sub>k</sub>, the cross "
+     "entropy to the target q<sub>y</sub> of the gold token y"),
+    ("Target", "normalised: softmax(k / (L τ)) over the tokens whose k bytes begin the L bytes of the gold token, "
+     "itself included; unnormalised: softmax(k / τ); mixed: 1 − ε on the gold token, ε over the proper prefixes, "
+     "evenly or by such a softmax. Without a proper prefix, and for special tokens: one-hot"),
+    ("Effective smoothing", "1 − mean of q<sub>y</sub>(y), each token weighted by how often it occurs in training"),
+    ("Controls", "uniform: the gold token keeps its q<sub>y</sub>(y), all other tokens share the rest evenly; random: "
+     "each proper prefix is replaced by a random token of as many bytes that is none"),
+    ("KL to the target", "KL(q<sub>y</sub> ‖ p) = L − H(q<sub>y</sub>)"),
+    ("Ceiling", "E[−log q<sub>y</sub>(y)]: a model that has learned its target has p(y) = Σ<sub>t</sub> "
+     "q<sub>t</sub>(y) P(t) ≥ q<sub>y</sub>(y) P(y)"),
+    ("Un-smoothed", "P(y) = (p(y) − Σ<sub>t longer</sub> q<sub>t</sub>(y) P(t)) / q<sub>y</sub>(y), from the longest "
+     "token to the shortest, clipped at 0 and renormalised; scored is (1 − d) P + d p, with the d that is best on "
+     "validation, in every arm"),
+)  # fmt: skip
 MEASURE_FORMULAS = (
     ("Perplexity", "exp(CE)"),
     ("Bits per byte", "Σ CE / (ln 2 × bytes of the scored tokens)"),
@@ -43,6 +59,12 @@ MEASURE_FORMULAS = (
     ("Differences", "d<sub>s</sub> = treatment − control for every seed s; interval: mean(d) ± "
      "t<sub>n−1, 1−a/2</sub> · sd(d) / √n, with a = 0.05 for the primary contrast and Holm's level for the others"),
 )  # fmt: skip
+# What a study is called, the parameter that its runs alone have, and its formulas.
+STUDIES = {
+    "mixing": ("alpha", COSINE_FORMULAS),
+    "distillation": ("divergence", DISTILLATION_FORMULAS),
+    "prefix smoothing": ("smoothed_over", SMOOTHING_FORMULAS),
+}
 DIVERGENCES = {"forward": "KL(t ‖ p)", "reverse": "KL(p ‖ t)", "jsd": "JSD(t, p)"}
 UNITS = ("documents", "tokens", "bytes", "blocks")
 # Names of one thing in the configurations of several families.
@@ -61,13 +83,10 @@ ARCHITECTURE = {
 
 def method(evidence: Evidence) -> HTML:
     """Formulas, data and models behind all runs of a report."""
-    runs = [slot.run for slot in evidence.slots if slot.run]
-    mixing, distilling = (any(name in run.params for run in runs) for name in ("alpha", "divergence"))
-    formulas = [
-        *(_of_study("mixing", COSINE_FORMULAS, distilling) if mixing else ()),
-        *(_of_study("distillation", DISTILLATION_FORMULAS, mixing) if distilling else ()),
-        *MEASURE_FORMULAS,
-    ]
+    known = {name for slot in evidence.slots if slot.run for name in slot.run.params}
+    made = {name: formulas for name, (parameter, formulas) in STUDIES.items() if parameter in known}
+    formulas = [each for name, own in made.items() for each in _of_study(name, own, len(made) > 1)]
+    formulas += MEASURE_FORMULAS
     items = "".join(f"<dt>{name}</dt><dd>{formula}</dd>" for name, formula in formulas)
     return HTML(f"<dl>{items}</dl>{_distillation(evidence)}{_data(evidence)}{_models(evidence)}")
 

@@ -14,9 +14,11 @@ from nbutils import statistics
 from nbutils.measures import UNKNOWN, Measure, measure
 from nbutils.report.page import table
 from nbutils.report.teachers import has_teacher
+from nbutils.smoothing_results import smooths
 from nbutils.studies import BEFORE, Arm, Study
 
-HEADLINE = ("perplexity", "ce_loss", "bits_per_byte", "token_acc", "cosine", "kl_to_teacher", "bleu")
+HEADLINE = ("perplexity", "ce_loss", "bits_per_byte", "unsmoothed_bits_per_byte", "token_acc", "cosine")
+HEADLINE += ("kl_to_teacher", "bleu")
 COSTS = ("train_seconds", "tokens_per_second", "peak_memory_mib", "tokens_seen", "parameters")
 EXPLORATORY = "†"
 ACROSS_TOKENIZERS = "Between models of different tokenizers only bits per byte are comparable."
@@ -47,6 +49,8 @@ def headline_table(study: Study) -> HTML:
 
 def _aside(study: Study) -> set[str]:
     """Measures that are no goal of a study, so that its table fits a page; a contrast that asks brings them back."""
+    if smooths(study):
+        return {"cosine"}  # one-hot bits per byte stand beside those with the smoothing taken out
     if not has_teacher(study) and not study.reports(BEFORE):
         return {"bits_per_byte"}  # teachers, students and their baselines alone have several tokenizers in one plan
     return {"cosine", "token_acc"} if study.final("bleu") else {"cosine"}

@@ -16,6 +16,7 @@ from nbutils.measures import UNKNOWN, Measure, measure, p_text, percent
 from nbutils.report.diagnostics import not_applied
 from nbutils.report.page import code, heading, table
 from nbutils.report.teachers import no_better
+from nbutils.smoothing_results import cautions
 from nbutils.studies import Arm, Evidence, Judged, Study
 
 CLASSES = {
@@ -135,6 +136,7 @@ def _verdict(judged: Judged, study: Study) -> str:
         *_trained_otherwise(judged, study),
         *no_better(study, study.sides(contrast)[0]),
         *_explained_by_frequencies(judged, study),
+        *cautions(judged, study),
     ]
     return (
         f'<div class="verdict {CLASSES[verdict.outcome]}"><p><span class="outcome">{outcome}.</span> '

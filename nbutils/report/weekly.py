@@ -170,9 +170,10 @@ def _newest_before(folder: Path, week: str) -> dict[str, Any] | None:
 
 
 def _means(study: Study, arm: Arm) -> dict[str, float]:
-    """An arm's mean in every headline measure."""
+    """An arm's mean in every headline measure, and in what contrasts ask about."""
     metrics = [metric for metric in map(study.final, HEADLINE) if metric]
-    return {metric: float(np.mean(arm.results(metric))) for metric in metrics if arm.results(metric)}
+    metrics += [each.contrast.metric for each in study.judged]
+    return {metric: float(np.mean(arm.results(metric))) for metric in dict.fromkeys(metrics) if arm.results(metric)}
 
 
 def _verdict(judged: Judged) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def word_piece() -> PreTrainedTokenizerBase:
 
 def sentence_piece() -> PreTrainedTokenizerBase:
     """Pieces with the space mark and bytes, some of which stand for the same text as a piece."""
-    pieces = ["<unk>", "▁", "▁s", "▁straw", "s", "st", "straw", "<0x20>", "<0x73>", "<0xC3>", "ü", "▁ü", "<0xBC>"]
+    pieces = ["<unk>", "▁", "▁s", "▁straw", "s", "st", "straw", "<0x20>", "<0x73>"]
+    pieces += ["<0xC3>", "ü", "▁ü", "<0xBC>", "<0xE3>", "\u3000"]
     raw = Tokenizer(models.Unigram([(piece, -1.0 - n) for n, piece in enumerate(pieces)], unk_id=0))
     raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
     raw.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="never")])

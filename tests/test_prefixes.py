@@ -239,6 +239,11 @@ def test_targets_by_hand(form: str, expected: list[float]) -> None:
     assert targets.gold_mass[[0, 1, 4, 6]].tolist() == [1, 1, 1, 1]  # special, no proper prefix, no token
 
 
+@pytest.mark.parametrize(("form", "expected"), [("normalised", [0, 0, 1]), ("mixed_unnormalised", [0, 0.3, 0.7])])
+def test_a_tiny_tau_leaves_all_to_the_longest(form: str, expected: list[float]) -> None:
+    assert smoothed_targets(words_table(), Smoothing(form, 1e-320, 0.3)).row(3)[1] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("over", OVER)
 @pytest.mark.parametrize("form", FORMS)
 def test_every_target_is_a_distribution(form: str, over: str, tokenizer) -> None:
@@ -291,6 +296,12 @@ def test_random_tokens_are_as_long_as_the_prefixes_and_none_of_them() -> None:
     assert (first.tokens == again.tokens).all() and not (first.tokens == second.tokens).all()
 
 
+def test_two_random_tokens_of_a_row_are_never_the_same() -> None:
+    found, texts = build_table(sentence_piece(), 15), token_bytes(sentence_piece())
+    for seed in range(10):  # a space and its byte stand before a word: two tokens of one length
+        assert_random_control(found, smoothed_targets(found, Smoothing(over="random"), seed), texts)
+
+
 def test_a_random_token_is_shorter_where_none_is_as_long() -> None:
     found = build_table(word_level("a", "b", "c", "ab", "abc"), 6)
     row = smoothed_targets(found, Smoothing(over="random")).row(5)[0].tolist()
@@ -308,6 +319,9 @@ def test_whitespace_is_left_out_of_the_sets_and_one_hot_itself() -> None:
     assert [targets.row(gold)[0].tolist() for gold in range(1, 7)] == [[1], [2], [3], [4], [5], [5, 6]]
     assert targets.gold_mass[1:6].tolist() == [1] * 5
     assert smoothed_targets(found, Smoothing("normalised", 0.5)).row(4)[0].tolist() == [1, 2, 4]
+    assert rows_by_name(sentence_piece())["\u3000"] == ["<0xE3>", "\u3000"]
+    bytes_of_whitespace = smoothed_targets(build_table(sentence_piece(), 15), Smoothing(over="prefixes_but_whitespace"))
+    assert bytes_of_whitespace.row(14)[0].tolist() == [14]
     assert targets.row(6)[1] == pytest.approx(softmax(0.5 / 0.5, 1 / 0.5))
 
 

@@ -34,6 +34,7 @@ NOT_IN_KEY = frozenset(
             "hosting",
             "preflight",
             "attempts",
+            "stopping",
             "status",
             "listing",
             "search",
@@ -41,6 +42,7 @@ NOT_IN_KEY = frozenset(
         *("runs", "manifest", "environment", "keys", "files", "locks", "places", "errors"),  # record
         *("plans", "contrasts", "params", "notebooks", "yamlfile", "cost"),  # say what to run
         *("report", "figures", "statistics", "studies", "arms", "composite", "measures", "smoothing_results"),  # show
+        "harness/comparison",
         *("benchmarks", "distillation_benchmarks", "cache_benchmarks", "prefix_benchmarks"),  # time losses
         *("measuring", "throughput", "compression"),  # time models; nothing trains through them
     }
@@ -137,11 +139,12 @@ def corpus_content(params: Mapping[str, Any]) -> dict[str, Any]:
 def nbutils_sha256() -> str:
     """A hash of the nbutils files that decide a run's numbers: all but NOT_IN_KEY."""
     package = ROOT / "nbutils"
-    files = {path.relative_to(package): path for path in sorted(package.rglob("*.py"))}
+    found = sorted([*package.rglob("*.py"), *package.rglob("*.yaml")])  # the harness's task files are YAML
+    files = {path.relative_to(package): path for path in found}
     return _together(
         (name.as_posix(), file_sha256(path))
         for name, path in files.items()
-        if name.with_suffix("").parts[0] not in NOT_IN_KEY
+        if not {name.with_suffix("").parts[0], name.with_suffix("").as_posix()} & NOT_IN_KEY
     )
 
 

@@ -6,8 +6,10 @@ loader writes a cache for local files and none asks a network.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,8 @@ from nbutils.sources import UnreachableCorpusError
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 SENTENCE_END = re.compile(r"""[.!?]["')\]]*\s+""")
@@ -163,25 +167,38 @@ def _hub_split(name: str, config: str | None, split: str) -> Dataset:
     from huggingface_hub import HfApi
 
     try:
-        HfApi().dataset_info(name, timeout=HUB_SECONDS)  # asked once: `datasets` alone would try for minutes
-        return datasets.load_dataset(name, config, split=split)
+        HfApi().dataset_info(name, timeout=HUB_SECONDS)
     except Exception as error:  # whatever the Hub's HTTP client raises, the cause and the cure are the same
-        cached = _cached(name, config, split)
-        if cached is not None:
-            return cached
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise UnreachableCorpusError(
-            f"The task data set {name!r} cannot be read from the Hub ({reason}). Check the network, or set "
-            "tasks_folder to a folder with the tasks' files.",
-            "cannot be reached",
-        ) from None
-
-
-def _cached(name: str, config: str | None, split: str) -> Dataset | None:
-    import datasets
-
-    settings = datasets.DownloadConfig(local_files_only=True)
+        with _offline():
+            try:
+                found = datasets.load_dataset(name, config, split=split)
+            except Exception:  # not in the cache, or not whole: the Hub's silence is the cause to tell
+                raise _unreadable(name, error) from None
+        logger.warning("%s is read from the local cache: the Hub cannot be reached", name)
+        return found
     try:
-        return datasets.load_dataset(name, config, split=split, download_config=settings)
-    except Exception:  # not there, or not whole: as if it were not there
-        return None
+        return datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # of the Hub, of the file system, of a damaged file
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> UnreachableCorpusError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return UnreachableCorpusError(
+        f"The task data set {name!r} cannot be read from the Hub ({reason}). Check the network, or set tasks_folder to "
+        "a folder with the tasks' files."
+    )
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """`datasets` looks into its cache alone; on its own it would ask a Hub that is not there for half a minute."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    before = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before

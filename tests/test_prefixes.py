@@ -364,6 +364,7 @@ def test_mean_over_a_corpus_by_hand() -> None:
     assert mean_target_entropy(targets, counts) == pytest.approx(0.75 * entropy)
     nothing_left = smoothed_targets(words_table(), Smoothing("mixed_uniform", eps=1.0))
     assert predicted_cost(nothing_left, counts) == math.inf
+    assert not np.signbit(targets.entropy).any()
     assert predicted_cost(nothing_left, np.array([1, 1, 0, 0, 0, 0, 0])) == 0
 
 

@@ -54,7 +54,7 @@ def smoothed_targets(table: PrefixTable, smoothing: Smoothing, seed: int = 0) ->
     gold_mass = weights[table.offsets[1:] - 1]
     if smoothing.over == UNIFORM:
         return _uniform(gold_mass)
-    entropy = -np.add.reduceat(_x_log_x(weights), table.offsets[:-1])
+    entropy = 0.0 - np.add.reduceat(_x_log_x(weights), table.offsets[:-1])  # 0 of a one-hot target, not -0
     tokens = random_tokens(table, rows, seed) if smoothing.over == RANDOM else table.tokens
     background = np.zeros(len(gold_mass))
     return SmoothedTargets(table.offsets, tokens, *_float32(weights, background, entropy, gold_mass))
@@ -101,7 +101,7 @@ def _uniform(gold_mass: np.ndarray) -> SmoothedTargets:
     """The rest of each gold mass (vocab,) on all other tokens evenly."""
     vocab = len(gold_mass)
     background = (1 - gold_mass) / (vocab - 1)
-    entropy = -_x_log_x(gold_mass) - (vocab - 1) * _x_log_x(background)
+    entropy = 0.0 - _x_log_x(gold_mass) - (vocab - 1) * _x_log_x(background)
     tokens = np.arange(vocab, dtype=np.int32)
     offsets = np.arange(vocab + 1, dtype=np.int32)
     return SmoothedTargets(offsets, tokens, *_float32(gold_mass - background, background, entropy, gold_mass))

@@ -13,7 +13,7 @@ stage needs, whether every contrast has pairs. A plan that loads can be started.
         needs: {data_folder: data}     # this parameter is the folder of that stage's run
         matrix: {alpha: [0.0, 0.5, 1.0], seed: [1, 2, 3]}
         exclude:                       # a list of values means any of them
-          - {alpha: 1.0, seed: [2, 3]}
+          - {alpha: 1.0, seed: [2, 3]}   # `only`, of the same form, keeps what fits one of its entries
     contrasts:
       - name: mixing
         question: Is alpha 0.5 better in perplexity?
@@ -50,6 +50,7 @@ LONGEST_NAME = 120  # a variant is a folder name; file systems allow 255 bytes a
 INTERACTIVE = "interactive"  # the plan name of runs started by hand in a notebook
 PLAN_KEYS = {"name": str, "stages": list, "contrasts": list, "noise_floor": dict}
 STAGE_KEYS = {"name": str, "notebook": str, "needs": dict, "params": dict, "matrix": dict, "exclude": list}
+STAGE_KEYS |= {"only": list}
 COMPARISON_KEYS = {"stage": str, "metric": str, "treatment": dict, "control": dict}
 CONTRAST_KEYS = COMPARISON_KEYS | dict.fromkeys(("name", "question", "better", "claim"), str)
 CONTRAST_KEYS |= {"smallest_effect": object, "primary": object, "control_metric": str, "control_stage": str}
@@ -72,7 +73,8 @@ class Variant:
 class Stage:
     """One notebook with what its variants share; `needs` maps a parameter to the earlier stage it comes from.
 
-    An entry of `exclude` maps names of the matrix to the values that, together, are left out.
+    An entry of `exclude` maps names of the matrix to the values that, together, are left out; where there is `only`,
+    what fits none of its entries is left out too.
     """
 
     name: str
@@ -81,14 +83,14 @@ class Stage:
     params: dict[str, Any]
     matrix: dict[str, list[Any]]
     exclude: list[dict[str, list[Any]]]
+    only: list[dict[str, list[Any]]]
     needs: dict[str, str]
 
     def combinations(self) -> Iterator[dict[str, Any]]:
         """The matrix values of each variant, the last name changing fastest."""
         for values in itertools.product(*self.matrix.values()):
             combination = dict(zip(self.matrix, values, strict=True))
-            excluded = (all(combination[name] in entry[name] for name in entry) for entry in self.exclude)
-            if not any(excluded):
+            if not _fits(combination, self.exclude) and (not self.only or _fits(combination, self.only)):
                 yield combination
 
 
@@ -165,10 +167,13 @@ def _read_stage(plan: str, given: Any, earlier: list[Stage]) -> Stage:
     try:
         params = schema.convert(params)
         matrix = {name: _matrix_values(where, name, values, schema) for name, values in matrix.items()}
-        exclude = [_excluded(where, entry, matrix, schema) for entry in given.get("exclude") or []]
+        exclude, only = (
+            [_matching(f"{where}: {key}", entry, matrix, schema) for entry in given.get(key) or []]
+            for key in ("exclude", "only")
+        )
     except ParameterError as error:
         raise ParameterError(f"{where}: {error}") from None
-    return Stage(given["name"], notebook, schema, params, matrix, exclude, needs)
+    return Stage(given["name"], notebook, schema, params, matrix, exclude, only, needs)
 
 
 def _check_need(where: str, name: str, stage: Any, schema: Schema, earlier: list[Stage]) -> None:
@@ -191,23 +196,28 @@ def _matrix_values(where: str, name: Any, values: Any, schema: Schema) -> list[A
     return values
 
 
-def _excluded(where: str, entry: Any, matrix: Mapping[str, list[Any]], schema: Schema) -> dict[str, list[Any]]:
-    _check_keys(f"{where}: exclude", entry, dict.fromkeys(matrix, object))
-    excluded = {}
+def _matching(where: str, entry: Any, matrix: Mapping[str, list[Any]], schema: Schema) -> dict[str, list[Any]]:
+    """An entry of `exclude` or `only`, every value in a list. Raises PlanError where it can fit nothing."""
+    _check_keys(where, entry, dict.fromkeys(matrix, object))
+    values = {}
     for name, given in entry.items():
         several = isinstance(given, list) and not schema.parameters[name].type.startswith("list")
-        excluded[name] = [schema.convert({name: value})[name] for value in (given if several else [given])]
-        for value in excluded[name]:
+        values[name] = [schema.convert({name: value})[name] for value in (given if several else [given])]
+        for value in values[name]:
             if value not in matrix[name]:
-                told = f"{name} {value!r}, which the matrix has not"
-                raise PlanError(f"{where}: exclude has {told}, so it excludes nothing.")
-    return excluded
+                raise PlanError(f"{where} has {name} {value!r}, which the matrix has not, so it fits nothing.")
+    return values
+
+
+def _fits(combination: Mapping[str, Any], entries: Iterable[Mapping[str, list[Any]]]) -> bool:
+    """Whether a combination of matrix values has what one of `entries` asks for."""
+    return any(all(combination[name] in entry[name] for name in entry) for entry in entries)
 
 
 def _variants(where: str, stage: Stage, earlier: list[Variant]) -> Iterator[Variant]:
     combinations = list(stage.combinations())
     if not combinations:
-        raise PlanError(f"{where}: exclude leaves no variant.")
+        raise PlanError(f"{where}: exclude and only leave no variant.")
     defaults = stage.schema.resolve({})
     for matrix in combinations:
         given = stage.params | matrix

@@ -95,6 +95,19 @@ def test_variants_are_the_matrix_without_what_is_excluded(plan):
     assert "cosine-alpha0.5-seed1-noise_seed1" not in names
 
 
+def test_only_keeps_what_fits_one_of_its_entries_and_is_not_excluded(here):
+    keep = [{"alpha": 0.0}, {"alpha": [0.5, 1.0], "seed": 2}]
+    plan = load_plan(changed(here, "stages.1.only", keep))
+    names = [variant.matrix for variant in plan.variants if variant.stage == "cosine"]
+    assert {(each["alpha"], each["noise_seed"]) for each in names if each["seed"] == 1} == {(0.0, 0), (0.0, 1)}
+    assert {(each["alpha"], each["noise_seed"]) for each in names if each["seed"] == 2} == {
+        (0.0, 0),
+        (0.0, 1),
+        (0.5, 0),
+        (1.0, 0),
+    }
+
+
 def test_a_list_in_exclude_means_any_of_its_values(here):
     file = changed(here, "stages.1.exclude", [{"alpha": [0.5, 1], "noise_seed": 1}, {"alpha": 1.0, "seed": [2, 10]}])
     kept = [(v.matrix["alpha"], v.matrix["seed"]) for v in load_plan(file).variants if v.stage == "cosine"]
@@ -181,11 +194,12 @@ def test_pairs_are_equal_in_all_else(plan):
         ("stages.1.matrix", {"alpha": 0.5}, "matrix alpha is 0.5. Give a list"),
         ("stages.1.matrix", {"alpha": []}, "Give a list of values"),
         ("stages.1.matrix", {"seed": [1, 1]}, "matrix seed value '1' stands there 2 times"),
-        ("stages.1.exclude", [{"alpha": 0.25}], "alpha 0.25, which the matrix has not, so it excludes nothing"),
+        ("stages.1.exclude", [{"alpha": 0.25}], "exclude has alpha 0.25, which the matrix has not, so it fits"),
         ("stages.1.exclude", [{"alpha": [0.5, 0.25]}], "alpha 0.25, which the matrix has not"),
+        ("stages.1.only", [{"alpha": 0.25}], "only has alpha 0.25, which the matrix has not, so it fits nothing"),
         ("stages.1.exclude", [{"alpha": [0.5, "x"]}], "'alpha' must be a float; given 'x'"),
         ("stages.1.exclude", [{"alhpa": 0.5}], "exclude has no key 'alhpa'. Did you mean 'alpha'"),
-        ("stages.1.exclude", [{}], "exclude leaves no variant"),
+        ("stages.1.exclude", [{}], "exclude and only leave no variant"),
         ("stages.1.needs", {"data_folder": "dta"}, "needs 'dta' for data_folder, and no earlier.*Did you mean 'data'"),
         ("stages.1.needs", {"data_folder": "cosine"}, "no earlier stage has that name"),
         ("stages.1.needs", {"data_fodler": "data"}, "needs 'data_fodler', which is no parameter.*'data_folder'"),

@@ -69,6 +69,7 @@ TARGETS = [
     {"gold": " strawberry", "tokens": [" ", " s", " st", " straw", " strawberry"],
      "weights": [0.02, 0.03, 0.04, 0.14, 0.77]},
 ]  # fmt: skip
+UNIFORM_TARGETS = [{"gold": " personality", "tokens": [" personality"], "weights": [0.72], "each_other": 1e-5}]
 TASKS = {"piqa": 40, "spelling_count": 30}
 
 
@@ -103,7 +104,7 @@ def write_prefix(folder: Path, seeds: tuple[int, ...] = SEEDS) -> tuple[Path, Pa
             run = write_run(runs / "smooth", "prefix", matrix, numbers | {"eval_cosine": 0.3})
             (run / "result.json").write_text(json.dumps(numbers))
             if name != "none":
-                (run / "targets.json").write_text(json.dumps(TARGETS))
+                (run / "targets.json").write_text(json.dumps(UNIFORM_TARGETS if name == "uniform" else TARGETS))
             harness_rows(name, seed).to_parquet(run / "harness.parquet")
             _write_samples(run, name)
     return runs, file
@@ -115,7 +116,7 @@ def prefix_numbers(name: str, seed: int) -> dict[str, float]:
     own = np.random.default_rng([seed, [*TOLD].index(name)])
     plain = {key: value for key, value in final_numbers(0.0, seed, 0).items() if "cosine" not in key}
     numbers = plain | {"effective_smoothing": smoothing, "equals_cross_entropy": int(name in ("none", "null"))}
-    numbers |= {"unsmoothing_d": 0.05, "target_entropy": 2 * smoothing}
+    numbers |= {"target_entropy": 2 * smoothing} | ({"unsmoothing_d": 0.05} if unsmoothed is not None else {})
     moved = 0.0 if name == "none" else 0.002 * own.normal()
     for split in ("eval", "test"):
         ce = plain[f"{split}_ce_loss"] + harm + moved

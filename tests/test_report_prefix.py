@@ -110,7 +110,8 @@ def test_a_borrowed_control_is_its_own_un_smoothed_model(tmp_path):
     assert by_seed(control, "test_unsmoothed_bits_per_byte") == by_seed(control, "test_bits_per_byte")
     assert by_seed(control, "test_kl_to_target") == by_seed(control, "test_ce_loss")
     assert by_seed(control, "test_clipped_gold") == {}
-    assert "(stage cosine)" in arm_table(study).data
+    html = arm_table(study).data
+    assert "(stage cosine)" in html and "its own stand for its un-smoothed ones" in html
     assert f"{np.mean(increases('prefixes')):+.4f}" in text_of(ceiling_table(study))
 
 
@@ -124,7 +125,8 @@ def test_the_table_of_arms_has_every_number_by_hand(study):
     low, high = scipy.stats.ttest_1samp(values, 0).confidence_interval(0.95)
     assert [row[0].split()[0], *row[1:3]] == ["normalised", "5", "23.30"]
     assert f"{np.mean(values):.4f}" in text_of(html) and f"[{low:.4f}, {high:.4f}]" in text_of(html)
-    assert "2.33" in row and "14.32" in row and "6.66" in row  # clipped, prefix mass, calibration error in per cent
+    assert row[-4:] == ["0.050", "2.33", "14.32", "6.66"]  # d, clipped, prefix mass, calibration error in per cent
+    assert "On the test split" in html.data and "stage cosine" not in html.data
     null = row_of(html, "unnormalised")
     assert "equals cross entropy: serves as A/A" in null[0] and null[2] == "&lt; 0.01"
     marked = re.findall(r'<tr class="control">.*?</tr>', html.data)
@@ -133,9 +135,10 @@ def test_the_table_of_arms_has_every_number_by_hand(study):
 
 def test_an_arm_without_gold_mass_has_dashes_and_the_reason(study):
     html = arm_table(study)
-    assert "–" in row_of(html, "eps 1)") and "Of an arm with eps 1" in html.data and "can be un-smoothed" in html.data
+    assert row_of(html, "eps 1)")[5:8] == ["–", "–", "–"]  # un-smoothed, d, clipped
+    assert "With eps 1 the target leaves the gold token no mass, so nothing can be un-smoothed." in html.data
     others = replace(study, arms=tuple(arm for arm in study.arms if arm.values["eps"] != 1.0))
-    assert "eps 1" not in arm_table(others).data
+    assert "With eps 1" not in arm_table(others).data
 
 
 def test_the_ceiling_stands_beside_what_was_observed(study):
@@ -184,7 +187,7 @@ def test_tasks_have_chance_and_differences_item_by_item(study):
     assert row[2].startswith(f"{100 * accuracy:.2f}")
     bits = sides[0]["gold_bits"].sum() / sides[0]["gold_bytes"].sum()
     assert row[7].startswith(f"{bits - sides[1]['gold_bits'].sum() / sides[1]['gold_bytes'].sum():+.4f}")
-    assert "1 more arms are in result.json alone" in text and html.data.count('<tr class="control">') == 2
+    assert "1 more arm is in result.json alone" in text and html.data.count('<tr class="control">') == 2
 
 
 def test_unlike_items_and_missing_controls_give_no_difference(tmp_path):

@@ -195,7 +195,7 @@ def target_examples(study: Study) -> Figure:
             if column >= len(examples):
                 axes.set_axis_off()
                 continue
-            _draw_target(axes, examples[column], _style(arm)["color"])
+            _draw_target(axes, _bars(examples[column]), bars, _style(arm)["color"])
             axes.set_title(names[arm.label] if column == 0 else "")
             if row == len(drawn) - 1:
                 axes.set_xlabel("probability")
@@ -232,17 +232,16 @@ def _bars(example: dict[str, Any]) -> list[tuple[str, float]]:
     return [("all others", rest), *shown] if rest > 5e-4 else shown
 
 
-def _draw_target(axes: Axes, example: dict[str, Any], color: str) -> None:
-    """One target as bars, the gold token at the bottom in full colour."""
-    bars = _bars(example)
+def _draw_target(axes: Axes, bars: Sequence[tuple[str, float]], places: int, color: str) -> None:
+    """One target as bars, the gold token at the bottom in full colour; there is room for so many `places`."""
     weights = [weight for _, weight in bars]
     drawn = axes.barh(range(len(bars)), weights, color=color, alpha=0.55, height=0.7)
     drawn[-1].set(alpha=1.0)
     for place, weight in enumerate(weights):
-        text = f"{weight:.3f}" if weight >= 5e-4 else f"{weight:.0e}"
+        text = f"{weight:.3f}" if weight >= 5e-4 else f"{weight:.0e}" if weight else "0"
         axes.annotate(text, (weight, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_yticks(range(len(bars)), [text for text, _ in bars])
-    axes.set(ylim=(len(bars) - 0.5, -0.5), xlim=(0, 1.2), xticks=(0, 0.5, 1))
+    axes.set(ylim=(len(bars) - 0.5, len(bars) - places - 0.5), xlim=(0, 1.2), xticks=(0, 0.5, 1))
     axes.grid(axis="y", visible=False)
 
 

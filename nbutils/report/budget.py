@@ -20,6 +20,7 @@ from nbutils.composite import is_longer
 from nbutils.measures import UNKNOWN, measure
 from nbutils.report.page import table
 from nbutils.report.teachers import has_teacher
+from nbutils.smoothing_results import smooths
 from nbutils.statistics import mean_interval
 from nbutils.studies import Arm, Study, number
 
@@ -74,6 +75,8 @@ def _note(study: Study, metric: str, longer: Sequence[Arm], from_curves: bool) -
         )
     else:
         note += "The plan has no longer control, so nothing is said about equal time."
+    if smooths(study):
+        note += " Scored one-hot, a smoothed model pays for its target as well: see the section on prefix smoothing."
     once = [value for arm in study.own_arms for value in arm.results("teacher_cache_seconds")]
     if has_teacher(study):
         note += " Not in these times: the teacher's own training, paid once for all students"

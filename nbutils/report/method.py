@@ -47,7 +47,8 @@ SMOOTHING_FORMULAS = (
      "q<sub>t</sub>(y) P(t) ≥ q<sub>y</sub>(y) P(y)"),
     ("Un-smoothed", "P(y) = (p(y) − Σ<sub>t longer</sub> q<sub>t</sub>(y) P(t)) / q<sub>y</sub>(y), from the longest "
      "token to the shortest, clipped at 0 and renormalised; scored is (1 − d) P + d p, with the d that is best on "
-     "validation, in every arm"),
+     "validation. Cross entropy is treated alike, as if smoothed by the normalised form, so that what choosing d can "
+     "gain every arm gains"),
 )  # fmt: skip
 MEASURE_FORMULAS = (
     ("Perplexity", "exp(CE)"),

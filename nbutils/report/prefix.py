@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -61,12 +62,22 @@ ONE_HOT = (
     "One-hot perplexity alone cannot tell benefit or harm from what the model was taught: prefixes of likely tokens "
     "get probability back, by an amount that it does not show. The un-smoothed numbers can."
 )
-COLUMNS = ("ce_loss", "bits_per_byte", "kl_to_target", "unsmoothed_bits_per_byte", "unsmoothing_d")
-COLUMNS += ("clipped_gold", "prefix_mass", "ece")
+# Titles in the table of arms. The first have intervals, the others, which say how rather than how good, do not.
+TITLES = {
+    "ce_loss": "gold cross\nentropy\n(nats per token)",
+    "kl_to_target": "KL to its\nown target\n(nats per token)",
+    "unsmoothed_bits_per_byte": "un-smoothed\nbits per byte",
+}
+ASIDE = {
+    "unsmoothing_d": "d",
+    "clipped_gold": "clipped\n(%)",
+    "prefix_mass": "prefix\nmass\n(%)",
+    "ece": "calibration\nerror\n(%)",
+}
 ARMS_CAPTION = (
-    "Mean and 95 % interval over seeds. Cross entropy and bits per byte are those of the gold token. d: share of the "
-    "smoothed model mixed into the un-smoothed one, chosen on validation. Clipped: gold tokens whose un-smoothed "
-    "probability came out below 0."
+    "Mean over seeds, 95 % interval where given. d: share of the smoothed model mixed into the un-smoothed one, chosen "
+    "on validation. Clipped: gold tokens whose un-smoothed probability came out below 0. Prefix mass: probability of "
+    "strict prefixes of the gold token at word starts."
 )
 SAMPLERS = (AS_TRAINED, "un-smoothed")  # as samples.jsonl calls them
 SAMPLED_ARMS = 2
@@ -97,17 +108,29 @@ def _study(study: Study, folder: Path) -> HTML:
 
 def arm_table(study: Study) -> HTML:
     """Every arm: what it smooths, by how much, and all that its runs reached."""
-    metrics = [metric for metric in (reported(study, name) for name in COLUMNS) if metric]
+    titles = {metric: title for name, title in (TITLES | ASIDE).items() if (metric := reported(study, name))}
     rows = []
     for arm in study.arms:
-        row = {"Arm": _described(arm), "Seeds": seeds(arm), "effective smoothing (%)": _effective(arm)}
-        for metric in metrics:
-            row[measure(metric).axis] = mean_and_interval(list(by_seed(arm, metric).values()), measure(metric))
+        row = {"Arm": _described(arm), "Seeds": seeds(arm), "effective\nsmoothing\n(%)": _effective(arm)}
+        for metric, title in titles.items():
+            values, quantity = list(by_seed(arm, metric).values()), measure(metric)
+            row[title] = mean_and_interval(values, quantity)
+            if title in ASIDE.values():
+                row[title] = quantity.number(float(np.mean(values))) if values else UNKNOWN
         rows.append(row)
-    caption = ARMS_CAPTION
+    caption = f"{_split(titles)}{ARMS_CAPTION}"
     if any(leaves_no_gold_mass(smoothing_of(arm)) for arm in study.arms):
-        caption += f" Of an arm with eps 1 {NO_GOLD_MASS.split(', so ')[0]}: nothing can be un-smoothed."
+        caption += f" With eps 1 {NO_GOLD_MASS.replace('its', 'the', 1).replace(' (eps 1)', '')}."
+    if any(arm.borrowed_from for arm in study.arms):
+        caption += " Cross entropy of another stage has nothing to un-smooth: its own stand for its un-smoothed ones."
     return table(pd.DataFrame(rows), caption, [arm is cross_entropy(study) for arm in study.arms])
+
+
+def _split(metrics: Iterable[str]) -> str:
+    """On which text the numbers were reached."""
+    found = {"test": "test_", "validation": "eval_"}
+    told = [split for split, prefix in found.items() if any(metric.startswith(prefix) for metric in metrics)]
+    return f"On the {told[0]} split. " if len(told) == 1 else ""
 
 
 def _described(arm: Arm) -> str:

@@ -50,7 +50,7 @@ def headline_table(study: Study) -> HTML:
 def _aside(study: Study) -> set[str]:
     """Measures that are no goal of a study, so that its table fits a page; a contrast that asks brings them back."""
     if smooths(study):
-        return {"cosine"}  # one-hot bits per byte stand beside those with the smoothing taken out
+        return {"cosine", "token_acc"}  # bits per byte stand beside those with the smoothing taken out
     if not has_teacher(study) and not study.reports(BEFORE):
         return {"bits_per_byte"}  # teachers, students and their baselines alone have several tokenizers in one plan
     return {"cosine", "token_acc"} if study.final("bleu") else {"cosine"}

@@ -48,7 +48,8 @@ def task_table(study: Study) -> HTML:
             title = _title(str(task), own) if arm is arms[0] else ""
             rows.append({"Task": title, "Arm": names[arm.label]} | _numbers(arm, str(task), compared.get(arm.label)))
             marked.append(arm is control)
-    caption = CAPTION + f" {len(asked) - len(arms)} more arms are in result.json alone." * (len(asked) > len(arms))
+    left = len(asked) - len(arms)
+    caption = CAPTION + f" {left} more {'arm is' if left == 1 else 'arms are'} in result.json alone." * bool(left)
     if left_out := sum(int(each["left_out"].sum()) for each in compared.values()):
         caption += f" {left_out:,} items that only one of two arms was asked are left out of the differences."
     return table(pd.DataFrame(rows), caption, marked, text=("Task", "Arm"))

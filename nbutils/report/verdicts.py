@@ -209,9 +209,7 @@ def _caveats(judged: Judged) -> list[str]:
         found.append(f"{len(judged.missing)} of {planned} planned pairs are missing ({what}{more}).")
     band = judged.floor.band(verdict.pairs) if judged.floor else math.nan
     if band > 0 and abs(verdict.difference) <= band:
-        found.append(
-            f"The difference is no larger than what dropout noise alone does (A/A: within {quantity.number(band)})."
-        )
+        found.append(f"The difference is no larger than what noise alone does (A/A: within {quantity.number(band)}).")
     return found
 
 
@@ -287,7 +285,7 @@ def verdict_table(study: Study) -> HTML:
         "Difference: treatment minus control with its interval, at 95 % for the primary contrast and at the level "
         "Holm's rule leaves the others. p tests the claim's boundary: 0, or the margin. Detectable: the effect that "
         "as many pairs of this spread show with power 0.8 at alpha 0.05, two-sided. A/A floor: where 95 % of such "
-        "differences lie when nothing but dropout noise differs."
+        "differences lie between two runs that differ in noise alone."
     )
     if not rows:
         return HTML("<p>No contrast was planned for this stage.</p>")

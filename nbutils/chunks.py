@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbutils.errors import CorpusError
+from nbutils.mds import MdsBlocks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,22 +23,27 @@ class RandomChunks:
     """A map-style data set over a split's packed blocks, seen as one stream of tokens.
 
     Item `index` is {"input_ids": int64 of shape (block_size,), "position": where it begins in the stream}. There is one
-    item less than blocks, so that the last offset stays inside. The blocks stay memory-mapped; nothing is copied but
-    the chunk itself.
+    item less than blocks, so that the last offset stays inside. Of Arrow blocks, which are memory-mapped, nothing is
+    copied but the chunk itself; of MDS blocks the two that hold it are read.
     """
 
-    def __init__(self, blocks: Dataset, block_size: int, seed: int) -> None:
+    def __init__(self, blocks: Dataset | MdsBlocks, block_size: int, seed: int) -> None:
         """blocks: a split as `load_data` opens it, not shuffled. Raises CorpusError where there are fewer than 2."""
         if len(blocks) < 2:
             raise CorpusError(
                 f"Chunks at random positions need at least 2 blocks, but there are {len(blocks)}. Give more text, "
                 "lower block_size, or set random_chunks to false."
             )
-        if blocks._indices is not None:
+        if not (blocks.is_stream if isinstance(blocks, MdsBlocks) else blocks._indices is None):
             raise ValueError("The blocks are shuffled or selected: they are no stream of text.")
         self.blocks, self.block_size, self.seed, self.epoch = blocks, block_size, seed, 0
         self._pieces: list[np.ndarray] | None = None
-        if sum(len(piece) for piece in self._stream()) != len(blocks) * block_size:
+        if isinstance(blocks, MdsBlocks):
+            self.blocks = blocks.with_format("numpy", columns=["input_ids"])
+            tokens = len(self.blocks[0]["input_ids"]) * len(blocks)
+        else:
+            tokens = sum(len(piece) for piece in self._stream())
+        if tokens != len(blocks) * block_size:
             raise ValueError(f"The blocks are not of {block_size} tokens each.")
 
     def __len__(self) -> int:
@@ -60,6 +66,10 @@ class RandomChunks:
 
     def tokens(self, position: int) -> np.ndarray:
         """The block_size tokens from `position` of the stream on, int64."""
+        if isinstance(self.blocks, MdsBlocks):
+            first, offset = divmod(position, self.block_size)
+            both = [self.blocks[number]["input_ids"] for number in range(first, first + 1 + bool(offset))]
+            return np.concatenate(both)[offset : offset + self.block_size]
         pieces = self._stream()
         chunk = np.empty(self.block_size, np.int64)
         number, filled = bisect_right(self._starts, position) - 1, 0

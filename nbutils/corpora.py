@@ -28,7 +28,16 @@ from nbutils.sources import SPLITS, CorpusRequest, Document, Located, Source, Un
 from nbutils.table_corpora import CSV, JSONL, PARQUET
 from nbutils.text_corpora import BIG_TEXT, TEXT
 
-__all__ = ["SPLITS", "Corpus", "CorpusRequest", "Document", "check_corpus", "locate_corpus", "read_corpus"]
+__all__ = [
+    "SPLITS",
+    "Corpus",
+    "CorpusRequest",
+    "Document",
+    "check_corpus",
+    "locate_corpus",
+    "read_corpus",
+    "stream_corpus",
+]
 
 BYTES_PER_TOKEN = 4  # GPT-2's tokenizer on English prose takes 4.2 to 4.7
 
@@ -43,6 +52,18 @@ SOURCES: dict[str, Source] = {
     "wikitext": WIKITEXT_SOURCE,
     WIKITEXT: WIKITEXT_SOURCE,
 }
+
+
+@dataclass(frozen=True)
+class CorpusStream:
+    """As `Corpus`, its documents yet to be read, one after the other and once.
+
+    Reading raises CorpusError where there is nothing to read, or it cannot be read.
+    """
+
+    documents: Iterator[Document]
+    origin: dict[str, Any]
+    fallback_taken: str
 
 
 @dataclass(frozen=True)
@@ -105,14 +126,13 @@ def read_corpus(request: CorpusRequest) -> Corpus:
     UTF-8, whatever the tokenizer, so that every tokenizer gets the same documents; the document that reaches the limit
     is the last one. Raises CorpusError where there is nothing to read, or it cannot be read.
     """
+    stream = stream_corpus(request)
+    return Corpus(list(stream.documents), stream.origin, stream.fallback_taken)
+
+
+def stream_corpus(request: CorpusRequest) -> CorpusStream:
+    """What `read_corpus` reads, for corpora that do not fit memory."""
     taken, located, fallback = locate_corpus(request)
-    documents = [
-        document
-        for stream in _source(taken.dataset_name).read(taken, located)
-        for document in _limited(stream, request.max_documents, request.max_tokens)
-    ]
-    if request.task == "lm" and not any(document.text.strip() for document in documents):
-        raise _no_text(taken, located)
     origin = {
         "dataset_name": taken.dataset_name,
         "dataset_config_name": located.config,
@@ -120,7 +140,17 @@ def read_corpus(request: CorpusRequest) -> Corpus:
         "revision": located.revision,
         "files": len(located.files),
     }
-    return Corpus(documents, origin, fallback)
+    return CorpusStream(_documents(taken, located), origin, fallback)
+
+
+def _documents(taken: CorpusRequest, located: Located) -> Iterator[Document]:
+    has_text = taken.task == "qa"
+    for stream in _source(taken.dataset_name).read(taken, located):
+        for document in _limited(stream, taken.max_documents, taken.max_tokens):
+            has_text = has_text or bool(document.text.strip())
+            yield document
+    if not has_text:
+        raise _no_text(taken, located)
 
 
 def _question_fields(request: CorpusRequest) -> dict[str, str]:

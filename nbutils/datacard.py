@@ -15,23 +15,45 @@ import numpy as np
 
 from nbutils.corpora import Document, corpus_versions, seen_by_base_model
 from nbutils.documents import Duplicate
-from nbutils.packing import Blocks, Examples, unigram_cross_entropy
+from nbutils.errors import CorpusError
+from nbutils.packing import Totals, unigram_cross_entropy
+from nbutils.token_bytes import token_bytes
 
 if TYPE_CHECKING:
     from pandas import DataFrame
     from transformers import PreTrainedTokenizerBase
 
 EXAMPLES = 5  # duplicates shown
+EXAMPLE_CHARACTERS = 400  # of the text shown before and after cleaning
+SIZES = ("characters", "bytes", "tokens")  # of a document
 UNITS = ("documents", "tokens", "blocks", "answer_tokens")  # of a split, in result.json
 
 
 @dataclass(frozen=True)
+class Duplicates:
+    """How many copies were dropped, and the last of them."""
+
+    exact: int
+    near: int
+    examples: list[Duplicate]
+
+    @classmethod
+    def of(cls, duplicates: Sequence[Duplicate]) -> Duplicates:
+        """All that were dropped."""
+        exact = sum(duplicate.exact for duplicate in duplicates)
+        return cls(exact, len(duplicates) - exact, list(duplicates[-EXAMPLES:]))
+
+
+@dataclass(frozen=True)
 class Selection:
-    """The documents that stay, with their splits, and how many there were after each stage on the way."""
+    """The documents that stay, with their splits, and how many there were after each stage on the way.
+
+    `documents` is empty where they are streamed: no more than a few are ever held.
+    """
 
     documents: list[Document]
     stages: list[dict[str, Any]]
-    duplicates: list[Duplicate]
+    duplicates: Duplicates
     cleaning_example: dict[str, str]
     origin: dict[str, Any]
     fallback_taken: str
@@ -53,46 +75,75 @@ def document_table(documents: Sequence[Document], ids: Sequence[np.ndarray]) -> 
     )
 
 
+def split_sizes(table: DataFrame) -> dict[str, dict[str, int]]:
+    """{split: documents, characters, bytes and tokens} of a document table."""
+    sums = table.groupby("split")[list(SIZES)].sum()
+    return {
+        split: {"documents": int(count), **{name: int(sums.loc[split, name]) for name in SIZES}}
+        for split, count in table["split"].value_counts().items()
+    }
+
+
+def near_copies(dedup: str) -> str:
+    """What became of documents that are nearly alike: only dedup=near compares them."""
+    return "dropped" if dedup == "near" else "not measured"
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many ids the tokenizer's tokens reach to: what counts of tokens are as long as."""
+    return 1 + max(tokenizer.get_vocab().values())
+
+
+def check_ascii(totals: dict[str, Totals], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises CorpusError where blocks that should be ASCII hold a token with any other byte."""
+    texts = token_bytes(tokenizer)
+    beyond = np.array([number for number, text in enumerate(texts) if not text.isascii()], np.int64)
+    for split, each in totals.items():
+        if not (found := each.counts[beyond]).any():
+            continue
+        most = int(beyond[found.argmax()])
+        raise CorpusError(
+            f"Non-ASCII is left in an ASCII set: ascii_only is true, but the {split} split has {found.sum():,} tokens "
+            f"with bytes outside ASCII, most often {texts[most]!r} (token {most}, {found.max():,} times). The texts "
+            "were not cleaned, or the tokenizer adds such characters: take another tokenizer, or set ascii_only to "
+            "false."
+        )
+
+
 def data_card(
     selection: Selection,
-    table: DataFrame,
-    blocks: dict[str, Blocks] | dict[str, Examples],
+    sizes: dict[str, dict[str, int]],
+    totals: dict[str, Totals],
     tokenizer: PreTrainedTokenizerBase,
     block_size: int,
     leakage: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
-    """The card of packed documents, ready for JSON.
+    """The card of packed documents, ready for JSON; sizes: `split_sizes`, totals: of the rows of each split.
 
     `splits` counts documents, characters, bytes, tokens and blocks; `leakage` is measure_leakage's table; `unigram_ce`
-    is in nats per token; `fingerprint` covers every block and the vocabulary. `dataset_name` is the corpus that was
-    read; where it is a fallback, `fallback_taken` says so in a sentence, for every reader of the numbers.
+    is in nats per token; `fingerprint` covers every block and the vocabulary, and not how they are stored.
+    `dataset_name` is the corpus that was read; where it is a fallback, `fallback_taken` says so in a sentence, for
+    every reader of the numbers.
     """
     dataset_name = selection.origin["dataset_name"]
-    exact = sum(duplicate.exact for duplicate in selection.duplicates)
     return {
         "dataset_name": dataset_name,
         "corpus": selection.origin,
         "fallback_taken": selection.fallback_taken,
         "corpus_versions": corpus_versions(dataset_name),
         "stages": selection.stages,
-        "duplicates": {
-            "exact": exact,
-            "near": len(selection.duplicates) - exact,
-            "examples": [asdict(duplicate) for duplicate in selection.duplicates[-EXAMPLES:]],
-        },
+        "duplicates": asdict(selection.duplicates),
         "cleaning_example": selection.cleaning_example,
-        "splits": {split: _split_counts(table, split, blocks[split], tokenizer) for split in blocks},
+        "splits": {split: _split_counts(sizes[split], each, tokenizer) for split, each in totals.items()},
         "leakage": leakage,
         "vocab_size": len(tokenizer),
         "block_size": block_size,
         "end_token_id": tokenizer.eos_token_id,
         "unigram_ce": {
-            split: unigram_cross_entropy(blocks["train"], blocks[split], len(tokenizer))
-            for split in blocks
-            if split != "train"
+            split: unigram_cross_entropy(totals["train"], each) for split, each in totals.items() if split != "train"
         },
         "seen_by_base_model": seen_by_base_model(dataset_name),
-        "fingerprint": _fingerprint(blocks, tokenizer),
+        "fingerprint": _fingerprint(totals, tokenizer),
     }
 
 
@@ -113,6 +164,14 @@ def headline(card: dict[str, Any]) -> dict[str, float]:
     return numbers
 
 
+def copies_dropped(card: dict[str, Any]) -> str:
+    """A sentence on the copies that went; near ones are compared with dedup=near alone."""
+    found = card["duplicates"]
+    measured = card.get("near_copies") != "not measured"
+    near = f"{found['near']:,} near ones" if measured else "near copies were not measured"
+    return f"Dropped: {found['exact']:,} exact copies; {near}."
+
+
 def left_out(card: dict[str, Any]) -> str:
     """A sentence on what stands in no block: ends of splits, or pairs that lack an answer or have too many tokens."""
     if card["task"] == "lm":
@@ -125,37 +184,29 @@ def left_out(card: dict[str, Any]) -> str:
     )
 
 
-def _split_counts(
-    table: DataFrame, split: str, blocks: Blocks | Examples, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, int]:
+def _split_counts(sizes: dict[str, int], totals: Totals, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """`tokens` are those of the texts; with the end tokens and without the dropped ones they fill the blocks.
 
     Of questions and answers each example is a block, and `answer_tokens`, end tokens included, are those with a label.
     """
-    rows = table[table["split"] == split]
-    counts = {name: int(rows[name].sum()) for name in ("characters", "bytes", "tokens")}
-    packed = blocks.input_ids.size + blocks.dropped_tokens
+    packed = int(totals.counts.sum()) + totals.dropped_tokens
     unknown = tokenizer.unk_token_id
     has_unknown = unknown not in (None, tokenizer.eos_token_id)  # GPT-2 gives both one name, and can encode any text
     return {
-        "documents": len(rows),
-        **counts,
-        "end_tokens": packed - counts["tokens"],
-        "dropped_tokens": blocks.dropped_tokens,
-        "unknown_tokens": int((blocks.input_ids == unknown).sum()) if has_unknown else 0,
-        "blocks": blocks.shape[0],
-        **({"answer_tokens": len(blocks.scored)} if isinstance(blocks, Examples) else {}),
+        **sizes,
+        "end_tokens": packed - sizes["tokens"],
+        "dropped_tokens": totals.dropped_tokens,
+        "unknown_tokens": int(totals.counts[unknown]) if has_unknown else 0,
+        "blocks": totals.shape[0],
+        **({"answer_tokens": int(totals.scored.sum())} if len(totals.shape) == 1 else {}),
     }
 
 
-def _fingerprint(blocks: dict[str, Blocks] | dict[str, Examples], tokenizer: PreTrainedTokenizerBase) -> str:
+def _fingerprint(totals: dict[str, Totals], tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 over every block, the document and the label of every token, and the vocabulary."""
     digest = hashlib.sha256()
-    for split, packed in blocks.items():
-        digest.update(f"{split} {packed.shape}".encode())
-        arrays = list(packed.columns.values()) + ([packed.lengths] if isinstance(packed, Examples) else [])
-        for array in arrays:
-            digest.update(array.astype("<i4").tobytes())
+    for split, each in totals.items():
+        digest.update(f"{split} {each.shape} {each.digest} ".encode())
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda entry: (entry[1], entry[0]))
     digest.update(json.dumps([vocabulary, tokenizer.eos_token_id]).encode())
     return digest.hexdigest()

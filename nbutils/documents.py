@@ -7,7 +7,7 @@ go before the split, since a copy on the other side of it would be leakage.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import pairwise
@@ -30,7 +30,7 @@ SHINGLES_AT_ONCE = 8192  # bounds the memory of a novel's shingles x hashes matr
 
 LEAKAGE_WORDS = 13  # as GPT-3 and lm-eval decontaminate
 HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # any odd number that spreads bits; this is 2^64 / golden ratio
-TRAIN_SHARE, VALIDATION_SHARE = 0.8, 0.1
+HELD_OUT_SHARE = 0.1  # of validation, and of test
 CONTIGUOUS_TRAIN_SHARE = 0.9  # nanoGPT's
 
 
@@ -64,18 +64,33 @@ def clean_documents(
     """
     cleaned = []
     longest = 0
-    tidy = {"standard": clean_text, "newlines": join_lines, "none": str}[clean]
     for document in documents:
-        text = tidy(document.text.encode("ascii", "ignore").decode() if ascii_only else document.text)
+        text = tidy_text(document.text, clean, ascii_only)
         longest = max(longest, len(text))
-        if text and (clean != "standard" or len(text) >= minimum_characters):
+        if is_long_enough(text, clean, minimum_characters):
             cleaned.append(replace(document, text=text))
     if not cleaned:
-        raise CorpusError(
-            f"Cleaning left no document: the longest has {longest} characters, minimum_characters is "
-            f"{minimum_characters}. Lower minimum_characters, or set clean to none."
-        )
+        raise CorpusError(none_left(longest, minimum_characters))
     return cleaned
+
+
+def tidy_text(text: str, clean: str, ascii_only: bool) -> str:
+    """One document's text as `clean_documents` has it, however short."""
+    tidy = {"standard": clean_text, "newlines": join_lines, "none": str}[clean]
+    return tidy(text.encode("ascii", "ignore").decode() if ascii_only else text)
+
+
+def is_long_enough(text: str, clean: str, minimum_characters: int) -> bool:
+    """Whether a tidied text stays."""
+    return bool(text) and (clean != "standard" or len(text) >= minimum_characters)
+
+
+def none_left(longest: int, minimum_characters: int) -> str:
+    """Why cleaning left nothing, and what to do."""
+    return (
+        f"Cleaning left no document: the longest has {longest} characters, minimum_characters is {minimum_characters}. "
+        "Lower minimum_characters, or set clean to none."
+    )
 
 
 # ---- duplicates ------------------------------------------------------------------------------------------------------
@@ -177,11 +192,13 @@ def split_documents(
     subset_train: int = 0,
     subset_val: int = 0,
     subset_test: int = 0,
+    held_out_share: float = HELD_OUT_SHARE,
 ) -> list[Document]:
     """The documents with their `split` set; within a split they keep their order.
 
     split:
-      hash        80/10/10 by a hash of the text: equal texts never part, new documents move none
+      hash        by a hash of the text, `held_out_share` to validation and as much to test: equal texts never part, new
+                  documents move none
       given       as the corpus says; subset_train, subset_val and subset_test, where not 0, are the most of each
       counts      exactly subset_train, subset_val and subset_test documents, by the same hash; the rest is left out
       contiguous  one running text. Its first 90 % of characters train, the rest validates, a document across the cut
@@ -194,7 +211,9 @@ def split_documents(
     elif split == "counts":
         divided = _split_by_counts(documents, counts)
     elif split == "hash":
-        divided = [replace(document, split=_split_of(document.text)) for document in documents]
+        divided = [
+            replace(document, split=split_at(text_position(document.text), held_out_share)) for document in documents
+        ]
     else:
         divided = _take_given(documents, counts)
     return require_splits(divided, SPLITS if split == "hash" else SPLITS[:2], f"split={split}")
@@ -202,26 +221,38 @@ def split_documents(
 
 def require_splits(documents: list[Document], needed: Sequence[str], cause: str) -> list[Document]:
     """The documents, if none of the splits `needed` is empty. Raises CorpusError that names the `cause`."""
-    filled = {document.split for document in documents}
+    check_filled({document.split for document in documents}, needed, f"{cause} of {len(documents)} documents")
+    return documents
+
+
+def check_filled(filled: Collection[str], needed: Sequence[str], cause: str) -> None:
+    """Raises CorpusError that names the `cause`, where one of the splits `needed` is not among those `filled`."""
     if missing := [name for name in needed if name not in filled]:
         raise CorpusError(
-            f"{cause} of {len(documents)} documents leaves {' and '.join(missing)} empty. "
-            "Give more documents, or divide them with split=counts."
+            f"{cause} leaves {' and '.join(missing)} empty. Give more documents, or divide them with split=counts."
         )
-    return documents
 
 
 def text_position(text: str) -> float:
     """Where a text falls in [0, 1): the top 53 bits of blake2b of its UTF-8 bytes, so the same on any machine."""
-    digest = blake2b(text.encode(), digest_size=8).digest()
-    return (int.from_bytes(digest, "big") >> 11) / 2**53
+    return position_of(text_hash(text))
 
 
-def _split_of(text: str) -> str:
-    position = text_position(text)
-    if position < TRAIN_SHARE:
+def text_hash(text: str) -> int:
+    """64 bits of blake2b of the text's UTF-8 bytes."""
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def position_of(hashed: int) -> float:
+    """`text_position` of a text's hash."""
+    return (hashed >> 11) / 2**53
+
+
+def split_at(position: float, held_out_share: float) -> str:
+    """The split of split=hash at a `text_position`: train, then validation, then as much of test."""
+    if position < 1 - 2 * held_out_share:
         return "train"
-    return "validation" if position < TRAIN_SHARE + VALIDATION_SHARE else "test"
+    return "validation" if position < 1 - held_out_share else "test"
 
 
 def _split_by_counts(documents: Sequence[Document], counts: dict[str, int]) -> list[Document]:

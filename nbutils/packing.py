@@ -1,4 +1,4 @@
-"""Token ids packed into blocks of one length, kept as memory-mapped Arrow.
+"""Token ids packed into blocks of one length, kept as memory-mapped Arrow or as MDS shards.
 
 A split is one long row of tokens, document after document, cut every `block_size` tokens; what does not fill a last
 block is dropped. Each token knows its document, so numbers can be summed by document long after the text is gone.
@@ -8,17 +8,67 @@ Questions and answers are not cut: an example is a row of its own length, with a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nbutils.arrow_blocks import ArrowWriter, read_arrow
 from nbutils.errors import CorpusError
+from nbutils.mds import INDEX, MdsBlocks, MdsWriter
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the data card says of a split's rows. `counts`, `learnt` and `scored` are numbers of each token, (vocab,).
+
+    counts: of all tokens; learnt: of those whose frequencies a model can learn from; scored: of those that it is scored
+    on. `shape` is (blocks, block_size) or (examples,); `digest` a hash over every column.
+    """
+
+    shape: tuple[int, ...]
+    counts: np.ndarray
+    learnt: np.ndarray
+    scored: np.ndarray
+    dropped_tokens: int
+    digest: str
+
+
+class Tally:
+    """Totals of blocks that are added up as they come."""
+
+    def __init__(self, names: Iterable[str], vocab_size: int) -> None:
+        self._hashes = {name: hashlib.sha256() for name in names}
+        self._counts, self._scored = np.zeros(vocab_size, np.int64), np.zeros(vocab_size, np.int64)
+
+    def add(self, columns: Mapping[str, np.ndarray]) -> None:
+        """Further blocks: arrays (blocks, block_size)."""
+        for name, values in columns.items():
+            self._hashes[name].update(_bytes(values))
+        self._counts += _count(columns["input_ids"], len(self._counts))
+        self._scored += _count(columns["input_ids"][:, 1:], len(self._counts))
+
+    def totals(self, shape: tuple[int, ...], dropped_tokens: int) -> Totals:
+        """All tokens are learnt; the first of each block is context alone."""
+        return Totals(shape, self._counts, self._counts, self._scored, dropped_tokens, _digest(self._hashes))
+
+
+def _count(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+    return np.bincount(tokens.reshape(-1), minlength=vocab_size)
+
+
+def _bytes(values: np.ndarray) -> bytes:
+    return values.astype("<i4").tobytes()
+
+
+def _digest(hashes: Mapping[str, Any]) -> str:
+    return hashlib.sha256("".join(f"{name} {each.hexdigest()} " for name, each in hashes.items()).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -40,14 +90,15 @@ class Blocks:
         return {"input_ids": self.input_ids, "document_ids": self.document_ids}
 
     @property
-    def learnt(self) -> np.ndarray:
-        """The tokens whose frequencies a model can learn from, (tokens,): all of them."""
-        return self.input_ids.reshape(-1)
+    def rows(self) -> dict[str, Sequence[np.ndarray]]:
+        """The columns, row by row."""
+        return self.columns
 
-    @property
-    def scored(self) -> np.ndarray:
-        """The tokens that a model is scored on, (tokens,): all but the first of each block."""
-        return self.input_ids[:, 1:].reshape(-1)
+    def totals(self, vocab_size: int) -> Totals:
+        """What the data card says of the blocks."""
+        tally = Tally(self.columns, vocab_size)
+        tally.add(self.columns)
+        return tally.totals(self.shape, self.dropped_tokens)
 
 
 @dataclass(frozen=True)
@@ -74,14 +125,17 @@ class Examples:
         return {"input_ids": self.input_ids, "labels": self.labels, "document_ids": self.document_ids}
 
     @property
-    def learnt(self) -> np.ndarray:
-        """The tokens whose frequencies a model can learn from, (tokens,): those with a label."""
-        return self.labels[self.labels >= 0]
+    def rows(self) -> dict[str, Sequence[np.ndarray]]:
+        """The columns, row by row."""
+        ends = self.lengths.cumsum()[:-1]
+        return {name: np.split(values, ends) for name, values in self.columns.items()}
 
-    @property
-    def scored(self) -> np.ndarray:
-        """The tokens that a model is scored on, (tokens,): the same, since a prompt stands before them."""
-        return self.learnt
+    def totals(self, vocab_size: int) -> Totals:
+        """What the data card says of the examples; a prompt stands before all that is learnt or scored."""
+        columns = {**self.columns, "lengths": self.lengths}
+        labelled = _count(self.labels[self.labels >= 0], vocab_size)
+        digest = _digest({name: hashlib.sha256(_bytes(values)) for name, values in columns.items()})
+        return Totals(self.shape, _count(self.input_ids, vocab_size), labelled, labelled, 0, digest)
 
 
 def pack(
@@ -101,13 +155,18 @@ def pack(
     owners = np.repeat(np.array(document_ids, np.int32), [len(row) for row in closed])
     count = len(tokens) // block_size
     if count == 0:
-        raise CorpusError(
-            f"The {split} split has {len(tokens)} tokens in {len(ids)} documents: too few for one block of block_size "
-            f"{block_size}. Lower block_size, give more documents, or give {split} a larger part of them."
-        )
+        raise CorpusError(too_few(split, len(tokens), len(ids), block_size))
     kept = count * block_size
     return Blocks(
         tokens[:kept].reshape(count, block_size), owners[:kept].reshape(count, block_size), len(tokens) - kept
+    )
+
+
+def too_few(split: str, tokens: int, documents: int, block_size: int) -> str:
+    """Why a split has no block, and what to do."""
+    return (
+        f"The {split} split has {tokens} tokens in {documents} documents: too few for one block of block_size "
+        f"{block_size}. Lower block_size, give more documents, or give {split} a larger part of them."
     )
 
 
@@ -132,52 +191,35 @@ def pack_examples(
     )
 
 
-def save_blocks(blocks: Blocks | Examples, folder: Path) -> None:
-    """Writes an Arrow data set of lists of int32: `input_ids`, `document_ids` and of examples `labels`.
+def save_blocks(blocks: Blocks | Examples, folder: Path, storage: str = "arrow") -> None:
+    """Writes the rows of a split: `input_ids`, `document_ids` and of examples `labels`.
 
-    The lists of blocks are all of block_size, those of examples of the examples' lengths.
+    The rows of blocks are all of block_size, those of examples of the examples' lengths.
     """
-    import pyarrow
-    from datasets import (
-        Dataset,
-        Features,
-        List,
-        Value,
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
-
-    flat = {name: pyarrow.array(values.reshape(-1)) for name, values in blocks.columns.items()}
-    if isinstance(blocks, Blocks):
-        length = blocks.shape[1]
-        arrays = {name: pyarrow.FixedSizeListArray.from_arrays(values, length) for name, values in flat.items()}
-    else:
-        length = -1  # of any length
-        ends = pyarrow.array(np.concatenate([[0], blocks.lengths.cumsum()]).astype(np.int32))
-        arrays = {name: pyarrow.ListArray.from_arrays(ends, values) for name, values in flat.items()}
-    features = Features({name: List(Value("int32"), length=length) for name in arrays})
-    table = pyarrow.table(arrays, schema=features.arrow_schema)
-    bars = not are_progress_bars_disabled()
-    disable_progress_bars()  # one shard, written in a moment
-    Dataset(table).save_to_disk(folder)
-    if bars:
-        enable_progress_bars()
+    length = blocks.shape[1] if isinstance(blocks, Blocks) else None
+    with block_writer(folder, storage, list(blocks.columns), length) as writer:
+        writer.write(blocks.rows)
 
 
-def load_blocks(folder: Path) -> Dataset:
-    """The data set that `save_blocks` wrote, memory-mapped."""
-    from datasets import load_from_disk
-
-    return load_from_disk(str(folder))
+def block_writer(folder: Path, storage: str, names: Sequence[str], block_size: int | None) -> ArrowWriter | MdsWriter:
+    """Where rows of a split go as they come; block_size None: of any length."""
+    return {"arrow": ArrowWriter, "mds": MdsWriter}[storage](folder, names, block_size)
 
 
-def unigram_cross_entropy(train: Blocks | Examples, held_out: Blocks | Examples, vocab_size: int) -> float:
+def load_blocks(folder: Path, block_size: int | None = None) -> Dataset | MdsBlocks:
+    """The rows that were written, in either storage; nothing is held in memory.
+
+    Raises CorpusError where they are damaged or not of `block_size`, FileNotFoundError where there are none.
+    """
+    return MdsBlocks(folder, block_size) if (folder / INDEX).is_file() else read_arrow(folder, block_size)
+
+
+def unigram_cross_entropy(train: Totals, held_out: Totals) -> float:
     """Nats per token of a model that knows frequencies alone: the floor that a language model must fall below.
 
-    Counts come from all train tokens, one added to each of `vocab_size`; scored are the tokens that a language model
+    Counts come from all train tokens, one added to each of the vocabulary; scored are the tokens that a language model
     scores too, all but the first of each block. Of questions and answers only the answers count and are scored.
     """
-    counts = np.bincount(train.learnt, minlength=vocab_size) + 1
+    counts = train.learnt + 1
     log_probabilities = np.log(counts / counts.sum())
-    return float(-log_probabilities[held_out.scored].mean())
+    return float(-(held_out.scored @ log_probabilities) / held_out.scored.sum())

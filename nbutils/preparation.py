@@ -2,14 +2,15 @@
 
 A data-prep run folder holds `data/`:
 
-    blocks/{train,validation,test}/   Arrow: input_ids and document_ids, lists of block_size int32 (see packing.py);
-                                      in task qa rows of any length up to it, with labels (qa_preparation.py)
+    blocks/{train,validation,test}/   rows of input_ids and document_ids, block_size of each, as Arrow (arrow_blocks.py)
+                                      or MDS shards (mds.py); in task qa of any length up to it, and with labels
     documents.parquet                 document (what document_ids refer to), name, split, characters, bytes, tokens;
                                       in task qa also answer_tokens, question, answer
     tokenizer/                        save_pretrained
     card.json                         the data card
 
-The same configuration and corpus give the same fingerprint on any machine.
+The same configuration and corpus give the same fingerprint on any machine, however the blocks are stored and whether
+the documents were held in memory or streamed (streamed_preparation.py).
 """
 
 from __future__ import annotations
@@ -18,121 +19,57 @@ import errno
 import logging
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils import places
-from nbutils.corpora import SPLITS, CorpusRequest, Document, check_corpus, read_corpus
-from nbutils.datacard import Selection, data_card, document_table
-from nbutils.documents import (
-    CLEAN,
-    DEDUP,
-    SPLIT,
-    clean_documents,
-    measure_leakage,
-    remove_duplicates,
-    split_documents,
+from nbutils.corpora import SPLITS, CorpusRequest, Document, read_corpus
+from nbutils.data_config import DataConfig, check_config
+from nbutils.datacard import (
+    EXAMPLE_CHARACTERS,
+    Duplicates,
+    Selection,
+    check_ascii,
+    data_card,
+    document_table,
+    near_copies,
+    split_sizes,
+    token_ids,
 )
-from nbutils.errors import CorpusError, ParameterError, did_you_mean
+from nbutils.documents import clean_documents, measure_leakage, remove_duplicates, split_documents
+from nbutils.errors import CorpusError
 from nbutils.files import read_json, write_json
-from nbutils.packing import Blocks, Examples, load_blocks, pack, save_blocks
+from nbutils.locks import exclusively
+from nbutils.packing import Blocks, load_blocks, pack, save_blocks
 from nbutils.qa_preparation import clean_pairs, pack_questions, remove_pair_copies, split_questions
-from nbutils.sources import TASKS
-from nbutils.tokenization import check_tokenizer, load_tokenizer, make_tokenizer, tokenize
+from nbutils.streamed_preparation import prepare_streamed
+from nbutils.tokenization import load_tokenizer, make_tokenizer, tokenize
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from pandas import DataFrame
     from transformers import PreTrainedTokenizerBase
 
+    from nbutils.mds import MdsBlocks
+
 logger = logging.getLogger(__name__)
-
-EXAMPLE_CHARACTERS = 400  # of the text that the card shows before and after cleaning
-
-
-@dataclass(frozen=True)
-class DataConfig:
-    """The parameters of the data preparation notebook, which explains each; its defaults are these."""
-
-    dataset_name: str = "pydoc"
-    data_files: str = ""
-    dataset_config_name: str = ""
-    dataset_revision: str = ""
-    text_field: str = "text"
-    task: str = "lm"
-    question_field: str = "question"
-    answer_field: str = "answer"
-    skip_non_text: bool = False
-    fallback_datasets: Sequence[str] = ()
-    max_documents: int = 400
-    max_tokens: int = 0
-    clean: str = "standard"
-    ascii_only: bool = False
-    minimum_characters: int = 128
-    dedup: str = "near"
-    split: str = "hash"
-    subset_train: int = 0
-    subset_val: int = 0
-    subset_test: int = 0
-    tokenizer: str = "train"
-    vocab_size: int = 1024
-    block_size: int = 128
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "fallback_datasets", tuple(self.fallback_datasets))  # a plan gives a list
-
-    def parameters(self) -> dict[str, Any]:
-        """The values as the notebook and JSON have them."""
-        return asdict(self) | {"fallback_datasets": list(self.fallback_datasets)}
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """Prepared data, opened; blocks are memory-mapped. `folder` is the run folder that has `data/`."""
+    """Prepared data, opened; blocks are read where they lie. `folder` is the run folder that has `data/`."""
 
     folder: Path
     card: dict[str, Any]
     documents: DataFrame
-    blocks: dict[str, Dataset]
+    blocks: dict[str, Dataset | MdsBlocks]
     tokenizer: PreTrainedTokenizerBase
 
 
 # ---- public ----------------------------------------------------------------------------------------------------------
-
-
-def check_config(config: DataConfig) -> None:
-    """What can be known before a kernel starts, in well under a second (5 s where the Hub must be asked).
-
-    Raises ParameterError, CorpusError or ModelError, each with cause and cure.
-    """
-    for name, valid in (("task", TASKS), ("clean", CLEAN), ("dedup", DEDUP), ("split", SPLIT)):
-        if (given := getattr(config, name)) not in valid:
-            raise ParameterError(f"{name} is {given!r}. {did_you_mean(given, valid)}")
-    smallest = {"max_documents": 0, "max_tokens": 0, "minimum_characters": 0, "block_size": 2}
-    smallest |= {"subset_train": 0, "subset_val": 0, "subset_test": 0}
-    for name, least in smallest.items():
-        if (given := getattr(config, name)) < least:
-            raise ParameterError(f"{name} is {given}, but must be at least {least}.")
-    subsets = (config.subset_train, config.subset_val, config.subset_test)
-    if config.split == "counts" and 0 in subsets[:2]:
-        raise ParameterError("split=counts needs subset_train and subset_val of at least 1: numbers of documents.")
-    if config.split not in ("counts", "given") and any(subsets):
-        raise ParameterError(
-            f"subset_train, subset_val and subset_test are numbers of documents for split=counts and limits for "
-            f"split=given, but split is {config.split!r}. Set split to one of the two, or leave them 0."
-        )
-    if config.task == "qa" and config.split == "contiguous":
-        raise ParameterError(
-            "split=contiguous is for running text, not for task qa. Set split to hash, counts or given."
-        )
-    if config.task == "qa" and config.question_field == config.answer_field:
-        raise ParameterError(
-            f"question_field and answer_field are both {config.answer_field!r}. Name the column of each."
-        )
-    check_corpus(CorpusRequest.of(asdict(config)))
-    check_tokenizer(config.tokenizer, config.vocab_size)
 
 
 def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
@@ -142,28 +79,12 @@ def prepare_data(config: DataConfig, folder: Path) -> PreparedData:
     replaced. Raises ParameterError, CorpusError or ModelError.
     """
     check_config(config)
-    selection = select_documents(config)
-    train_texts = [document.text for document in selection.documents if document.split == "train"]
-    tokenizer = make_tokenizer(config.tokenizer, train_texts, config.vocab_size)
-    if config.task == "qa":
-        blocks, table, card = pack_questions(selection, tokenizer, config.block_size)
-    else:
-        blocks, table, card = _pack_documents(selection, tokenizer, config)
-    logger.info("%d tokens of a vocabulary of %d", table["tokens"].sum(), len(tokenizer))
-    card = {"config": config.parameters(), **card}
     folder = places.resolve(folder)
-    aside = folder / f".data-{uuid.uuid4().hex}"
-    try:
-        _write(aside, blocks, table, tokenizer, card)
+    with _aside(config, folder) as aside:
+        card = {"config": config.parameters(), **(_streamed if config.streamed else _held)(config, aside)}
+        write_json(aside / "card.json", card)
         if _read_card(folder / "data") != card:
             _publish(aside, folder / "data")
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        shutil.rmtree(aside, ignore_errors=True)
-        raise CorpusError(_disk_full(folder, blocks)) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return load_data(folder)
 
 
@@ -180,7 +101,10 @@ def load_data(folder: str | Path) -> PreparedData:
         )
     try:
         documents = pandas.read_parquet(folder / "data" / "documents.parquet")
-        blocks = {split: load_blocks(folder / "data" / "blocks" / split) for split in card["splits"]}
+        blocks = {
+            split: load_blocks(folder / "data" / "blocks" / split, card["block_size"] if card["task"] == "lm" else None)
+            for split in card["splits"]
+        }
     except FileNotFoundError as error:
         raise CorpusError(
             f"The prepared data in {places.relative(folder)} is incomplete ({error}). Run 01_data_prep again."
@@ -239,7 +163,7 @@ def select_documents(config: DataConfig) -> Selection:
     else:
         cleaned = clean_documents(read, config.clean, config.ascii_only, config.minimum_characters)
         unique, duplicates = remove_duplicates(cleaned, config.dedup)
-        documents = split_documents(unique, config.split, *counts)
+        documents = split_documents(unique, config.split, *counts, config.held_out_share)
     record("cleaned", cleaned)
     record("without duplicates", unique)
     record("split", documents)
@@ -249,7 +173,33 @@ def select_documents(config: DataConfig) -> Selection:
         "before": before.text[:EXAMPLE_CHARACTERS],
         "after": cleaned[0].text[:EXAMPLE_CHARACTERS],
     }
-    return Selection(documents, stages, duplicates, example, corpus.origin, corpus.fallback_taken)
+    return Selection(documents, stages, Duplicates.of(duplicates), example, corpus.origin, corpus.fallback_taken)
+
+
+def _held(config: DataConfig, folder: Path) -> dict[str, Any]:
+    """Everything but the card, written to `folder`, of documents that are all in memory; and what the card says."""
+    selection = select_documents(config)
+    train_texts = [document.text for document in selection.documents if document.split == "train"]
+    tokenizer = make_tokenizer(config.tokenizer, train_texts, config.vocab_size)
+    if config.task == "qa":
+        blocks, table, card = pack_questions(selection, tokenizer, config.block_size, config.ascii_only)
+    else:
+        blocks, table, card = _pack_documents(selection, tokenizer, config)
+    logger.info("%d tokens of a vocabulary of %d", table["tokens"].sum(), len(tokenizer))
+    size = sum(column.nbytes for packed in blocks.values() for column in packed.columns.values())
+    with _disk_errors(folder.parent, f"needs about {size / 2**20:,.0f} MiB for token blocks"):
+        for split, packed in blocks.items():
+            save_blocks(packed, folder / "blocks" / split, config.storage)
+        table.to_parquet(folder / "documents.parquet", index=False)
+        tokenizer.save_pretrained(folder / "tokenizer")
+    return card
+
+
+def _streamed(config: DataConfig, folder: Path) -> dict[str, Any]:
+    """As `_held`, of documents that are read once and never held."""
+    needs = "needs more room for token blocks, 8 bytes a token"
+    with _disk_errors(folder.parent, needs):
+        return prepare_streamed(config, folder)
 
 
 def _pack_documents(
@@ -263,35 +213,56 @@ def _pack_documents(
         if numbers := [number for number, document in enumerate(documents) if document.split == split]:
             blocks[split] = pack([ids[number] for number in numbers], numbers, config.block_size, end_token_id, split)
     table = document_table(documents, ids)
-    leakage = measure_leakage(documents)
-    return blocks, table, {"task": "lm", **data_card(selection, table, blocks, tokenizer, config.block_size, leakage)}
+    totals = {split: each.totals(token_ids(tokenizer)) for split, each in blocks.items()}
+    if config.ascii_only:
+        check_ascii(totals, tokenizer)
+    card = data_card(selection, split_sizes(table), totals, tokenizer, config.block_size, measure_leakage(documents))
+    return blocks, table, {"task": "lm", "near_copies": near_copies(config.dedup), **card}
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _write(
-    folder: Path,
-    blocks: dict[str, Blocks] | dict[str, Examples],
-    table: DataFrame,
-    tokenizer: PreTrainedTokenizerBase,
-    card: dict[str, Any],
-) -> None:
-    for split, packed in blocks.items():
-        save_blocks(packed, folder / "blocks" / split)
-    table.to_parquet(folder / "documents.parquet", index=False)
-    tokenizer.save_pretrained(folder / "tokenizer")
-    write_json(folder / "card.json", card)
+@contextmanager
+def _aside(config: DataConfig, folder: Path) -> Iterator[Path]:
+    """An empty folder to prepare in, gone at the end.
+
+    A stream may be killed hours after it began: its folder has one name, so that the next run removes what was left.
+    """
+    if not config.streamed:
+        aside = folder / f".data-{uuid.uuid4().hex}"
+        aside.mkdir(parents=True)
+        try:
+            yield aside
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return
+    with exclusively(folder / ".data-streamed.lock"):
+        aside = folder / ".data-streamed"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        try:
+            yield aside
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
-def _disk_full(folder: Path, blocks: dict[str, Blocks] | dict[str, Examples]) -> str:
-    needed = sum(column.nbytes for packed in blocks.values() for column in packed.columns.values()) / 2**20
-    there = next(each for each in (folder, *folder.parents) if each.exists())
-    free = shutil.disk_usage(there).free / 2**20
+@contextmanager
+def _disk_errors(folder: Path, needs: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise CorpusError(_disk_full(folder, needs)) from error
+
+
+def _disk_full(folder: Path, needs: str) -> str:
+    free = shutil.disk_usage(folder).free / 2**20
     return (
-        f"The disk is full: {places.relative(folder)} needs about {needed:,.0f} MiB for token blocks, {free:,.0f} MiB "
-        "are free. What stood there before is as it was. Free space (old runs, HF_HOME), give a run_folder on a larger "
-        "disk, or lower max_documents or max_tokens."
+        f"The disk is full: {places.relative(folder)} {needs}, {free:,.0f} MiB are free. What stood there before is as "
+        "it was. Free space (old runs, HF_HOME), give a run_folder on a larger disk, or lower max_documents or "
+        "max_tokens."
     )
 
 

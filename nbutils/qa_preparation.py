@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nbutils.datacard import Selection, data_card, document_table
+from nbutils.datacard import Selection, check_ascii, data_card, document_table, split_sizes, token_ids
 from nbutils.documents import (
     Duplicate,
     clean_text,
@@ -203,7 +203,7 @@ def fit_block(
 
 
 def pack_questions(
-    selection: Selection, tokenizer: PreTrainedTokenizerBase, block_size: int
+    selection: Selection, tokenizer: PreTrainedTokenizerBase, block_size: int, ascii_only: bool
 ) -> tuple[dict[str, Examples], DataFrame, dict[str, Any]]:
     """The examples of each split, the table of documents, and the data card. Raises CorpusError."""
     read = selection.stages[0]["documents"]
@@ -222,7 +222,10 @@ def pack_questions(
     table["question"] = [document.question for document in documents]
     table["answer"] = [document.answer for document in documents]
     card = {"task": "qa", "prompt": PROMPT, "dropped": {"empty": empty, **dropped}, "leakage_words": LEAKAGE_WORDS}
-    card |= data_card(selection, table, examples, tokenizer, block_size, leakage_of_pairs(documents))
+    totals = {split: each.totals(token_ids(tokenizer)) for split, each in examples.items()}
+    if ascii_only:
+        check_ascii(totals, tokenizer)
+    card |= data_card(selection, split_sizes(table), totals, tokenizer, block_size, leakage_of_pairs(documents))
     shown = table.groupby("split", sort=False).head(EXAMPLES_SHOWN)[["split", "name", "question", "answer"]]
     return examples, table, card | {"examples": shown.to_dict("records")}
 

@@ -101,10 +101,10 @@ def test_unigram_cross_entropy_is_that_of_counts() -> None:
     total, losses = train.size + 15, []
     for block in held_out.tolist():
         losses += [-math.log((counts[token] + 1) / total) for token in block[1:]]
-    value = unigram_cross_entropy(Blocks(train, train, 0), Blocks(held_out, held_out, 0), 15)
+    value = unigram_cross_entropy(*(Blocks(tokens, tokens, 0).totals(15) for tokens in (train, held_out)))
     assert value == pytest.approx(sum(losses) / len(losses), rel=1e-12)
 
 
 def test_unigram_cross_entropy_of_a_uniform_text() -> None:
     blocks = Blocks(np.tile(np.arange(8), (4, 1)), np.zeros((4, 8)), 0)
-    assert unigram_cross_entropy(blocks, blocks, 8) == pytest.approx(math.log(8))
+    assert unigram_cross_entropy(blocks.totals(8), blocks.totals(8)) == pytest.approx(math.log(8))

@@ -181,7 +181,7 @@ def test_what_changes_the_data_changes_the_fingerprint(
 def test_the_fingerprint_covers_tokens_owners_and_vocabulary(prepared: PreparedData) -> None:
     def fingerprint(tokens: int = 1, owners: int = 2, tokenizer: object = prepared.tokenizer) -> str:
         arrays = (np.full((3, 4), value, np.int32) for value in (tokens, owners))
-        return datacard._fingerprint({"train": Blocks(*arrays, dropped_tokens=0)}, tokenizer)
+        return datacard._fingerprint({"train": Blocks(*arrays, dropped_tokens=0).totals(1000)}, tokenizer)
 
     other = character_tokenizer(["abc"])
     found = [fingerprint(), fingerprint(tokens=9), fingerprint(owners=9), fingerprint(tokenizer=other)]

@@ -137,8 +137,8 @@ def test_unigram_cross_entropy_is_that_of_the_answers(prepared: PreparedData) ->
         expected = -np.mean([np.log(counts[token] / counts.sum()) for token in answers(split)])
         assert prepared.card["unigram_ce"][split] == pytest.approx(expected)
     prompts, token = [np.zeros(50, np.int32)] * 2, np.array([1], np.int32)
-    examples = pack_examples(prompts, [token, token], [0, 1], 2)
-    assert unigram_cross_entropy(examples, examples, 3) == pytest.approx(-np.log(3 / 7))  # 1, 2 seen twice, 0 never
+    totals = pack_examples(prompts, [token, token], [0, 1], 2).totals(3)
+    assert unigram_cross_entropy(totals, totals) == pytest.approx(-np.log(3 / 7))  # 1, 2 seen twice, 0 never
 
 
 def test_the_same_rows_give_the_same_data_and_other_labels_another_fingerprint(
@@ -150,7 +150,7 @@ def test_the_same_rows_give_the_same_data_and_other_labels_another_fingerprint(
     def fingerprint(prompt: int) -> str:
         tokens = np.arange(4, dtype=np.int32)
         examples = pack_examples([tokens[:prompt]], [tokens[prompt:]], [0], 9)
-        return _fingerprint({"train": examples}, prepared.tokenizer)
+        return _fingerprint({"train": examples.totals(10)}, prepared.tokenizer)
 
     assert len({fingerprint(1), fingerprint(2)}) == 2 and fingerprint(1) == fingerprint(1)
 

@@ -57,7 +57,7 @@ def document_lengths(documents: pd.DataFrame) -> Figure:
 def leakage(card: dict[str, Any]) -> Figure:
     """How much of validation and test stands in train word for word, as measured for a data card.
 
-    Of questions and answers also how many of the answers do.
+    Of questions and answers also how many of the answers do; of a sample of the runs, their share alone.
     """
     table = card["leakage"]
     if not table:
@@ -68,12 +68,14 @@ def leakage(card: dict[str, Any]) -> Figure:
     }
     if any("answer_share" in row for row in table.values()):
         columns = {"ngram_share": columns["ngram_share"], "answer_share": "answers that a train answer equals (%)"}
-    figure, panels = canvas(2, height=1.3, columns=2)
+    columns = {name: label for name, label in columns.items() if all(name in row for row in table.values())}
+    figure, panels = canvas(len(columns), height=1.3, columns=2)
     for axes, (column, label) in zip(panels, columns.items(), strict=True):
         _bars(axes, list(table), [100 * row[column] for row in table.values()], "{:.2f} %")
         axes.set(xlabel=label, ylabel="")
         axes.xaxis.set_major_formatter(PercentFormatter(decimals=None))
-    panels[1].tick_params(labelleft=False)
+    for axes in panels[1:]:
+        axes.tick_params(labelleft=False)
     return figure
 
 

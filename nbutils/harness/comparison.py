@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from nbutils.errors import ParameterError
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas
 
 ALPHA = 0.05
@@ -76,6 +75,7 @@ def _accuracy(name: str, differences: np.ndarray, alpha: float) -> dict[str, flo
 
 def _bits(items: pandas.DataFrame, alpha: float) -> dict[str, float]:
     """The difference of two ratios of sums and its interval, by the spread of each item's part in it."""
+    import numpy as np  # here: who looks at a batch's state imports this package, and no numbers
     from scipy.special import stdtrit
 
     bits, sizes = ([items[name + side].to_numpy(dtype=float) for side in SIDES] for name in ("gold_bits", "gold_bytes"))

@@ -28,8 +28,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from nbutils.errors import ParameterError, Unreachable, did_you_mean
+from nbutils.places import resolve
 from nbutils.plans import Plan, Variant
 from nbutils.preflight import data_facts
+from nbutils.shapes import TOKENIZERS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -57,8 +59,8 @@ ACTIVATION_BYTES = 34  # a token, layer and unit of width in 16 bit, attention s
 class Cost:
     """The estimate for one training run. `tokens`, `flops` and `hours` are None where they depend on unprepared data.
 
-    `memory` is bytes on one GPU, without the logits of a chunk and the library's own. `left_out` names what else is
-    not counted.
+    `hours` are GPU-hours: with several processes, those of all their GPUs together. `memory` is bytes on one GPU,
+    without the logits of a chunk and the library's own. `left_out` names what else is not counted.
     """
 
     parameters: int
@@ -94,7 +96,7 @@ def estimate(variant: Variant, plan: Plan, gpu: str, utilisation: float) -> Cost
     of_token = flops_per_token(*model, block_size, params)
     of_token += sum(teacher_flops_per_token(*teacher, block_size, cache) for teacher in teachers)
     flops = None if tokens is None else tokens * of_token
-    hours = None if flops is None else flops / (PEAK[gpu] * utilisation * params.get("processes", 1)) / 3600
+    hours = None if flops is None else flops / (PEAK[gpu] * utilisation) / 3600
     memory = training_memory(*model, block_size, params) + sum(teacher_memory(*each, cache) for each in teachers)
     return Cost(model[1], tokens, flops, memory, hours, left_out)
 
@@ -102,11 +104,21 @@ def estimate(variant: Variant, plan: Plan, gpu: str, utilisation: float) -> Cost
 def _model_of(params: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[PretrainedConfig, int] | None:
     """Configuration and parameters of the model that a training run makes; None where its vocabulary is not known."""
     vocab_size = 0  # pretrained models keep their own vocabulary
-    if params.get("from_scratch"):
-        if data.get("tokenizer", "train") not in ("train", "unigram"):
-            return None  # that tokenizer has the tokens it has, whatever vocab_size says
-        vocab_size = data["vocab_size"]
+    if params.get("from_scratch") and not (vocab_size := _vocabulary(data)):
+        return None
     return _model(params["model_name"], vocab_size, data["block_size"])
+
+
+def _vocabulary(data: Mapping[str, Any]) -> int:
+    """Tokens of the vocabulary of `data`, 0 where they are not known: that of a Hub's tokenizer we know nothing of."""
+    tokenizer = data.get("tokenizer", "train")
+    if tokenizer in ("train", "unigram"):
+        return data["vocab_size"]
+    if resolve(tokenizer).is_dir():
+        from nbutils.tokenization import load_tokenizer
+
+        return len(load_tokenizer(tokenizer))
+    return TOKENIZERS.get(tokenizer, 0)
 
 
 def _teachers(

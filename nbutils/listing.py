@@ -10,12 +10,12 @@ from nbutils.cost import Cost, estimate, quantity
 from nbutils.errors import Unreachable, WorkbookError
 from nbutils.places import relative
 from nbutils.plans import Plan, Stage
-from nbutils.preflight import check_variant
+from nbutils.preflight import check_variant, remarks
 from nbutils.progress import text_table
 
 WIDTH = 110
 LEAST_HOURS = 0.001  # less is not worth a number
-HEADER = ("variant", "parameters", "tokens", "training FLOPs", "memory", "hours")
+HEADER = ("variant", "parameters", "tokens", "training FLOPs", "memory", "GPU-hours")
 
 
 def plan_listing(plan: Plan, gpu: str, utilisation: float) -> str:
@@ -37,6 +37,7 @@ def plan_listing(plan: Plan, gpu: str, utilisation: float) -> str:
     parts = [f"{plan.name} ({relative(plan.file)}): {told}"]
     parts += [_stage_listing(stage, plan, costs) for stage in plan.stages]
     parts += ["\n".join(_contrast_lines(plan))] if plan.contrasts else []
+    parts += ["\n".join(remarks(plan))] if remarks(plan) else []
     warnings = [f"It would not run here and now. {name}: {message}" for message, name in unreachable.items()]
     return "\n\n".join([*parts, "\n".join(_total_lines(costs, gpu, utilisation)), *warnings])
 
@@ -93,7 +94,7 @@ def _total_lines(costs: dict[str, Cost | None], gpu: str, utilisation: float) ->
         yield "No stage trains a model whose size is known before the data are. Nothing was started."
         return
     flops, hours = sum(cost.flops for cost in known), sum(cost.hours for cost in known)
-    time = f"{_hours(hours)} hours on one {gpu} at {utilisation:.0%} of its peak"
+    time = f"{_hours(hours)} hours of one {gpu} at {utilisation:.0%} of its peak"
     yield f"In all {quantity(flops, 'FLOP')} in {len(known)} training runs, {time}."
     unknown = sum(cost is not None and cost.flops is None for cost in costs.values())
     if unknown:

@@ -17,7 +17,6 @@ from nbutils.files import read_json
 from nbutils.keys import read_inputs
 from nbutils.places import relative, resolve
 from nbutils.plans import Plan, Variant
-from nbutils.prefixes.settings import check_smoothing
 
 if TYPE_CHECKING:
     from nbutils.preparation import DataConfig
@@ -27,6 +26,7 @@ DATA_FOLDER = "data_folder"
 WEIGHTS = ("divergence", "ce_weight", "kl_weight", "kl_temperature", "jsd_beta")
 WORDS = ("kl_positions", "kd_reduction")
 SMOOTHING = ("smoothing", "tau", "eps", "smoothed_over")
+TASKS = ("tasks", "tasks_folder", "few_shot", "task_items")
 CACHE = ("teacher_cache", "divergence", "cache_top_k")
 
 
@@ -43,7 +43,13 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
     if {*WEIGHTS, *WORDS, *CACHE} <= params.keys():
         _check_distillation(params)
     if {*SMOOTHING} <= params.keys():
+        from nbutils.prefixes.settings import check_smoothing
+
         check_smoothing(*(params[name] for name in SMOOTHING))
+    if {*TASKS} <= params.keys():
+        from nbutils.harness.settings import check_tasks
+
+        check_tasks(*(params[name] for name in TASKS))
     read_inputs(params)  # says which folder is missing
     if "model_name" in params:
         block_size = data_facts(variant, plan).get("block_size", 0)
@@ -60,6 +66,26 @@ def check_inputs(variant: Variant) -> None:
     if card and "model_name" in params and not params.get("from_scratch", False):
         tokenizer = resolve(params[DATA_FOLDER]) / "data" / "tokenizer"
         _check_vocabulary(params["model_name"], tokenizer, card["fingerprint"])
+
+
+def remarks(plan: Plan) -> list[str]:
+    """What whoever starts `plan` should know of its variants, a line each: targets that do not smooth, or only do."""
+    from nbutils.prefixes.settings import NO_SMOOTHING, Smoothing, equals_cross_entropy, leaves_no_gold_mass
+
+    lines = []
+    for stage in plan.stages:
+        smoothings: dict[Smoothing, int] = {}
+        for variant in plan.variants:
+            if variant.stage == stage.name and {*SMOOTHING} <= variant.params.keys():
+                asked = Smoothing(*(variant.params[name] for name in SMOOTHING))
+                smoothings[asked] = smoothings.get(asked, 0) + 1
+        for asked, count in smoothings.items():
+            of = f"{stage.name}: {asked.told()} ({count} run{'s' * (count > 1)})"
+            if asked.form != NO_SMOOTHING and equals_cross_entropy(asked):
+                lines.append(f"{of} equals plain cross entropy: an A/A null, whose effect is the noise floor.")
+            elif leaves_no_gold_mass(asked):
+                lines.append(f"{of} gives gold tokens that have prefixes no mass: it cannot be taken out again.")
+    return lines
 
 
 def data_facts(variant: Variant, plan: Plan | None = None) -> dict[str, Any]:

@@ -70,3 +70,5 @@ PUBLISHED = {
     "gpt2-xl": Shape(1600, 48, 25),
 }
 PUBLISHED_VOCABULARY, PUBLISHED_POSITIONS = 50257, 1024
+# Tokens of the tokenizers on the Hub that our plans name
+TOKENIZERS = dict.fromkeys(PUBLISHED, PUBLISHED_VOCABULARY) | {"meta-llama/Meta-Llama-3-8B": 128256}

@@ -46,6 +46,13 @@ class Smoothing:
         check_smoothing(self.form, self.tau, self.eps, self.over)
         return self
 
+    def told(self) -> str:
+        """The parameters that this form uses, in words."""
+        used = {"tau": self.tau} if self.form != "mixed_uniform" else {}
+        used |= {"eps": self.eps} if self.form in MIXED_FORMS else {}
+        over = f" over {self.over}" * (self.over != PREFIXES)
+        return ", ".join([f"smoothing {self.form}{over}", *(f"{name} {value}" for name, value in used.items())])
+
 
 def check_smoothing(form: str, tau: float, eps: float, over: str) -> None:
     """Raise ParameterError, naming the notebook's parameter, where a value cannot be, whether it is used or not."""

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha1
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -91,7 +92,10 @@ class _Handler(BaseHTTPRequestHandler):
         elif content is None:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
         else:
-            status, headers = 200, {"ETag": f'"{"2" * 40}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            status, headers = (
+                200,
+                {"ETag": f'"{sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"},
+            )
             if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
                 begin, end = int(asked[1]), int(asked[2] or len(content) - 1)
                 headers["Content-Range"] = f"bytes {begin}-{end}/{len(content)}"

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nbutils.arms import without_seeds
 from nbutils.measures import measure
 from nbutils.prefixes.settings import (
     BUT_WHITESPACE,
@@ -77,6 +79,17 @@ def cross_entropy(study: Study) -> Arm | None:
 def is_null(arm: Arm) -> bool:
     """Whether an arm smooths in name only, so that its difference to cross entropy is noise."""
     return not is_plain(arm) and any(value == 1 for value in arm.results("equals_cross_entropy"))
+
+
+def with_repeats(study: Study) -> Study:
+    """The study with an arm of its A/A runs, where these smooth in name only and stand in no arm of it.
+
+    They do not where they have a noise seed of their own, which repeats an arm and makes none (nbutils.arms).
+    """
+    known = {run.variant for run in study.runs}
+    runs = [ours.run for ours, _ in study.repeats if not ours.trouble and ours.run.variant not in known]
+    arm = Arm("A/A", without_seeds(runs[0].matrix) if runs else {}, tuple(runs), len(study.repeats))
+    return replace(study, arms=(*study.arms, arm)) if is_null(arm) else study
 
 
 def arm_names(study: Study) -> dict[str, str]:

@@ -15,11 +15,13 @@ import pandas as pd
 import pytest
 import scipy.stats
 import yaml
+from IPython.display import HTML
 from page_structure import Structure, text_of
 from synthetic_prefix import ARMS, SEEDS, TOLD, USUAL, harness_rows, prefix_numbers, write_prefix
 from synthetic_runs import PARAMETERS, STEPS, final_numbers, write_run
 
 from nbutils import figures, report, statistics
+from nbutils.plans import variant_name
 from nbutils.report.export import clean
 from nbutils.report.prefix import arm_table, ceiling_table, sampler_table
 from nbutils.report.tasks import task_table
@@ -32,6 +34,7 @@ from nbutils.smoothing_results import (
     is_null,
     noise_band,
     smooths,
+    with_repeats,
 )
 from nbutils.studies import gather
 
@@ -45,6 +48,12 @@ def evidence(tmp_path_factory):
 @pytest.fixture(scope="module")
 def study(evidence):
     return evidence.studies[0]
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are made, but not turned into pictures, which takes seconds."""
+    monkeypatch.setattr(figures, "show", lambda figure, *told: HTML("<figure></figure>"))
 
 
 def arm_of(study, name):
@@ -84,6 +93,38 @@ def test_the_noise_band_is_the_widest_of_the_null_arms_and_the_planned_pair(stud
     arms = tuple(arm for arm in study.arms if not is_null(arm))
     assert noise_band(replace(study, arms=arms), "test_ce_loss") == pytest.approx(expected)
     assert math.isnan(noise_band(replace(study, arms=arms, repeats=()), "test_ce_loss"))
+
+
+def test_an_equal_cell_with_a_noise_seed_of_its_own_is_named_too(tmp_path, undrawn):
+    """It repeats the control in all but name, so it stands in no arm of the study; the section shows it."""
+    runs, file = write_prefix(tmp_path)
+    plan = yaml.safe_load(file.read_text())
+    stage, floor = plan["stages"][0], plan["noise_floor"]
+    stage["matrix"]["noise_seed"] = [0, 1]
+    null = {name: ARMS["null"][name] for name in ("smoothing", "tau")}
+    stage["exclude"] += [
+        null | {"noise_seed": 0},
+        {"smoothing": ["none", "normalised", "mixed_uniform"], "noise_seed": 1},
+    ]
+    for sides in (*plan["contrasts"], floor):
+        sides["treatment"] |= {"noise_seed": 0}
+        sides["control"] = sides["control"] | {"noise_seed": 0}
+    floor["treatment"] = ARMS["null"] | {"noise_seed": 1}
+    file.write_text(yaml.safe_dump(plan, sort_keys=False))
+    for path in (runs / "smooth").glob("prefix-*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        noise = {"noise_seed": int(manifest["matrix"]["smoothing"] == "unnormalised")}
+        matrix = manifest["matrix"] | noise
+        manifest |= {"matrix": matrix, "params": manifest["params"] | noise, "variant": variant_name("prefix", matrix)}
+        path.write_text(json.dumps(manifest))
+        path.parent.rename(path.parent.parent / manifest["variant"])
+    study = gather(runs, str(file)).studies[0]
+    assert not any(map(is_null, study.arms)) and noise_band(study, "test_ce_loss") > 0
+    shown = with_repeats(study)
+    assert len(shown.arms) == len(study.arms) + 1 and is_null(shown.arms[-1])
+    assert noise_band(shown, "test_ce_loss") == pytest.approx(noise_band(study, "test_ce_loss"))
+    html = report.prefix_smoothing(gather(runs, str(file)), tmp_path / "figures")
+    assert "equals cross entropy: serves as A/A" in html.data
 
 
 def test_a_borrowed_control_is_its_own_un_smoothed_model(tmp_path):
@@ -279,14 +320,18 @@ def test_the_arm_off_the_scale_is_written_instead(study):
     assert [text.get_text() for text in axes.texts] == [f"↑ {mean:.4f}"] and axes.get_ylim()[1] < mean
 
 
-def test_targets_are_bars_of_each_token(study, tmp_path):
+def test_targets_are_bars_of_each_token(study):
     figure = figures.target_examples(study)
     first = figure.axes[0]
     assert [bar.get_width() for bar in first.patches] == [0.01, 0.02, 0.03, 0.09, 0.13, 0.72]
     assert [label.get_text() for label in first.get_yticklabels()][-1] == "␣personality"
     titles = [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left")]
-    assert titles[:1] == ["normalised, tau 0.2"] and len(titles) == 5  # one of each form and what it is smoothed over
-    figures.show(figure, "targets", "c", tmp_path)
+    assert titles[:2] == ["normalised, tau 0.2", "mixed uniform, eps 1"]  # the forms, then what else is smoothed over
+    assert [title.split(", ")[-1] for title in titles[2:]] == [
+        "prefixes but whitespace",
+        "all tokens evenly",
+        "random tokens",
+    ]
 
 
 def test_a_long_or_hostile_target_is_cut_and_spelled_out():
@@ -318,9 +363,10 @@ def test_damaged_examples_are_passed_over(tmp_path):
 
 
 def test_the_whole_section_survives_cleaning_and_is_small(evidence, tmp_path):
-    html = report.prefix_smoothing(evidence, tmp_path).data
+    shown = report.prefix_smoothing(evidence, tmp_path)
+    html = shown.data
     assert Structure(clean(html)).tags == Structure(html).tags and html.startswith("<h2>Prefix smoothing</h2>")
-    assert not {"nan", "None", "[nan,", "inf"} & {*text_of(report.prefix_smoothing(evidence, tmp_path)).split()}
+    assert not {"nan", "None", "[nan,", "inf"} & {*text_of(shown).split()}
     assert {path.stem for path in tmp_path.glob("*.svg")} == {"smooth-prefix-smoothing", "smooth-prefix-targets"}
     without_figures = re.sub(r"data:image/png;base64,[^\"]*", "", html)
     assert len(without_figures.encode()) < 40_000
@@ -332,7 +378,7 @@ def test_nothing_is_shown_without_runs_of_it(toy_evidence, tmp_path):
 
 
 @pytest.mark.parametrize("seeds", [(1,), (1, 2)])
-def test_few_seeds_and_diverged_runs_stop_nothing(tmp_path, seeds):
+def test_few_seeds_and_diverged_runs_stop_nothing(tmp_path, seeds, undrawn):
     runs, file = write_prefix(tmp_path, seeds=seeds)
     path = next(runs.glob("smooth/prefix-smoothingnormalised-*uniform-seed1/result.json"))
     numbers = {name: None for name in json.loads(path.read_text()) if name.startswith(("eval_", "test_"))}
@@ -343,7 +389,7 @@ def test_few_seeds_and_diverged_runs_stop_nothing(tmp_path, seeds):
     report.verdicts(evidence)
 
 
-def test_one_run_by_hand_has_its_section(tmp_path):
+def test_one_run_by_hand_has_its_section(tmp_path, undrawn):
     numbers = prefix_numbers("prefixes", 1)
     run = write_run(tmp_path / "interactive", "05_prefix_smoothing", {}, numbers | {"eval_cosine": 0.1})
     manifest = json.loads((run / "manifest.json").read_text()) | {"stage": "", "params": ARMS["prefixes"]}

@@ -54,7 +54,6 @@ MARKS = {
 FILLS = dict(zip(FORMS[1:], ("full", "none", "bottom", "left", "right"), strict=True))  # of the marker, by form
 LABEL_WIDTH = 26  # characters of a vertical axis' title in one line: a panel is not high
 ASIDE = 0.015  # of the axis, by which arms of equal smoothing stand beside each other
-MOST_TARGETS = 6  # arms whose targets are drawn
 WORDS = 3  # gold tokens drawn of each
 BARS = 8  # tokens drawn of a target
 
@@ -175,14 +174,14 @@ def _handles(study: Study, arms: Sequence[Arm]) -> list[Artist]:
 
 @styled()
 def target_examples(study: Study) -> Figure:
-    """Example targets, a row for each form and what it is smoothed over, a column for each gold token.
+    """Example targets, a row for each form and each thing else smoothed over, a column for each gold token.
 
     Of several arms of one kind that a contrast asks about is drawn. Tokens are listed as the run wrote them, the gold
     token last; what they leave of the probability is "all others".
     """
     drawn = [(arm, arm.runs[0].targets()) for arm in _one_of_each(study)]
     drawn = [(arm, [each for each in examples if _is_example(each)][:WORDS]) for arm, examples in drawn]
-    drawn = [(arm, examples) for arm, examples in drawn if examples][:MOST_TARGETS]
+    drawn = [(arm, examples) for arm, examples in drawn if examples]
     if not drawn:
         return empty("No run of this study has kept examples of its targets.")
     columns = max(len(examples) for _, examples in drawn)
@@ -205,15 +204,20 @@ def target_examples(study: Study) -> Figure:
 
 
 def _one_of_each(study: Study) -> list[Arm]:
-    """An arm of each form and what it is smoothed over; those that contrasts ask about come first."""
-    chosen: dict[tuple[str, str], Arm] = {}
+    """An arm of each form, then one of each thing else smoothed over; those that contrasts ask about come first."""
+    by_form: dict[str, Arm] = {}
+    by_over: dict[str, Arm] = {}
     foremost = [arm for most in range(1, len(study.arms) + 1) for arm in study.foremost(most).arms]
     for arm in foremost:
         smoothing = smoothing_of(arm)
-        if smoothing.form != NO_SMOOTHING and not is_null(arm) and arm.runs and arm.runs[0].targets():
-            chosen.setdefault((smoothing.form, smoothing.over), arm)
-    forms = [form for form in FILLS if any(form == each for each, _ in chosen)]
-    return [arm for form in forms for (each, _), arm in chosen.items() if each == form]
+        if smoothing.form == NO_SMOOTHING or is_null(arm) or not arm.runs or not arm.runs[0].targets():
+            continue
+        if smoothing.over == PREFIXES:
+            by_form.setdefault(smoothing.form, arm)
+        else:
+            by_over.setdefault(smoothing.over, arm)
+    known = [(by_form, form) for form in FILLS] + [(by_over, over) for over in MARKS]
+    return [arms[name] for arms, name in known if name in arms]
 
 
 def _is_example(example: Any) -> bool:

@@ -36,6 +36,7 @@ from nbutils.smoothing_results import (
     settings_text,
     smoothing_of,
     smooths,
+    with_repeats,
 )
 from nbutils.statistics import mean_interval
 from nbutils.studies import Arm, Evidence, Study
@@ -95,6 +96,7 @@ def prefix_smoothing(evidence: Evidence, folder: Path) -> HTML:
 
 
 def _study(study: Study, folder: Path) -> HTML:
+    study = with_repeats(study)
     parts = [
         figure_of(study, figures.by_smoothing, "smoothing", FIGURE_CAPTION, folder, whole=True),
         ceiling_table(study),

@@ -56,6 +56,7 @@ class KernelHost:
     listener: socket.socket | None
     refusal: str | None
     environment: dict[str, str]  # what the modules were imported under
+    added: dict[str, str]  # what the imports put into it
     sources: dict[Path, tuple[int, int] | None]  # nbutils as it was imported
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     kernels: dict[int, socket.socket | None] = field(default_factory=dict)  # by process, the runner's connection
@@ -100,6 +101,7 @@ class KernelHost:
                 return None
             process = os.fork()
             if process == 0:
+                request["environment"] = self.added | request["environment"]
                 return self._child(Launch(**request), connection, files)
             self.kernels[process] = connection
             self.selector.register(connection, selectors.EVENT_READ, process)
@@ -206,6 +208,8 @@ def _reseed() -> None:
     """Random numbers that nobody seeds differ from kernel to kernel; the standard library sees to its own."""
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
     if "datasets" in sys.modules:  # names cache files by it
         sys.modules["datasets"].fingerprint.fingerprint_rng.seed()
 
@@ -287,7 +291,9 @@ def main(listener: int, modules: Sequence[str]) -> None:
         signal.signal(number, signal.SIG_IGN)  # kernels may still have to save what they did
     loaded = {getattr(module, "__file__", None) for module in sys.modules.values()}
     sources = {path: status for path, status in sources.items() if str(path) in loaded}
-    launch = KernelHost(message_socket(listener), refusal, environment, sources).serve()
+    own = {*environment, *WHILE_IMPORTING, "MPLBACKEND"}
+    added = {name: value for name, value in os.environ.items() if name not in own}
+    launch = KernelHost(message_socket(listener), refusal, environment, added, sources).serve()
     if launch:
         become(launch)
 

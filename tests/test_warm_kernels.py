@@ -1,0 +1,350 @@
+"""Kernels forked from a process that has imported already: the same as fresh ones, and they outlive nobody."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tiny_notebooks import write_notebook, write_plan
+
+from nbutils.attempts import Place
+from nbutils.batch import Batch, register_plan, select
+from nbutils.hosting import PRELOADED, kernel_host
+from nbutils.kernel_host import KernelHost, read_sources
+from nbutils.plans import load_plan
+from nbutils.progress import LogDisplay
+from nbutils.runs import load_runs
+from nbutils.warm_kernels import HostUnavailable, WarmKernel
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux alone"),
+]
+STUDY = 'run_folder: str = ""  # where results go\nseed: int = 0  # of all, at least 0\n'
+LIGHT = ("json",)  # the host imports ipykernel besides
+RUNNER = """
+import sys
+from pathlib import Path
+from nbutils.runner import flat_variant, run_variant
+from nbutils.warm_kernels import use_host
+host, notebook, folder = map(Path, sys.argv[1:])
+use_host(host)
+sys.exit(run_variant(flat_variant(notebook, "variant", {}), "plan", folder).exit_code)
+"""
+PIDS = """\
+import os, subprocess, time
+child = subprocess.Popen(["sleep", "300"])
+open(run_folder + "/pids", "w").write(f"{os.getpid()} {child.pid} {os.getppid()}")
+"""
+STATE = """\
+import json, os, random, signal, sys
+before = sorted(set(sys.modules) & {"torch", "transformers", "datasets", "pandas", "nbutils.training"})
+for module in __import__("nbutils.hosting").hosting.PRELOADED:
+    __import__(module)
+import matplotlib, numpy, torch, tqdm.auto, transformers.trainer
+from datasets.fingerprint import generate_random_fingerprint as random_name
+state = {
+    "argv": [sys.argv[0], len(sys.argv)],
+    "path": sys.path,
+    "folder": os.getcwd(),
+    "environment": {k: v for k, v in os.environ.items() if k not in ("JPY_PARENT_PID", "WORKBOOK_RUN_FOLDER", "_")},
+    "session": [os.getsid(0) == os.getpid(), os.getpgid(0) == os.getpid()],
+    "signals": {each.name: str(signal.getsignal(each)).split(" at 0x")[0] for each in signal.Signals},
+    "blocked": list(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+    "input": os.read(0, 1).decode(),
+    "main": sys.modules["__main__"].__name__ + str(hasattr(sys.modules["__main__"], "__file__")),
+    "progress": [str(transformers.trainer.DEFAULT_PROGRESS_CALLBACK), str(tqdm.auto.tqdm.__mro__)],
+    "shell": str(type(sys.modules["IPython"].get_ipython())),
+    "figures": matplotlib.get_backend(),
+    "threads": [torch.get_num_threads(), torch.get_num_interop_threads()],
+    "sum": torch.ones(3000, 300).softmax(1).pow(2).sum().item().hex(),
+    "allocator": os.environ.get("JE_ARROW_MALLOC_CONF"),
+    "unseeded": [random.random(), numpy.random.rand(), torch.rand(1).item(), random_name()],
+    "imported before": before,
+}
+print("printed")
+print("complaint", file=sys.stderr)
+sys.modules["transformers"].logging.get_logger("transformers.a").warning("a library's complaint")
+os.system("echo from a process")
+json.dump(state, open(run_folder + "/state.json", "w"))
+"""
+FIGURE = "import matplotlib.pyplot as plt\nplt.plot([1, 2]);"
+
+
+def batch(folder: Path, seeds: int, preloaded: tuple[str, ...], workers: int = 2) -> Batch:
+    """Run `folder`'s study.ipynb for so many seeds; results in its `runs`."""
+    stage = f"{{name: study, notebook: {{here}}/study.ipynb, matrix: {{seed: {[*range(seeds)]}}}}}"
+    plan = load_plan(write_plan(folder / "p.yaml", f"name: p\nstages:\n  - {stage}\n"))
+    work = Batch(plan, folder / "runs", select(plan, "*"), workers, preloaded)
+    work.check()
+    register_plan(plan, folder / "runs")
+    with (folder / "display").open("w") as log:
+        work.run(LogDisplay(log))
+    return work
+
+
+def endings(work: Batch) -> dict[str, str]:
+    return {name: outcome.status for name, outcome in work.outcomes.items()}
+
+
+def outputs(run_folder: Path) -> list:
+    """What the cells printed, all of a stream together, and the kinds of what they showed."""
+    cells = json.loads((run_folder / "notebook.ipynb").read_text())["cells"]
+    streams: dict[str, str] = {}
+    kinds = []
+    for output in [each for cell in cells for each in cell.get("outputs", [])]:
+        if output["output_type"] == "stream":
+            lines = [line for line in output["text"] if "TqdmWarning" not in line and "notebook_tqdm" not in line]
+            streams[output["name"]] = streams.get(output["name"], "") + "".join(lines)
+        else:
+            kinds.append((output["output_type"], sorted(output.get("data", []))))
+    return [{name: sorted(text.split("\n")) for name, text in streams.items()}, kinds]
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(path: Path, seconds: float = 60) -> str:
+    deadline = time.monotonic() + seconds
+    while not (path.is_file() and path.read_text()):
+        assert time.monotonic() < deadline, f"{path} never came"
+        time.sleep(0.05)
+    return path.read_text()
+
+
+def assert_gone(processes: list[int], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while any(map(is_alive, processes)):
+        assert time.monotonic() < deadline, processes
+        time.sleep(0.05)
+
+
+@contextmanager
+def host_of(folder: Path, *modules: str):
+    with kernel_host(modules or LIGHT, dict(os.environ), folder / "host.log") as address:
+        yield address
+
+
+def start_runner(host: Path, folder: Path, *cells: str) -> subprocess.Popen:
+    notebook = write_notebook(folder / "variant.ipynb", *cells)
+    command = [sys.executable, "-c", RUNNER, str(host), str(notebook), str(folder / "runs")]
+    # The environment as the host has it, without what readline hides in the process's own.
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+
+
+# ---- the same as fresh ones -----------------------------------------------------------------------------------------
+
+
+def test_a_warm_kernel_finds_what_a_fresh_one_finds(tmp_path):
+    states, shown = {}, {}
+    for kind, preloaded in (("fresh", ()), ("warm", PRELOADED)):
+        folder = tmp_path / kind
+        folder.mkdir()
+        write_notebook(folder / "study.ipynb", STATE, FIGURE, parameters=STUDY)
+        assert set(endings(batch(folder, 2, preloaded)).values()) == {"finished"}
+        states[kind] = [json.loads((folder / "runs" / f"study-seed{i}" / "state.json").read_text()) for i in (0, 1)]
+        shown[kind] = outputs(folder / "runs" / "study-seed0")
+        assert [state.pop("folder") for state in states[kind]] == [str(folder)] * 2
+    before = [state.pop("imported before") for state in states["fresh"] + states["warm"]]
+    assert before[:2] == [[], []]
+    assert before[2:] == [["datasets", "nbutils.training", "pandas", "torch", "transformers"]] * 2
+    unseeded = [state.pop("unseeded") for state in states["fresh"] + states["warm"]]
+    assert all(len(set(numbers)) == 4 for numbers in zip(*unseeded, strict=True))
+    assert states["warm"] == states["fresh"]
+    assert shown["warm"] == shown["fresh"]
+    assert "a library's complaint" in str(shown["warm"]) and "image/png" in str(shown["warm"])
+
+
+def test_a_warm_kernel_trains_to_the_same_bits(tmp_path):
+    words = ["the", "small", "model", "reads", "what", "every", "cat", "writes", "of", "a", "large", "text"]
+    for i in range(40):
+        text = " ".join(words[(i * j + j // 7) % len(words)] for j in range(60))
+        (tmp_path / f"document{i}.txt").write_text(f"{text} number {i}.")
+    plan = tmp_path / "small.yaml"
+    plan.write_text(f"""
+name: small
+stages:
+  - name: data
+    notebook: 01_data_prep
+    params: {{dataset_name: text, data_files: "{tmp_path}/*.txt", vocab_size: 300, block_size: 32, dedup: "off"}}
+  - name: cosine
+    notebook: 04_cosine_mixing
+    needs: {{data_folder: data}}
+    params: {{max_steps: 8, eval_steps: 4, samples: 1, alpha: 0.5, seed: 1}}
+""")
+    small, numbers = load_plan(plan), {}
+    for kind, preloaded in (("fresh", ()), ("warm", PRELOADED)):
+        work = Batch(small, tmp_path / kind, list(small.variants), 2, preloaded)
+        with (tmp_path / "display").open("w") as log:
+            work.run(LogDisplay(log))
+        assert set(endings(work).values()) == {"finished"}, work.table()
+        folder = tmp_path / kind / "cosine"
+        result = json.loads((folder / "result.json").read_text())
+        metrics = next(run for run in load_runs(tmp_path / kind) if run.variant == "cosine").metrics()
+        numbers[kind] = [
+            {name: value for name, value in result.items() if not is_a_clocks(name)},
+            metrics.drop(columns=[name for name in metrics if is_a_clocks(name)]).to_csv(),
+            (folder / "model" / "model.safetensors").read_bytes(),
+            (folder / "samples.jsonl").read_bytes(),
+        ]
+    assert len(numbers["warm"][0]) > 10
+    assert numbers["warm"] == numbers["fresh"]
+    assert "imports for itself" not in Place(tmp_path / "warm", "cosine").log.read_text()
+
+
+def is_a_clocks(name: str) -> bool:
+    return any(word in name for word in ("second", "memory"))
+
+
+def test_every_ending_is_recorded_as_a_fresh_kernels_is(tmp_path):
+    ends = (
+        "import os, signal, time\nprint('start')\ntime.sleep(0.5)\n"
+        "if seed == 1: 1 / 0\n"
+        "if seed == 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if seed == 3: os.kill(os.getpid(), signal.SIGTERM); time.sleep(5)\n"
+        "if seed == 4: os._exit(3)\n"
+        "if seed == 5: import ctypes; ctypes.string_at(0)\n"
+    )
+    records = {}
+    for kind, preloaded in (("fresh", ()), ("warm", LIGHT)):
+        folder = tmp_path / kind
+        folder.mkdir()
+        write_notebook(folder / "study.ipynb", "x = 1", ends, "x = 2", parameters=STUDY)
+        batch(folder, 7, preloaded)
+        runs = {run.variant: run for run in load_runs(folder / "runs")}
+        records[kind] = {
+            name: (run.status, run.manifest["exit_code"], run.manifest["error"]) for name, run in runs.items()
+        }
+    assert records["warm"] == records["fresh"]
+    assert [status for status, _, _ in records["warm"].values()].count("finished") == 2
+    assert "ended by SIGKILL" in str(records["warm"]["study-seed2"])
+    assert "exit code 3" in str(records["warm"]["study-seed4"])
+
+
+# ---- nothing outlives its runner ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("busy", ["time.sleep(100)", "sum(range(10**12))"])  # the second never lets go of the GIL
+def test_a_kernel_ends_with_its_runner(tmp_path, busy):
+    with host_of(tmp_path) as host:
+        with start_runner(host, tmp_path, PIDS, busy) as runner:
+            kernel, child, parent = map(int, wait_for(tmp_path / "runs/.attempts/variant/pids").split())
+            runner.kill()
+        assert_gone([kernel, child])
+        assert is_alive(parent)  # the host, for other runners
+    assert not is_alive(parent)
+
+
+@pytest.mark.parametrize("busy", ["time.sleep(100)", "sum(range(10**12))"])
+def test_a_runner_asked_to_stop_ends_its_kernel(tmp_path, busy):
+    with host_of(tmp_path) as host, start_runner(host, tmp_path, PIDS, busy) as runner:
+        kernel, child, _ = map(int, wait_for(tmp_path / "runs/.attempts/variant/pids").split())
+        time.sleep(0.3)
+        runner.terminate()
+        assert runner.wait(20) == 143
+        assert not is_alive(kernel)
+        assert not is_alive(child)
+
+
+def test_a_cell_is_interrupted(tmp_path):
+    """SIGINT reaches a warm kernel as it does a fresh one: KeyboardInterrupt in the cell, the kernel lives on."""
+    interrupt = "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGINT); time.sleep(30)\n"
+    note = "except KeyboardInterrupt:\n    open(run_folder + '/interrupted', 'w').write('yes')"
+    with host_of(tmp_path) as host, start_runner(host, tmp_path, interrupt + note) as runner:
+        assert runner.wait(25) == 0
+    assert (tmp_path / "runs" / "variant" / "interrupted").read_text() == "yes"
+
+
+def test_without_its_host_a_batch_goes_on_with_fresh_kernels(tmp_path):
+    kill = "import os, signal, time\nif seed == 0: os.kill(os.getppid(), signal.SIGKILL); time.sleep(10)"
+    write_notebook(tmp_path / "study.ipynb", kill, parameters=STUDY)
+    work = batch(tmp_path, 3, LIGHT, workers=1)
+    assert [*endings(work).values()] == ["killed", "finished", "finished"]
+    log = Place(tmp_path / "runs", "study-seed1").log.read_text()
+    assert "This kernel imports for itself: the batch's kernel host forks none, because it does not answer" in log
+
+
+def test_a_batch_that_is_killed_leaves_its_runners_to_finish_and_then_nothing(tmp_path):
+    write_notebook(tmp_path / "study.ipynb", PIDS, "time.sleep(3)", "child.kill()", parameters=STUDY)
+    text = "name: p\nstages:\n  - {name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 2]}}\n"
+    plan, folder = write_plan(tmp_path / "p.yaml", text), tmp_path / "runs"
+    code = (
+        "import sys; from pathlib import Path; from nbutils.batch import Batch; from nbutils.plans import load_plan\n"
+        "from nbutils.progress import LogDisplay\n"
+        "if __name__ == '__main__':\n"
+        "    plan = load_plan(Path(sys.argv[1]))\n"
+        "    Batch(plan, Path(sys.argv[2]), plan.variants, 1, ('json',)).run(LogDisplay(sys.stdout))\n"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    with subprocess.Popen([sys.executable, script, plan, folder], stdout=subprocess.DEVNULL) as process:
+        processes = [*map(int, wait_for(folder / ".attempts/study-seed1/pids").split())]
+        process.kill()
+    wait_for(folder / "study-seed1" / "manifest.json")
+    assert_gone(processes)
+    assert [run.status for run in load_runs(folder)] == ["finished"]
+
+
+# ---- where no kernel can be forked ----------------------------------------------------------------------------------
+
+
+def refused(tmp_path: Path, source: str, **environment: str) -> str:
+    """Why a host that has imported a module of this source forks no kernel."""
+    (tmp_path / "library.py").write_text(source)
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    with (
+        kernel_host(["library"], variables, tmp_path / "host.log") as address,
+        pytest.raises(HostUnavailable) as refusal,
+    ):
+        WarmKernel(address, [], variables | environment, str(tmp_path), (1, 2))
+    return str(refusal.value)
+
+
+def test_no_kernel_is_forked_from_a_process_with_threads(tmp_path):
+    source = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    assert refused(tmp_path, source).startswith("it has threads: ")
+
+
+def test_an_import_that_fails_is_told(tmp_path):
+    assert refused(tmp_path, "raise RuntimeError('broken')") == "it could not import library"
+    assert "RuntimeError: broken" in (tmp_path / "host.log").read_text()
+
+
+def test_another_environment_needs_another_import(tmp_path):
+    told = refused(tmp_path, "", HF_HOME="/elsewhere", CUDA_VISIBLE_DEVICES="1")
+    assert told == "the environment is not the one it imported under: HF_HOME, TQDM_MININTERVAL"
+
+
+def test_changed_code_is_imported_anew(tmp_path):
+    environment = {"A": "1"}
+    host = KernelHost(None, None, environment, {}, read_sources())
+    assert host._another_kernel(environment | {"CUDA_VISIBLE_DEVICES": "1"}) is None
+    path = tmp_path / "training.py"
+    path.write_text("a = 1")
+    host.sources[path] = (path.stat().st_size, path.stat().st_mtime_ns)
+    assert host._another_kernel(environment) is None
+    path.write_text("a = 10")
+    assert host._another_kernel(environment) == "nbutils has changed since it was imported: training.py"
+    path.unlink()
+    assert "training.py" in host._another_kernel(environment)
+
+
+def test_signals_of_the_host_are_not_its_kernels(tmp_path):
+    """The host hears no SIGTERM, which a scheduler sends to all processes at once; its kernels do."""
+    code = "import os, signal\nos.kill(os.getppid(), signal.SIGTERM)\nassert signal.getsignal(15) == signal.SIG_DFL"
+    with host_of(tmp_path) as host:
+        for number in (1, 2):
+            (tmp_path / str(number)).mkdir()
+            with start_runner(host, tmp_path / str(number), code) as runner:
+                assert runner.wait(30) == 0
+                assert "imports for itself" not in runner.stderr.read()

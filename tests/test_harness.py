@@ -205,6 +205,8 @@ def test_items_of_a_step_are_replaced(tmp_path):
         return pandas.DataFrame({"step": step, "item": list(map(str, range(len(bits)))), "gold_bits": bits})
 
     path = tmp_path / "harness.parquet"
+    append_items(path, rows(1))
+    assert not path.exists()
     for items in (rows(2, 1.0, 2.0), rows(4, 3.0), rows(2, 5.0, 6.0)):
         append_items(path, items)
     found = pandas.read_parquet(path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,6 +70,14 @@ class HarnessEvaluation(TrainerCallback):
     def columns(self) -> list[str]:
         """The columns of metrics.csv that it fills."""
         return [f"eval_{name}" for name in number_names(self.settings.tasks)] if self.settings.steps else []
+
+    def remembered(self) -> dict[str, float]:
+        """What a checkpoint keeps of it."""
+        return {"seconds": self.seconds}
+
+    def resume(self, remembered: Mapping[str, float]) -> None:
+        """Go on from there."""
+        self.seconds = remembered["seconds"]
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.settings.check()

@@ -111,9 +111,14 @@ def evaluate_tasks(
 
 
 def append_items(path: Path, items: pandas.DataFrame) -> None:
-    """Add `items` to the Parquet file at `path`, in the place of what it has of the same steps. Written as a whole."""
+    """Add `items` to the Parquet file at `path`, in the place of what it has of the same steps. Written as a whole.
+
+    Without items no file is made.
+    """
     import pandas
 
+    if items.empty:
+        return
     if path.is_file():
         before = pandas.read_parquet(path)
         items = pandas.concat([before[~before["step"].isin(items["step"].unique())], items])

@@ -365,6 +365,7 @@ def test_damaged_examples_are_passed_over(tmp_path):
 def test_the_whole_section_survives_cleaning_and_is_small(evidence, tmp_path):
     shown = report.prefix_smoothing(evidence, tmp_path)
     html = shown.data
+    assert "off the scale" in html
     assert Structure(clean(html)).tags == Structure(html).tags and html.startswith("<h2>Prefix smoothing</h2>")
     assert not {"nan", "None", "[nan,", "inf"} & {*text_of(shown).split()}
     assert {path.stem for path in tmp_path.glob("*.svg")} == {"smooth-prefix-smoothing", "smooth-prefix-targets"}

@@ -50,6 +50,7 @@ FIGURE_CAPTION = (
     "marks are seed-paired differences to cross entropy, drawn from its line. Grey band: differences as large come "
     "from noise alone (arms that equal cross entropy, and the plan's A/A pair). Each arm's KL is to another target."
 )
+BEYOND = " A number at an arrow is that of an arm with eps 1, off the scale."
 TARGETS_CAPTION = (
     "What the model was trained to say where the bottom token is the gold one; ␣ is a space. Each row is one run."
 )
@@ -97,8 +98,9 @@ def prefix_smoothing(evidence: Evidence, folder: Path) -> HTML:
 
 def _study(study: Study, folder: Path) -> HTML:
     study = with_repeats(study)
+    beyond = BEYOND * any(leaves_no_gold_mass(smoothing_of(arm)) for arm in study.arms)
     parts = [
-        figure_of(study, figures.by_smoothing, "smoothing", FIGURE_CAPTION, folder, whole=True),
+        figure_of(study, figures.by_smoothing, "smoothing", FIGURE_CAPTION + beyond, folder, whole=True),
         ceiling_table(study),
         figure_of(study, figures.target_examples, "targets", TARGETS_CAPTION, folder, whole=True),
         arm_table(study),

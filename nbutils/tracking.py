@@ -9,6 +9,7 @@ import resource
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ PROGRESS_SECONDS = 1.0  # a live display needs no more
 class MetricsWriter(TrainerCallback):
     """metrics.csv: one line per logged set of values, flushed at once; cells that were not logged stay empty."""
 
-    def __init__(self, path: Path, objective: Objective, answers: bool = False) -> None:
+    def __init__(self, path: Path, objective: Objective, answers: bool = False, further: Sequence[str] = ()) -> None:
         self.path = path
         self.columns = [
             *(
@@ -47,18 +48,35 @@ class MetricsWriter(TrainerCallback):
             *(f"eval_{term.name}_loss" for term in objective.terms if term.name != "ce"),
             *(f"eval_{name}" for term in objective.terms for name in term.further_measures()),
             *(ANSWERS if answers else ()),
+            *further,
         ]
+
+        self.earlier: Mapping[str, float] | None = None
+
+    def remembered(self) -> dict[str, float]:
+        """What the next row needs to know of the rows so far."""
+        now = time.perf_counter()
+        return {"seconds": now - self.start, "since_row": now - self.last_time, "tokens": self.last_tokens}
+
+    def resume(self, remembered: Mapping[str, float]) -> None:
+        """Go on behind the rows that are there, with the clock where it was."""
+        self.earlier = remembered
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = self.path.open("w", newline="")
+        self.file = self.path.open("a" if self.earlier else "w", newline="")
         self.rows = csv.DictWriter(self.file, self.columns, extrasaction="ignore")
-        self.rows.writeheader()
         self.start = self.last_time = time.perf_counter()
         self.last_tokens = 0
+        if self.earlier:
+            self.start -= self.earlier["seconds"]
+            self.last_time -= self.earlier["since_row"]
+            self.last_tokens = self.earlier["tokens"]
+        else:
+            self.rows.writeheader()
 
     def on_log(self, args, state, control, logs, **kwargs):
-        if "loss" not in logs and "eval_loss" not in logs:
+        if "train_runtime" in logs:
             return  # the Trainer's closing summary: averages that result.json has exactly
         now = time.perf_counter()
         row = {"step": state.global_step, "wall_seconds": round(now - self.start, 3), **logs}
@@ -79,12 +97,22 @@ class BestModel(TrainerCallback):
         self.folder, self.model = folder, model
         self.value, self.step, self.evaluations_since = float("inf"), 0, 0
 
+    def remembered(self) -> dict[str, float]:
+        """The best so far and for how long it has been the best."""
+        return {"value": repr(self.value), "step": self.step, "evaluations_since": self.evaluations_since}
+
+    def resume(self, remembered: Mapping[str, float]) -> None:
+        """Go on from what was the best then; the folder is put back by whoever calls this."""
+        self.value, self.step = float(remembered["value"]), remembered["step"]
+        self.evaluations_since = remembered["evaluations_since"]
+
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         self.evaluations_since += 1
         if metrics["eval_ce_loss"] < self.value:
             self.value, self.step, self.evaluations_since = metrics["eval_ce_loss"], state.global_step, 0
             if state.is_world_process_zero:
                 beside = self.folder.with_name(self.folder.name + ".new")
+                shutil.rmtree(beside, ignore_errors=True)  # a killed run's may be links into its checkpoints
                 self.model.save_pretrained(beside)
                 replace_folder(beside, self.folder)
 
@@ -96,7 +124,7 @@ class Progress(TrainerCallback):
         self.path, self.written = path, 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.start, self.loss = time.perf_counter(), float("nan")
+        self.start, self.first_step, self.loss = time.perf_counter(), state.global_step, float("nan")
 
     def on_step_end(self, args, state, control, **kwargs):
         if time.monotonic() - self.written >= PROGRESS_SECONDS:
@@ -110,7 +138,7 @@ class Progress(TrainerCallback):
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
         elapsed = time.perf_counter() - self.start
-        left = elapsed * (state.max_steps / max(1, state.global_step) - 1)
+        left = elapsed * (state.max_steps - state.global_step) / max(1, state.global_step - self.first_step)
         logger.info(
             "step %6d/%d | loss %7.4f | validation ce %7.4f, perplexity %9.2f, accuracy %.3f%s | %s left",
             state.global_step,
@@ -144,10 +172,22 @@ class Audit(TrainerCallback):
         self.path, self.model, self.batch = path, model, batch
         self.rows: list[dict] = []
         self.seconds = 0.0
+        self.resumed = False
+
+    def remembered(self) -> dict[str, float]:
+        """The time it took; its rows are in its file."""
+        return {"seconds": self.seconds}
+
+    def resume(self, remembered: Mapping[str, float]) -> None:
+        """Go on behind the rows in the file."""
+        self.seconds, self.resumed = remembered["seconds"], True
+        with self.path.open(newline="") as file:
+            self.rows = list(csv.DictReader(file))
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.rows = []
-        self._audit(args, state)
+        if not self.resumed:
+            self.rows = []
+            self._audit(args, state)
 
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == state.max_steps // 2:

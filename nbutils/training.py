@@ -18,18 +18,22 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, Trainer, set_seed
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, set_seed
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging as logging_of_transformers
 
 from nbutils.batches import Rows, collate
 from nbutils.evaluation import combine, evaluate
+from nbutils.harness.callback import HarnessEvaluation, HarnessSettings
 from nbutils.models import load_model, saved_model
 from nbutils.objectives import Objective, ObjectiveModel, next_tokens
 from nbutils.objectives.head import IGNORE_INDEX
 from nbutils.order import TrainingOrder, WithEmptyRow
 from nbutils.preparation import PreparedData, load_data
 from nbutils.question_answering import Generation, answer_questions
+from nbutils.resuming import MODEL, Checkpointing, load_trained_tensors
 from nbutils.rows import load_teachers, training_rows
+from nbutils.stopping import noted
 from nbutils.teacher_cache import TeacherCache
 from nbutils.teacher_cache.exactness import exactness_once
 from nbutils.tracking import (
@@ -83,6 +87,9 @@ class TrainingConfig:
     generation: Generation | None = None  # of answers, at every evaluation; for questions alone
     seed: int = 42
     noise_seed: int = 0
+    harness: HarnessSettings | None = None  # lm-eval tasks, at intervals of the training
+    checkpoint_steps: int = 0  # 0: only when asked to stop
+    checkpoints_kept: int = 2  # beside that of the best evaluation
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, Any], **fixed: Any) -> TrainingConfig:
@@ -93,6 +100,10 @@ class TrainingConfig:
 
 def train(config: TrainingConfig) -> dict[str, float]:
     """Train one variant; writes metrics.csv, model/ (the last) and model_best/ (by eval_ce_loss) into the run folder.
+
+    A run that was stopped or killed goes on from its newest whole checkpoint in checkpoints/, without being asked, and
+    ends with the numbers it would have had. Raises Preempted where it is asked to stop, RunError where the checkpoints
+    there are those of a run with other parameters or data.
 
     Returns the numbers of the training itself: parameters, steps, tokens_seen, train_seconds, tokens_per_second,
     peak_memory_mib, best_eval_ce_loss, best_step and, of a teacher's cache, teacher_cache_*. Same config, same machine:
@@ -109,10 +120,12 @@ def train(config: TrainingConfig) -> dict[str, float]:
     )
     teacher, train_rows, eval_rows = training_rows(config, data, model)
     subject = ObjectiveModel(model, config.objective, teacher)
-    trainer = ObjectiveTrainer(config, subject, train_rows, eval_rows, data if config.generation else None)
-    start = time.perf_counter()
-    trainer.train()
-    seconds = time.perf_counter() - start - trainer.evaluation_seconds - trainer.audit_seconds
+    questions = data if config.generation else None
+    known = {"data_fingerprint": data.card["fingerprint"], "tokenizer": data.tokenizer}
+    trainer = ObjectiveTrainer(config, subject, train_rows, eval_rows, questions, **known)
+    with noted(config.run_folder) as trainer.checkpointing.stop:
+        trainer.train(resume_from_checkpoint=trainer.checkpointing.find())
+    seconds = trainer.training_seconds
     if trainer.is_world_process_zero():
         model.save_pretrained(config.run_folder / "model")
         for folder in {saved_model(config.run_folder, which) for which in ("best", "last")}:
@@ -147,14 +160,17 @@ class ObjectiveTrainer(Trainer):
         train_rows: Rows,
         eval_rows: Rows,
         questions: PreparedData | None = None,
+        data_fingerprint: str = "",
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self.generation, self.questions = config.generation, questions
         self.objective_model = model
         self.tokens_seen = 0
-        self.evaluation_seconds = 0.0
+        self.evaluation_seconds = self.elapsed_before = 0.0
         self._audit: Audit | None = None
-        self._term_sums: dict[str, Tensor] = {}
-        self._term_counts: dict[str, Tensor] = {}
+        # since the last log
+        self.term_sums: dict[str, Tensor] = {}
+        self.term_counts: dict[str, Tensor] = {}
         # of the present step, each taken once, and only for a term that is on
         self._step_counts: dict[str, Tensor] = {}
         super().__init__(
@@ -173,13 +189,43 @@ class ObjectiveTrainer(Trainer):
         self.add_callback(self.best_model)  # on every rank, for all of them stop together
         if config.early_stopping_patience:
             self.add_callback(EarlyStopping(config.early_stopping_patience, self.best_model))
+        self.remembering = [self.best_model]  # callbacks whose state is part of a checkpoint
+        self._tasks: HarnessEvaluation | None = None
+        if config.harness and config.harness.steps:
+            self._tasks = HarnessEvaluation(config.harness, model.model, tokenizer, config.run_folder, self.log)
+            self.add_callback(self._tasks)
+            self.remembering.append(self._tasks)
         if self.args.process_index == 0:
-            self.add_callback(MetricsWriter(config.run_folder / "metrics.csv", config.objective, bool(questions)))
+            columns = self._tasks.columns if self._tasks else ()
+            writer = MetricsWriter(config.run_folder / "metrics.csv", config.objective, bool(questions), columns)
+            self.add_callback(writer)
+            self.remembering.append(writer)
             self.add_callback(Progress(config.run_folder / "progress.json"))
             if config.audit_blocks:
                 some = collate([train_rows[i] for i in range(min(config.audit_blocks, len(train_rows)))])
                 self._audit = Audit(config.run_folder / "audit.csv", model, some)
                 self.add_callback(self._audit)
+                self.remembering.append(self._audit)
+        self.checkpointing = Checkpointing(self, config, data_fingerprint)
+        self.add_callback(self.checkpointing)  # the last, to see what the others decide
+
+    def train(self, resume_from_checkpoint: str | None = None, **settings: Any) -> TrainOutput:
+        """The Trainer's, from the beginning or a checkpoint."""
+        self._start = time.perf_counter()
+        if resume_from_checkpoint:
+            self.checkpointing.restore(Path(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint, **settings)
+
+    @property
+    def elapsed_seconds(self) -> float:
+        """Of this and earlier processes, from the start of the training on."""
+        return self.elapsed_before + time.perf_counter() - self._start
+
+    @property
+    def training_seconds(self) -> float:
+        """What of it was training: not evaluation, tasks, audit or saving."""
+        tasks = self._tasks.seconds if self._tasks else 0.0
+        return self.elapsed_seconds - self.evaluation_seconds - tasks - self.audit_seconds - self.checkpointing.seconds
 
     @property
     def audit_seconds(self) -> float:
@@ -197,6 +243,18 @@ class ObjectiveTrainer(Trainer):
         filled = ranks * self.args.train_batch_size if ranks > 1 else 1
         self._order = TrainingOrder(self.train_dataset.rows, self.args.data_seed, filled)
         return self._order
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.checkpointing.save()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        load_trained_tensors(self.objective_model.model, Path(resume_from_checkpoint) / MODEL)
+
+    def _run_epoch(self, **settings: Any) -> None:
+        if self.checkpointing.ended:  # the Trainer would make one more step before it looks
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**settings)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one optimiser step, and each term's units in them over all ranks."""
@@ -223,18 +281,18 @@ class ObjectiveTrainer(Trainer):
         outputs = model(**inputs, counts=num_items_in_batch)
         for name, value in outputs.items():
             if name != "loss":
-                self._term_sums[name] = self._term_sums.get(name, 0) + value
-                self._term_counts[name] = self._term_counts.get(name, 0) + self._step_counts.pop(name, 0)
+                self.term_sums[name] = self.term_sums.get(name, 0) + value
+                self.term_counts[name] = self.term_counts.get(name, 0) + self._step_counts.pop(name, 0)
         loss = outputs["loss"] * self.args.world_size
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add each term's mean since the last log, and the tokens seen."""
         if "loss" in logs:
-            for name, value in self._term_sums.items():
+            for name, value in self.term_sums.items():
                 total = self.accelerator.reduce(value, "sum")
-                logs[f"{name}_loss"] = (total / self._term_counts[name].clamp_min(1)).item()
-            self._term_sums, self._term_counts = {}, {}
+                logs[f"{name}_loss"] = (total / self.term_counts[name].clamp_min(1)).item()
+            self.term_sums, self.term_counts = {}, {}
         logs["tokens_seen"] = self.tokens_seen
         super().log(logs, start_time)
 

@@ -1,9 +1,9 @@
-# make report | test | lab | lint; each installs what is missing first.
+# make report | test | lab | lint; each installs what is missing first. make streaming adds what storage mds needs.
 PYTHON ?= python3
 PLAN ?= params/quick.yaml
 BIN := .venv/bin
 
-.PHONY: install report test lab lint
+.PHONY: install streaming report test lab lint
 
 install: .venv/installed
 
@@ -12,6 +12,10 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
+
+# Optional: blocks stored as MosaicML's MDS shards. Its own pins hold back nothing that is used here.
+streaming: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-streaming.txt
 
 # The report is written even when a variant failed: it says which and why.
 report: install

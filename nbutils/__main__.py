@@ -31,8 +31,9 @@ EXAMPLES = """examples:
   python -m nbutils status quick                           what is finished, running, failed, waiting
   python -m nbutils report                                 run folders become reports/<ISO week>.html, results.md
 """
-RUN_HELP = """exit codes: 0 finished, now or before; 1 a cell failed; 2 a mistake in parameters, data or model; 138 the
-kernel died; 143 asked to stop. Safe to repeat: a finished run is not run again, and two runners never share a run."""
+RUN_HELP = """exit codes: 0 finished, now or before; 1 a cell failed; 2 a mistake in parameters, data or model; 75
+asked to stop (SIGTERM, Ctrl-C), run it again and it goes on from what it saved; 138 the kernel died. Safe to repeat: a
+finished run is not run again, and two runners never share a run."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -81,7 +82,8 @@ def batch(args: argparse.Namespace) -> int:
     from nbutils.batch import Batch, default_workers, register_plan, select
     from nbutils.plans import find_plan, load_plan
     from nbutils.progress import make_display
-    from nbutils.runner import STOPPED, Stopped
+    from nbutils.runner import RUN_AGAIN
+    from nbutils.stopping import Stopped
 
     if args.workers is not None and args.workers < 1:
         raise PlanError(f"--workers is {args.workers}. Give the number of variants to run at a time, at least 1.")
@@ -94,7 +96,7 @@ def batch(args: argparse.Namespace) -> int:
         work.run(make_display(plan.name))
     except KeyboardInterrupt as stop:
         print(f"\nStopped with {work.tally().counts()}. Finished variants are kept; go on with: {args.again}")
-        return STOPPED if isinstance(stop, Stopped) else INTERRUPTED
+        return RUN_AGAIN if isinstance(stop, Stopped) else INTERRUPTED
     print(work.table())
     return work.exit_code()
 

@@ -6,17 +6,19 @@
     runs/<plan>/.locks/<variant>       held by the runner at work; a lock outlives no process
     runs/<plan>/.logs/<variant>        what the runner itself printed
 
-A failed attempt is published only where no good result stands in its place.
+A failed attempt is published only where no good result stands in its place. What it had saved of a training
+(checkpoints/) is moved into the next attempt with the same key.
 """
 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +26,14 @@ from typing import Any
 
 from nbutils.errors import RunError
 from nbutils.locks import is_held
-from nbutils.manifest import FINISHED, KILLED, RUNNING, Manifest, as_killed, find_manifest
+from nbutils.manifest import FINISHED, KILLED, MANIFEST, RUNNING, Manifest, as_killed, find_manifest
 from nbutils.places import relative
 
 ATTEMPTS, PREVIOUS, LOCKS, LOGS = ".attempts", ".previous", ".locks", ".logs"
+CHECKPOINTS = "checkpoints"  # in the folder of a run that trains
 LOCK_SECONDS = 1.0  # a look at the lock holds it for a moment: long enough to wait for that, not for a run
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -116,17 +121,44 @@ class Place:
         elif self.result_folder() == self.previous:
             self.previous.rename(self.published)
 
-    def clear(self) -> None:
-        """Make an empty folder for a new attempt. Needs the lock."""
+    def clear(self, key: str = "") -> None:
+        """Make the folder for a new attempt, empty but for the checkpoints of one with the same key. Needs the lock.
+
+        The manifest stays until the new one takes its place: without it nobody would know whose checkpoints these are.
+        """
+        kept = self._checkpoints(key)
+        if kept is not None and kept.parent == self.attempt:
+            clear_folder(self.attempt, {CHECKPOINTS, MANIFEST})
+            return
         if self.attempt.is_dir():
             shutil.rmtree(self.attempt)
         self.attempt.mkdir()
+        if kept is not None:
+            shutil.copyfile(kept.parent / MANIFEST, self.attempt / MANIFEST)
+            kept.rename(self.attempt / CHECKPOINTS)
+
+    def _checkpoints(self, key: str) -> Path | None:
+        """Those of an attempt with this key that did not finish, the last one's first."""
+        for folder in (self.attempt, self.result_folder()):
+            manifest = find_manifest(folder)
+            if not (folder / CHECKPOINTS).is_dir() or manifest is None or manifest["status"] == FINISHED:
+                continue
+            if manifest["key"] == key:
+                return folder / CHECKPOINTS
+            logger.warning(
+                "%s: parameters, code or data have changed since its checkpoints were written. They are of no use, and "
+                "training begins anew.",
+                self.variant,
+            )
+        return None
 
     def publish(self) -> bool:
         """Rename the ended attempt into its place, unless it failed and a good result stands there. Needs the lock."""
         result, attempt = self.result(), find_manifest(self.attempt)
         if result and result["status"] == FINISHED and attempt and attempt["status"] != FINISHED:
             return False
+        if attempt and attempt["status"] == FINISHED:
+            shutil.rmtree(self.attempt / CHECKPOINTS, ignore_errors=True)  # gigabytes, and nothing goes on from them
         if self.published.is_dir():
             if self.previous.is_dir():
                 shutil.rmtree(self.previous)
@@ -134,6 +166,17 @@ class Place:
         self.attempt.rename(self.published)
         shutil.rmtree(self.previous, ignore_errors=True)
         return True
+
+
+def clear_folder(folder: Path, kept: Collection[str]) -> None:
+    """Remove all that is in `folder` but what has one of the `kept` names."""
+    for path in folder.iterdir():
+        if path.name in kept:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _lock(descriptor: int) -> bool:

@@ -30,15 +30,16 @@ from nbutils.errors import PlanError, WorkbookError
 from nbutils.files import atomic_write
 from nbutils.hosting import PRELOADED, kernel_host
 from nbutils.keys import read_inputs, run_key
-from nbutils.manifest import FAILED, FINISHED, KILLED
+from nbutils.manifest import FAILED, FINISHED, KILLED, PREEMPTED
 from nbutils.places import relative
 from nbutils.plans import Plan, Variant
 from nbutils.preflight import check_inputs, check_variant
 from nbutils.progress import BLOCKED, Display, Running, Tally, duration, text_table
-from nbutils.runner import BROKEN, DONE, REFUSED, Outcome, place_needs, run_variant, stop_on_sigterm
+from nbutils.runner import BROKEN, DONE, REFUSED, RUN_AGAIN, Outcome, place_needs, run_variant
+from nbutils.stopping import SAVE_SECONDS, stop_on_sigterm
 
 TICK_SECONDS = 0.5  # between looks at the running variants
-STOP_SECONDS = 15  # a runner has to end its kernel and write its record; then it is killed
+STOP_SECONDS = SAVE_SECONDS + 15  # a runner has to end its kernel and write its record; then it is killed
 HOST_LOG = ".kernel-host"  # beside the logs of the runners
 PLAN_FILE = "plan.yaml"  # the plan's folder keeps a copy of the plan its runs were made from
 Start = Callable[[Variant, str, Path], tuple[Connection, BaseProcess]]
@@ -126,8 +127,11 @@ class Batch:
                 raise
 
     def exit_code(self) -> int:
-        """0 where every variant is finished, else 1."""
-        return DONE if all(self._is_done(variant.name) for variant in self.variants) else BROKEN
+        """0 where every variant is finished, 75 where the others were only asked to stop, else 1."""
+        statuses = {self.outcomes[variant.name].status for variant in self.variants} - {FINISHED}
+        if not statuses:
+            return DONE
+        return RUN_AGAIN if PREEMPTED in statuses and statuses <= {PREEMPTED, BLOCKED} else BROKEN
 
     def table(self) -> str:
         """The variants with how they ended, for the end of a batch."""

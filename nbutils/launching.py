@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
-import signal
-import threading
 import time
 import traceback
 import uuid
@@ -20,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from nbutils import errors
-from nbutils.errors import RunError, WorkbookError
+from nbutils.errors import Preempted, RunError, WorkbookError
+from nbutils.stopping import AGAIN, passed_on, stop_at_once
 
 
 class RankFailed(RuntimeError):
@@ -32,7 +32,8 @@ def launch(function: Callable[[Any], Any], config: Any, processes: int = 1, log_
 
     `function` and `config` must be importable and picklable, because ranks start from nothing. Each rank finds RANK,
     WORLD_SIZE and the rest of torch's variables in its environment; its output goes to `log_folder`/rank<i>.log.
-    Raises RankFailed naming the first rank that failed and its error; a user's mistake is raised as what it is.
+    Raises RankFailed naming the first rank that failed and its error; a user's mistake is raised as what it is, and
+    Preempted where SIGTERM asks to stop, which every rank is told and obeys in its own way.
     """
     if processes == 1:
         return function(config)
@@ -55,19 +56,23 @@ def launch(function: Callable[[Any], Any], config: Any, processes: int = 1, log_
         start_method="spawn",
         max_restarts=0,
         monitor_interval=0.2,
+        signals_to_handle="SIGHUP,SIGQUIT",  # of SIGTERM it would kill the ranks half a minute later
     )
-    main_thread = threading.current_thread() is threading.main_thread()
-    previous = signal.getsignal(signal.SIGTERM) if main_thread else None
-    try:
-        return elastic_launch(settings, _rank)(function, config, str(log_folder))[0]
-    except ChildFailedError as error:
-        raise _first_failure(log_folder) from error
-    finally:
-        if main_thread:  # the launcher leaves a handler of its own behind in the kernel
-            signal.signal(signal.SIGTERM, previous)
+    with passed_on(_tell_ranks) as stop:
+        try:
+            return elastic_launch(settings, _rank)(function, config, str(log_folder))[0]
+        except ChildFailedError as error:
+            failure = _first_failure(log_folder)
+            raise Preempted(AGAIN) if stop.asked and isinstance(failure, RankFailed) else failure from error
+
+
+def _tell_ranks() -> None:
+    for rank in multiprocessing.active_children():
+        rank.terminate()
 
 
 def _rank(function: Callable[[Any], Any], config: Any, log_folder: str) -> Any:
+    stop_at_once()
     rank = int(os.environ["RANK"])
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if Path("/sys/class/net/lo").exists() else "")
     log = (Path(log_folder) / f"rank{rank}.log").open("w")
@@ -94,7 +99,7 @@ def _first_failure(log_folder: Path) -> Exception:
         return RankFailed(f"A rank died without a word (killed, or out of memory). Its log is in {log_folder}.")
     first = min(records, key=lambda record: record["time"])
     kind = getattr(errors, first["type"], None)
-    if isinstance(kind, type) and issubclass(kind, WorkbookError):
+    if isinstance(kind, type) and issubclass(kind, WorkbookError | Preempted):
         return kind(first["message"])
     return RankFailed(
         f"Rank {first['rank']} failed first: {first['type']}: {first['message']}\n{first['traceback']}\n"

@@ -21,6 +21,7 @@ from nbutils.plans import Variant
 
 MANIFEST = "manifest.json"
 RUNNING, FINISHED, FAILED, KILLED = "running", "finished", "failed", "killed"
+PREEMPTED = "preempted"  # asked to stop: it goes on from what it saved when it is run again
 
 Manifest = dict[str, Any]
 

@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback
 
+from nbutils.attempts import CHECKPOINTS
 from nbutils.checkpoints import Checkpoints, flush, link_files
 from nbutils.errors import Preempted
 from nbutils.files import read_json, write_json
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from nbutils.training import ObjectiveTrainer, TrainingConfig
 
 logger = logging.getLogger(__name__)
-CHECKPOINTS = "checkpoints"
 MODEL, PROGRESS, KEPT = "model.safetensors", "progress.json", "run"
 FILES = ("metrics.csv", "audit.csv")
 BEST = "model_best"

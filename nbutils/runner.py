@@ -3,12 +3,11 @@
     python -m nbutils run 04_cosine_mixing --params params/quick.yaml --variant cosine-alpha0.5-seed1-noise_seed0
 
 Exit codes: 0 finished, now or before; 1 a cell failed; 2 a mistake in parameters, data or model that the user can mend;
-138 the kernel died; 143 the runner was asked to stop (SIGTERM, Ctrl-C).
+75 the run was asked to stop (SIGTERM, Ctrl-C): run it again, it goes on from what it saved; 138 the kernel died.
 """
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,24 +18,21 @@ from typing import Any
 
 from nbutils import errors
 from nbutils.attempts import Place
-from nbutils.errors import PlanError, RunError, WorkbookError
+from nbutils.errors import PlanError, Preempted, RunError, WorkbookError
 from nbutils.keys import read_inputs, run_key
-from nbutils.manifest import FAILED, FINISHED, KILLED, Manifest, begin, end
+from nbutils.manifest import FAILED, FINISHED, KILLED, PREEMPTED, Manifest, begin, end
 from nbutils.params import RUN_FOLDER, read_schema
 from nbutils.places import relative, resolve
 from nbutils.plans import Variant
 from nbutils.preflight import check_variant
 from nbutils.runs import DRIVEN_FOLDER
+from nbutils.stopping import AGAIN, StopRequest, kernel_stopped
 
-DONE, BROKEN, REFUSED, KERNEL_DIED, STOPPED = 0, 1, 2, 138, 143
+DONE, BROKEN, REFUSED, RUN_AGAIN, KERNEL_DIED = 0, 1, 2, 75, 138
 MISTAKES = {
     kind.__name__ for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, WorkbookError)
 }
 NOTEBOOK = "notebook.ipynb"
-
-
-class Stopped(KeyboardInterrupt):
-    """SIGTERM: end the kernel, record, leave. A KeyboardInterrupt, because asyncio swallows most others."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +110,14 @@ def summary(manifest: Manifest) -> str:
 
 
 def _attempt(place: Place, plan: str, variant: Variant, check: Callable[[Variant], None]) -> tuple[Manifest, Path]:
-    """One attempt from an empty folder to the published run; returns its manifest and where it lies."""
-    import_module("nbutils.kernels")  # papermill takes over a second: a stop in it should find nothing begun
+    """One attempt, from an empty folder or checkpoints to the published run; returns its manifest and where it lies."""
+    signal_kernel = import_module("nbutils.kernels").signal_kernel  # takes over a second: nothing has begun yet
     earlier = place.history()
     with _told_where(place):
-        place.clear()
+        place.clear(run_key(variant.notebook, variant.params, read_inputs(variant.params)))
         manifest = begin(place.attempt, plan, variant, earlier)
-    status, exit_code, error = _ending(place, variant, check)
+    with kernel_stopped(place.attempt, signal_kernel) as stop:
+        status, exit_code, error = _ending(place, variant, check, stop)
     with _told_where(place):
         manifest = end(place.attempt, manifest, status, exit_code, error)
         published = place.publish()
@@ -138,7 +135,9 @@ def _told_where(place: Place) -> Iterator[None]:
         ) from None
 
 
-def _ending(place: Place, variant: Variant, check: Callable[[Variant], None]) -> tuple[str, int, dict[str, Any] | None]:
+def _ending(
+    place: Place, variant: Variant, check: Callable[[Variant], None], stop: StopRequest
+) -> tuple[str, int, dict[str, Any] | None]:
     """Check and execute; (status, exit code, error) of how that ended. The notebook's metadata is not asked."""
     from nbutils.kernels import KernelDied, NotebookFailed, execute
 
@@ -146,39 +145,29 @@ def _ending(place: Place, variant: Variant, check: Callable[[Variant], None]) ->
     has_folder = RUN_FOLDER in read_schema(variant.notebook).parameters
     params = variant.params | ({RUN_FOLDER: str(folder)} if has_folder else {})
     try:
-        with stop_on_sigterm():
-            check(variant)
-            execute(variant.notebook, folder / NOTEBOOK, params, {DRIVEN_FOLDER: str(folder)})
-    except KernelDied as death:
-        return KILLED, KERNEL_DIED, death.record
+        check(variant)
+        execute(variant.notebook, folder / NOTEBOOK, params, {DRIVEN_FOLDER: str(folder)})
     except NotebookFailed as failure:
-        return FAILED, REFUSED if failure.record["type"] in MISTAKES else BROKEN, failure.record
+        record = failure.record
+        if record["type"] == Preempted.__name__:
+            return PREEMPTED, RUN_AGAIN, record
+        if stop.asked:
+            return PREEMPTED, RUN_AGAIN, record | _told(Preempted(AGAIN))
+        if isinstance(failure, KernelDied):
+            return KILLED, KERNEL_DIED, record
+        return FAILED, REFUSED if record["type"] in MISTAKES else BROKEN, record
     except WorkbookError as mistake:
         return FAILED, REFUSED, _outside(mistake)
     except KeyboardInterrupt:  # or Stopped
-        return KILLED, STOPPED, _outside(Stopped("the run was asked to stop. Run it again."))
+        return PREEMPTED, RUN_AGAIN, _outside(Preempted(AGAIN))
     except Exception as error:  # of the machinery, not of the notebook: recorded like any other ending
-        return FAILED, BROKEN, _outside(error)
+        return (PREEMPTED, RUN_AGAIN, _outside(Preempted(AGAIN))) if stop.asked else (FAILED, BROKEN, _outside(error))
     return FINISHED, DONE, None
 
 
 def _outside(error: BaseException) -> dict[str, Any]:
-    return {"type": type(error).__name__, "message": str(error), "cell": None, "log": []}
+    return _told(error) | {"cell": None, "log": []}
 
 
-@contextmanager
-def stop_on_sigterm() -> Iterator[None]:
-    """Raise Stopped where SIGTERM arrives, which would else end the runner and leave its kernel."""
-
-    def stop(number: int, frame: object) -> None:
-        raise Stopped
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not the main thread, which alone gets signals: someone else takes care of them
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+def _told(error: BaseException) -> dict[str, str]:
+    return {"type": type(error).__name__, "message": str(error)}

@@ -19,6 +19,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,15 +28,17 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.attempts import ATTEMPTS, PREVIOUS, Place
+from nbutils.attempts import ATTEMPTS, CHECKPOINTS, PREVIOUS, Place
 from nbutils.environment import versions_line
 from nbutils.errors import RunError
 from nbutils.files import atomic_write, read_json, write_json
-from nbutils.manifest import FINISHED, MANIFEST, Manifest, begin, end, read_manifest
+from nbutils.keys import read_inputs, run_key
+from nbutils.manifest import FINISHED, MANIFEST, Manifest, begin, end, find_manifest, read_manifest
 from nbutils.notebooks import find_notebook
 from nbutils.params import RUN_FOLDER, read_schema
 from nbutils.places import RUNS, relative, resolve
 from nbutils.plans import INTERACTIVE, Variant
+from nbutils.stopping import stop_at_once
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,6 +83,7 @@ class RunFolder:
         self.write_json("result.json", result)
         if not self.driven:
             end(self.path, read_manifest(self.path), FINISHED, 0, None)
+            shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
 
 
 def start_run(notebook: str, parameters: Mapping[str, Any]) -> RunFolder:
@@ -94,7 +98,9 @@ def start_run(notebook: str, parameters: Mapping[str, Any]) -> RunFolder:
     params = schema.resolve({name: value for name, value in parameters.items() if name in schema.parameters})
     folder = resolve(params.pop(RUN_FOLDER, "") or RUNS / INTERACTIVE / path.stem)
     driven = os.environ.get(DRIVEN_FOLDER) == str(folder)
-    if not driven:
+    if driven:
+        stop_at_once()
+    else:
         _start_interactive(folder, Variant(folder.name, "", path, params))
     return RunFolder(folder, params, driven)
 
@@ -111,9 +117,19 @@ def _start_interactive(folder: Path, variant: Variant) -> None:
     if (folder / MANIFEST).is_file() and read_manifest(folder)["plan"] != INTERACTIVE:
         raise RunError(f"{relative(folder)} holds a result of a plan. Leave run_folder empty, or name another folder.")
     folder.mkdir(parents=True, exist_ok=True)
+    if not _goes_on(folder, variant):
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     for name in RESULTS:  # of an earlier try: half an old result beside half a new one would be neither
         (folder / name).unlink(missing_ok=True)
     begin(folder, INTERACTIVE, variant, earlier=[])
+
+
+def _goes_on(folder: Path, variant: Variant) -> bool:
+    """Whether the folder has checkpoints of this very run, not finished."""
+    if not (folder / CHECKPOINTS).is_dir() or (manifest := find_manifest(folder)) is None:
+        return False
+    key = run_key(variant.notebook, variant.params, read_inputs(variant.params))
+    return manifest["status"] != FINISHED and manifest["key"] == key
 
 
 def describe(run: RunFolder) -> str:
@@ -166,7 +182,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """running, finished, failed or killed; killed also where the runner died without a word."""
+        """running, finished, failed, preempted or killed; killed also where the runner died without a word."""
         return self.manifest["status"]
 
     @property

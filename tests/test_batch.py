@@ -138,7 +138,7 @@ def test_a_runner_that_is_killed_does_not_stop_the_batch(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
 def test_a_stopped_batch_stops_its_runners_and_says_how_to_go_on(tmp_path, number, code):
     write_notebook(tmp_path / "study.ipynb", "import time", "time.sleep(60)", parameters=STUDY)
     text = "name: p\nstages:\n  - {name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 2, 3]}}\n"
@@ -156,7 +156,7 @@ def test_a_stopped_batch_stops_its_runners_and_says_how_to_go_on(tmp_path, numbe
         told, _ = process.communicate(timeout=30)
     assert process.returncode == code, told
     assert f"go on with: python -m nbutils batch {file} --workers 2 --out {folder}" in told
-    assert [run.status for run in load_runs(folder)] == ["killed", "killed"]
+    assert [run.status for run in load_runs(folder)] == ["preempted", "preempted"]
     assert not any(place.is_locked() for place in places)
 
 

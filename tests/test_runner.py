@@ -227,12 +227,12 @@ def test_a_runner_asked_to_stop_ends_its_kernel_and_says_so(folder, busy):
         start = time.monotonic()
         runner.terminate()
         _, told = runner.communicate(timeout=20)
-    assert runner.returncode == 143
+    assert runner.returncode == 75
     assert time.monotonic() - start < 10
     assert "asked to stop" in told
     assert not is_alive(pid)
     (record,) = load_runs(folder)
-    assert (record.status, record.manifest["exit_code"]) == ("killed", 143)
+    assert (record.status, record.manifest["exit_code"]) == ("preempted", 75)
     assert [status for _, status in cells_of(record.folder)] == ["completed", "failed", "pending"]
 
 

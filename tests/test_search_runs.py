@@ -62,14 +62,14 @@ def test_trials_are_runs_and_are_pruned_and_become_a_plan(setting, notebook, tmp
     assert table["state"][2] == "pruned" and 1 <= table["evaluations"][2] < 4
     runs = {run.variant: run for run in load_runs(tmp_path / "trials")}
     assert list(runs) == ["trial-0000", "trial-0001", "trial-0002", "trial-0003"]
-    assert (runs["trial-0000"].status, runs["trial-0002"].status) == ("finished", "killed")
+    assert (runs["trial-0000"].status, runs["trial-0002"].status) == ("finished", "preempted")
     assert runs["trial-0000"].params["evaluate_test"] is False
     assert not any("test" in name for run in runs.values() for name in run.result)
     assert not (runs["trial-0000"].folder / "model").exists()
     assert "trial 2: pruned at step 10" in capsys.readouterr().out
     plan = load_plan(tmp_path / "trials.yaml")
     told = plan_status(plan, tmp_path / "trials")
-    assert "trials: " in told and "trial-0002  killed" in told and "waiting" not in told
+    assert "trials: " in told and "trial-0002  preempted" in told and "waiting" not in told
     made = load_plan(best_plan(search, Confirmation("divergence: none", (1, 2))))
     assert [variant.params["divergence"] for variant in made.variants] == ["none", "none", "forward", "forward"]
 
@@ -151,7 +151,7 @@ def test_a_stopped_search_leaves_no_process_and_goes_on(notebook, tmp_path, numb
     process.communicate(timeout=60)
     wait_for(lambda: not processes_of(tmp_path))
     (run,) = load_runs(tmp_path / "trials")
-    assert run.status == "killed"
+    assert run.status == "preempted"
     setting = read_setting(str(notebook), fixed=["seconds: 2.5"])
     search = search_for(database, setting, trials=1, startup_trials=2, pruner="none")
     lost = [trial for trial in search.shared.trials() if trial.number == 0]
@@ -225,7 +225,7 @@ def test_the_notebook_is_stopped_and_gone_on_with_and_sees_no_test_result(notebo
     process = subprocess.Popen(list(map(str, words)), cwd=ROOT)
     wait_for(lambda: list((studies / "trials").glob(".attempts/*/metrics.csv")))
     process.terminate()
-    assert process.wait(60) == 143
+    assert process.wait(60) == 75
     wait_for(lambda: not processes_of(tmp_path))
     done = subprocess.run(list(map(str, words)), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -22,20 +22,21 @@ from nbutils.files import atomic_write, now, read_json
 from nbutils.locks import exclusively
 from nbutils.manifest import find_manifest
 from nbutils.places import relative
-from nbutils.runner import DONE, REFUSED, stop_on_sigterm, summary
+from nbutils.runner import DONE, REFUSED, summary
 from nbutils.search.children import command
 from nbutils.search.setting import Setting, prepare
 from nbutils.search.space import Dimension
 from nbutils.search.study import INDEX, MESSAGE, OBJECTIVE, PARAMS, SearchConfig, SharedStudy
+from nbutils.stopping import SAVE_SECONDS, stop_on_sigterm
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial
 
 TRIALS = "trials"  # the plan of all trials, and the folder of their runs beside the database
 TICK_SECONDS = 0.5
-STOP_SECONDS = 20.0  # a run has to end its kernel and write its record; then it is killed
+STOP_SECONDS = SAVE_SECONDS + 15  # a run has to end its kernel and write its record; then it is killed
 MOST_FAILURES = 3  # failures with not one success: what is wrong is not the values tried
-WEIGHTS = ("model", "model_best")
+WEIGHTS = ("model", "model_best", "checkpoints")
 
 
 @dataclass

@@ -141,7 +141,7 @@ def evaluate(
     columns = ["tokens", *(name if name == "correct" else f"{name}_sum" for name in names)]
     columns += [f"{name}_units" for name in counted]
     columns += ["bytes"] if bytes_of_tokens is not None else []
-    sums = torch.zeros(len(columns), documents, dtype=torch.float64)
+    sums = torch.zeros(len(columns), len(documents), dtype=torch.float64)
     bins = torch.zeros(3, CALIBRATION_BINS, dtype=torch.float64)
     for targets, owners, values in _scored(model, blocks, batch_size, measures, shard):
         scored = targets >= 0  # (batch, time)
@@ -150,8 +150,8 @@ def evaluate(
             rows.append(torch.from_numpy(bytes_of_tokens)[targets.clamp_min(0)] * scored)
             _add_to_bins(bins, values["confidence"][scored], values["correct"][scored])
         for total, row in zip(sums, rows, strict=True):
-            total.index_add_(0, owners.flatten(), row.flatten().double())
-    per_document = _frame(sums, columns, "document")
+            total.index_add_(0, torch.searchsorted(documents, owners.flatten()), row.flatten().double())
+    per_document = _frame(sums, columns, "document", documents.numpy())
     if bytes_of_tokens is None:
         return Evaluation(per_document, weights, further=tuple(further))
     calibration = _frame(bins, ["tokens", "confidence_sum", "correct_sum"], "bin")
@@ -295,19 +295,22 @@ def _add_to_bins(bins: torch.Tensor, confidence: torch.Tensor, correct: torch.Te
         total.index_add_(0, index, row.double())
 
 
-def _frame(sums: torch.Tensor, columns: list[str], index: str) -> pd.DataFrame:
+def _frame(sums: torch.Tensor, columns: list[str], index: str, numbers: np.ndarray | None = None) -> pd.DataFrame:
     frame = pd.DataFrame(sums.T.numpy(), columns=columns)
-    frame.insert(0, index, np.arange(len(frame)))
+    frame.insert(0, index, np.arange(len(frame)) if numbers is None else numbers)
     return frame
 
 
-def token_frequencies(blocks: Dataset, vocab: int) -> tuple[torch.Tensor, int]:
-    """Frequency of each token among those that are scored (vocab,), and the number of documents."""
-    counts, documents = torch.zeros(vocab, dtype=torch.long), 0
+def token_frequencies(blocks: Dataset, vocab: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frequency of each token among those that are scored (vocab,), and the documents' numbers, ascending.
+
+    A corpus of millions of documents holds out a few: sums are kept for those alone.
+    """
+    counts, documents = torch.zeros(vocab, dtype=torch.long), torch.zeros(0, dtype=torch.long)
     for batch in in_order(_as_numpy(blocks), 1024):
         targets = next_tokens(batch["labels"])
         counts += targets[targets >= 0].bincount(minlength=vocab)
-        documents = max(documents, 1 + int(batch["document_ids"].max()))
+        documents = torch.cat([documents, batch["document_ids"].flatten()]).unique()
     return counts.double() / counts.sum(), documents
 
 

@@ -162,6 +162,15 @@ def test_evaluation_equals_the_textbook_per_document(batch_size):
     assert metrics["eval_loss"] == pytest.approx(mixed)
 
 
+def test_sums_are_kept_for_the_documents_of_the_split_alone():
+    """Held-out documents of a large corpus have large numbers, far apart."""
+    subject, data = model(cosine_mixing(0.25)), blocks(8)
+    spread = data.map(lambda row: {"document_ids": [10**6 + 77_777 * number for number in row["document_ids"]]})
+    near, far = evaluate(subject, data, 4).per_document, evaluate(subject, spread, 4).per_document
+    assert (far["document"] == 10**6 + 77_777 * near["document"]).all()
+    pd.testing.assert_frame_equal(far.drop(columns="document"), near.drop(columns="document"))
+
+
 def test_a_model_that_diverged_has_no_score_and_is_never_the_best(tmp_path):
     objective = cosine_mixing(0.0)
     subject, data = model(objective), blocks(8)

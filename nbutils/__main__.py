@@ -90,6 +90,8 @@ def batch(args: argparse.Namespace) -> int:
     plan = load_plan(find_plan(args.plan))
     folder = resolve(args.out) if args.out else RUNS / plan.name
     work = Batch(plan, folder, select(plan, args.only), args.workers or default_workers())
+    if args.fresh_kernels:
+        work.preloaded = ()
     work.check()
     register_plan(plan, folder)
     try:
@@ -208,6 +210,7 @@ def _batch_arguments(add: Callable[..., Any]) -> None:
     add("--workers", type=int, help="variants at a time (default: half the cores, but 2 of 2; 1 with a GPU)")
     add("--only", metavar="PATTERN", default="*", help="variants by name, as 'cosine-*-seed1', and all they need")
     add("--out", metavar="FOLDER", help=OUT_HELP)
+    add("--fresh-kernels", action="store_true", help="kernels import for themselves, not forked from one that has")
 
 
 def _status_arguments(add: Callable[..., Any]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -272,6 +274,23 @@ def test_without_its_host_a_batch_goes_on_with_fresh_kernels(tmp_path):
     assert [*endings(work).values()] == ["killed", "finished", "finished"]
     log = Place(tmp_path / "runs", "study-seed1").log.read_text()
     assert "This kernel imports for itself: the batch's kernel host forks none, because it does not answer" in log
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("words", [[], ["--fresh-kernels"]])
+def test_a_stopped_batch_leaves_no_process(tmp_path, number, words):
+    write_notebook(tmp_path / "study.ipynb", PIDS, "time.sleep(100)", parameters=STUDY)
+    stage = "{name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 2, 3]}}"
+    plan, folder = write_plan(tmp_path / "p.yaml", f"name: p\nstages:\n  - {stage}\n"), tmp_path / "runs"
+    command = [sys.executable, "-m", "nbutils", "batch", plan, "--workers", "2", "--out", folder, *words]
+    heard = partial(signal.signal, number, signal.SIG_DFL)  # children of a background job are born deaf to Ctrl-C
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=heard) as process:
+        pids = [wait_for(folder / f".attempts/study-seed{seed}/pids").split() for seed in (1, 2)]
+        process.send_signal(number)
+        process.wait(30)
+    assert not any(is_alive(int(pid)) for pid in pids[0] + pids[1])
+    parents = {runner for _, _, runner in pids}
+    assert len(parents) == (2 if words else 1)  # a runner each, or the host
 
 
 def test_a_batch_that_is_killed_leaves_its_runners_to_finish_and_then_nothing(tmp_path):

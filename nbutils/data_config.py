@@ -13,7 +13,7 @@ from nbutils.mds import require_streaming
 from nbutils.sources import TASKS
 from nbutils.tokenization import check_tokenizer
 
-STORAGE = ("arrow", "mds")
+STORAGE = ("arrow", "mds", "auto")
 STREAMED = {"task": ("lm",), "dedup": ("exact", "off"), "split": ("hash", "given")}  # what a stream allows
 TRAINED = ("train", "unigram", "characters")  # tokenizers made from the train split
 

@@ -37,14 +37,19 @@ DTYPES = {"tokens": "uint32", "document_ids": "uint32", "labels": "int32"}  # la
 CURE = "Prepare the data again with 01_data_prep, or copy the folder again."
 
 
-def require_streaming() -> None:
-    """Raises ParameterError, with the install command, where MosaicML Streaming is not there; imports none of it."""
+def missing_packages() -> list[str]:
+    """What MDS shards need and is not installed here; imports none of it."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     try:
         version("mosaicml-streaming")
     except PackageNotFoundError:
         missing.insert(0, "mosaicml-streaming")
-    if missing:
+    return missing
+
+
+def require_streaming() -> None:
+    """Raises ParameterError, with the install command, where MosaicML Streaming is not there."""
+    if missing := missing_packages():
         raise ParameterError(
             f"storage mds needs MosaicML Streaming, and {', '.join(missing)} is not installed here. Install it with "
             f"`{INSTALL}`, or prepare the data with storage arrow: the blocks and their order are the same."

@@ -18,7 +18,7 @@ import numpy as np
 
 from nbutils.arrow_blocks import ArrowWriter, read_arrow
 from nbutils.errors import CorpusError
-from nbutils.mds import INDEX, MdsBlocks, MdsWriter
+from nbutils.mds import INDEX, MdsBlocks, MdsWriter, missing_packages
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -202,7 +202,9 @@ def save_blocks(blocks: Blocks | Examples, folder: Path, storage: str = "arrow")
 
 
 def block_writer(folder: Path, storage: str, names: Sequence[str], block_size: int | None) -> ArrowWriter | MdsWriter:
-    """Where rows of a split go as they come; block_size None: of any length."""
+    """Where rows of a split go as they come; block_size None: of any length. Storage auto: mds where it can be."""
+    if storage == "auto":
+        storage = "arrow" if missing_packages() else "mds"
     return {"arrow": ArrowWriter, "mds": MdsWriter}[storage](folder, names, block_size)
 
 

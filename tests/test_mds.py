@@ -264,6 +264,16 @@ def test_damage_is_told_when_data_are_opened(prepared: dict[str, PreparedData], 
         load_data(tmp_path)
 
 
+def test_auto_is_mds_where_the_package_is_and_arrow_where_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = pack_examples([np.arange(3, dtype=np.int32)], [np.arange(2, dtype=np.int32)], [0], 9)
+    save_blocks(examples, tmp_path / "there", "auto")
+    monkeypatch.setattr("nbutils.packing.missing_packages", lambda: ["zstd"])
+    save_blocks(examples, tmp_path / "not", "auto")
+    assert (tmp_path / "there" / "index.json").is_file() and (tmp_path / "not" / "blocks.arrow").is_file()
+
+
 def test_without_the_package_the_install_command_is_told(
     prepared: dict[str, PreparedData], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
     """Run one variant."""
     from nbutils.progress import duration
     from nbutils.runner import run_variant
+    from nbutils.stopping import leave_quickly
 
     variant, plan, folder = _requested(args)
+    leave_quickly()
     outcome = run_variant(variant, plan, folder)
     told = "was finished before" if outcome.skipped else f"{outcome.status} in {duration(outcome.seconds)}"
     print(f"{variant.name}: {told} -> {relative(outcome.folder)}")

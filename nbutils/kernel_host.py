@@ -28,7 +28,7 @@ from typing import Any
 
 from nbutils.hosting import message_socket, receive, send
 from nbutils.places import ROOT
-from nbutils.runs import DRIVEN_FOLDER
+from nbutils.stopping import DRIVEN_FOLDER
 
 INLINE_FIGURES = "module://matplotlib_inline.backend_inline"  # what ipykernel sets before a notebook imports matplotlib
 WHILE_IMPORTING = {

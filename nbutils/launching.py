@@ -20,7 +20,7 @@ from typing import Any
 
 from nbutils import errors
 from nbutils.errors import Preempted, RunError, WorkbookError
-from nbutils.stopping import AGAIN, passed_on, stop_at_once
+from nbutils.stopping import AGAIN, leave_quickly, noted, stop_at_once
 
 
 class RankFailed(RuntimeError):
@@ -58,12 +58,16 @@ def launch(function: Callable[[Any], Any], config: Any, processes: int = 1, log_
         monitor_interval=0.2,
         signals_to_handle="SIGHUP,SIGQUIT",  # of SIGTERM it would kill the ranks half a minute later
     )
-    with passed_on(_tell_ranks) as stop:
+    with noted(_tell_ranks) as stop:
         try:
-            return elastic_launch(settings, _rank)(function, config, str(log_folder))[0]
+            returned = elastic_launch(settings, _rank)(function, config, str(log_folder))
         except ChildFailedError as error:
             failure = _first_failure(log_folder)
             raise Preempted(AGAIN) if stop.asked and isinstance(failure, RankFailed) else failure from error
+    stopped = [each for each in returned.values() if isinstance(each, Preempted)]
+    if stopped:
+        raise stopped[0]
+    return returned[0]
 
 
 def _tell_ranks() -> None:
@@ -73,6 +77,7 @@ def _tell_ranks() -> None:
 
 def _rank(function: Callable[[Any], Any], config: Any, log_folder: str) -> Any:
     stop_at_once()
+    leave_quickly()
     rank = int(os.environ["RANK"])
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if Path("/sys/class/net/lo").exists() else "")
     log = (Path(log_folder) / f"rank{rank}.log").open("w")
@@ -81,6 +86,8 @@ def _rank(function: Callable[[Any], Any], config: Any, log_folder: str) -> Any:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return function(config)
+    except Preempted as stopped:  # no failure: an error would have the others killed while they end
+        return stopped
     except BaseException as error:
         record = {
             "time": time.time(),
@@ -99,7 +106,7 @@ def _first_failure(log_folder: Path) -> Exception:
         return RankFailed(f"A rank died without a word (killed, or out of memory). Its log is in {log_folder}.")
     first = min(records, key=lambda record: record["time"])
     kind = getattr(errors, first["type"], None)
-    if isinstance(kind, type) and issubclass(kind, WorkbookError | Preempted):
+    if isinstance(kind, type) and issubclass(kind, WorkbookError):
         return kind(first["message"])
     return RankFailed(
         f"Rank {first['rank']} failed first: {first['type']}: {first['message']}\n{first['traceback']}\n"

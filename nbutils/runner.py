@@ -25,8 +25,7 @@ from nbutils.params import RUN_FOLDER, read_schema
 from nbutils.places import relative, resolve
 from nbutils.plans import Variant
 from nbutils.preflight import check_variant
-from nbutils.runs import DRIVEN_FOLDER
-from nbutils.stopping import AGAIN, StopRequest, kernel_stopped
+from nbutils.stopping import AGAIN, DRIVEN_FOLDER, StopRequest, kernel_stopped
 
 DONE, BROKEN, REFUSED, RUN_AGAIN, KERNEL_DIED = 0, 1, 2, 75, 138
 MISTAKES = {

@@ -38,7 +38,7 @@ from nbutils.notebooks import find_notebook
 from nbutils.params import RUN_FOLDER, read_schema
 from nbutils.places import RUNS, relative, resolve
 from nbutils.plans import INTERACTIVE, Variant
-from nbutils.stopping import stop_at_once
+from nbutils.stopping import DRIVEN_FOLDER, leave_quickly, stop_at_once
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,7 +47,6 @@ __all__ = ["Run", "RunFolder", "atomic_write", "describe", "load_runs", "start_r
 
 logger = logging.getLogger(__name__)
 
-DRIVEN_FOLDER = "WORKBOOK_RUN_FOLDER"  # environment variable: the folder of the run that a runner is recording
 RESULTS = ("metrics.csv", "result.json", "per_document.parquet", "samples.jsonl", "audit.csv", "calibration.csv")
 RESULTS += ("answers.parquet", "answers.json", "harness.parquet", "targets.json")
 
@@ -100,6 +99,7 @@ def start_run(notebook: str, parameters: Mapping[str, Any]) -> RunFolder:
     driven = os.environ.get(DRIVEN_FOLDER) == str(folder)
     if driven:
         stop_at_once()
+        leave_quickly()
     else:
         _start_interactive(folder, Variant(folder.name, "", path, params))
     return RunFolder(folder, params, driven)

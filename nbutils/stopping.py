@@ -7,6 +7,9 @@ tells the runner that this is so and that it has to wait. Of several training pr
 
 from __future__ import annotations
 
+import atexit
+import gc
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +21,8 @@ from types import FrameType
 
 from nbutils.errors import Preempted
 
-MARK = ".training"  # file in a run's folder while a stop is obeyed after a step
+DRIVEN_FOLDER = "WORKBOOK_RUN_FOLDER"  # environment variable: the folder of the run that a runner is recording
+MARK = ".training"  # begins the name of a file in that folder while a stop is obeyed after a step
 SOON_SECONDS = 6.0  # a kernel that does not train has so long to end by itself
 SAVE_SECONDS = 300.0  # one that trains: a step, an evaluation, gigabytes on a slow disk; schedulers rarely wait longer
 AGAIN = "asked to stop. Run it again."
@@ -38,19 +42,38 @@ class StopRequest:
 # ---- where the work is done ------------------------------------------------------------------------------------------
 
 
+def leave_quickly() -> None:
+    """At its end this process looks for no garbage: among all that torch and transformers bring that takes seconds."""
+    atexit.register(gc.freeze)
+
+
 @contextmanager
-def noted(run_folder: Path) -> Iterator[StopRequest]:
-    """Within, SIGTERM is noted in the request and raises nothing; whoever asks is told by MARK in `run_folder`."""
-    request, mark = StopRequest(), run_folder / MARK
+def noted(pass_on: Callable[[], None] | None = None) -> Iterator[StopRequest]:
+    """Within, SIGTERM is noted in the request and raises nothing, and the runner waits.
+
+    pass_on: tells the processes that do the work.
+    """
+    request = StopRequest()
 
     def note(number: int, frame: FrameType | None) -> None:
         request.asked = True
+        if pass_on:
+            pass_on()
 
-    run_folder.mkdir(parents=True, exist_ok=True)
+    with _marked(), _handled(note, signal.SIGTERM):
+        yield request
+
+
+@contextmanager
+def _marked() -> Iterator[None]:
+    driven = os.environ.get(DRIVEN_FOLDER)
+    if not driven:
+        yield
+        return
+    mark = Path(driven) / f"{MARK}-{os.getpid()}"
     mark.touch()
     try:
-        with _handled(note, signal.SIGTERM):
-            yield request
+        yield
     finally:
         mark.unlink(missing_ok=True)
 
@@ -66,19 +89,6 @@ def stop_at_once() -> None:
             signal.signal(signal.SIGTERM, stop)
     except ValueError:  # not the main thread, which alone gets signals
         return
-
-
-@contextmanager
-def passed_on(pass_on: Callable[[], None]) -> Iterator[StopRequest]:
-    """Within, SIGTERM is noted and `pass_on` called, which tells the processes that do the work."""
-    request = StopRequest()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        request.asked = True
-        pass_on()
-
-    with _handled(note, signal.SIGTERM):
-        yield request
 
 
 # ---- where the work is watched ---------------------------------------------------------------------------------------
@@ -98,7 +108,7 @@ def kernel_stopped(run_folder: Path, send: Callable[[int], bool]) -> Iterator[St
             request.asked = True
             raise Stopped
         request.asked = True
-        Thread(target=_kill_when_late, args=(run_folder / MARK, send, over), daemon=True).start()
+        Thread(target=_kill_when_late, args=(run_folder, send, over), daemon=True).start()
 
     over = StopRequest()
     try:
@@ -108,10 +118,10 @@ def kernel_stopped(run_folder: Path, send: Callable[[int], bool]) -> Iterator[St
         over.asked = True
 
 
-def _kill_when_late(mark: Path, send: Callable[[int], bool], over: StopRequest) -> None:
+def _kill_when_late(run_folder: Path, send: Callable[[int], bool], over: StopRequest) -> None:
     asked = busy = time.monotonic()
     while not over.asked and (now := time.monotonic()) - busy < SOON_SECONDS and now - asked < SAVE_SECONDS:
-        if mark.exists():
+        if any(run_folder.glob(f"{MARK}-*")):
             busy = now
         time.sleep(0.1)
     if not over.asked:

@@ -123,7 +123,7 @@ def train(config: TrainingConfig) -> dict[str, float]:
     questions = data if config.generation else None
     known = {"data_fingerprint": data.card["fingerprint"], "tokenizer": data.tokenizer}
     trainer = ObjectiveTrainer(config, subject, train_rows, eval_rows, questions, **known)
-    with noted(config.run_folder) as trainer.checkpointing.stop:
+    with noted() as trainer.checkpointing.stop:
         trainer.train(resume_from_checkpoint=trainer.checkpointing.find())
     seconds = trainer.training_seconds
     if trainer.is_world_process_zero():

@@ -247,6 +247,18 @@ def test_a_kernel_ends_with_its_runner(tmp_path, busy):
     assert not is_alive(parent)
 
 
+def test_a_kernel_ends_with_its_host(tmp_path):
+    """Also where it never lets go of the GIL and its runner is asleep; that wakes up to the rest."""
+    with host_of(tmp_path) as host, start_runner(host, tmp_path, PIDS, "sum(range(10**12))") as runner:
+        kernel, child, parent = map(int, wait_for(tmp_path / "runs/.attempts/variant/pids").split())
+        runner.send_signal(signal.SIGSTOP)
+        os.kill(parent, signal.SIGKILL)
+        assert_gone([kernel])
+        runner.send_signal(signal.SIGCONT)
+        assert runner.wait(20) == 138
+        assert not is_alive(child)
+
+
 @pytest.mark.parametrize("busy", ["time.sleep(100)", "sum(range(10**12))"])
 def test_a_runner_asked_to_stop_ends_its_kernel(tmp_path, busy):
     with host_of(tmp_path) as host, start_runner(host, tmp_path, PIDS, busy) as runner:

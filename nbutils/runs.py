@@ -98,7 +98,7 @@ def start_run(notebook: str, parameters: Mapping[str, Any]) -> RunFolder:
     folder = resolve(params.pop(RUN_FOLDER, "") or RUNS / INTERACTIVE / path.stem)
     driven = os.environ.get(DRIVEN_FOLDER) == str(folder)
     if driven:
-        stop_at_once()
+        stop_at_once(parameters)
         leave_quickly()
     else:
         _start_interactive(folder, Variant(folder.name, "", path, params))

@@ -12,12 +12,13 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from types import FrameType
+from typing import Any
 
 from nbutils.errors import Preempted
 
@@ -78,17 +79,29 @@ def _marked() -> Iterator[None]:
         mark.unlink(missing_ok=True)
 
 
-def stop_at_once() -> None:
-    """From here on SIGTERM raises Preempted where nothing else was set to handle it."""
+def stop_at_once(cells: Mapping[str, Any] | None = None) -> None:
+    """From here on SIGTERM raises Preempted where nothing else was set to handle it.
+
+    cells: the globals of a notebook's cells; between two cells, and at the kernel's end, SIGTERM is what it was.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Preempted(AGAIN)
+        if cells is None or any(each.f_globals is cells for each in _callers(frame)):
+            raise Preempted(AGAIN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
 
     try:
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, stop)
     except ValueError:  # not the main thread, which alone gets signals
         return
+
+
+def _callers(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 # ---- where the work is watched ---------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
     <run>/checkpoints/step-120/       whole: manifest.json has the size and SHA-256 of every file, and its own
     <run>/checkpoints/step-140.new/   being written, or what was left of it by a kill; never read
-    <run>/checkpoints/step-100.old/   being removed
+    <run>/checkpoints/step-100.old/   torn, or being removed
 
 A checkpoint says what it belongs to (parameters, data, number of processes): another run does not go on from it.
 What is in one is nbutils.resuming's business.
@@ -46,6 +46,7 @@ class Checkpoints:
     def newest(self) -> Path | None:
         """The newest that verifies, None where there is none; others are passed over with a line in the log.
 
+        Those are set aside, and removed when the next one is written: none of them counts among the kept.
         Raises RunError where it belongs to a run with other parameters or data.
         """
         for step, checkpoint in sorted(self._whole().items(), reverse=True):
@@ -55,6 +56,7 @@ class Checkpoints:
                 verify(checkpoint, manifest)
             except Torn as reason:
                 logger.warning("The checkpoint of step %d is passed over: %s.", step, reason)
+                _set_aside(checkpoint)
             else:
                 return checkpoint
         return None
@@ -71,8 +73,8 @@ class Checkpoints:
     def commit(self, step: int, best_step: int) -> None:
         """Make what lies beside the checkpoint of `step`, and remove those that are no longer needed.
 
-        Kept are the newest `kept` and the one of the best evaluation. Those of later steps go: they are torn, or of a
-        course that this run left when it went on from an earlier step.
+        Kept are the newest `kept` and the one of the best evaluation. Those of later steps go: they are of a course
+        that this run left when it went on from an earlier step.
         """
         beside, place = self.folder / f"step-{step}{BESIDE}", self.folder / f"step-{step}"
         files = {path.relative_to(beside).as_posix(): path for path in sorted(beside.rglob("*")) if path.is_file()}
@@ -169,10 +171,13 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _remove(checkpoint: Path) -> None:
     """Under another name first: a kill in between leaves no torn one behind."""
+    shutil.rmtree(_set_aside(checkpoint))
+
+
+def _set_aside(checkpoint: Path) -> Path:
     aside = checkpoint.with_name(checkpoint.name + ASIDE)
     shutil.rmtree(aside, ignore_errors=True)
-    checkpoint.rename(aside)
-    shutil.rmtree(aside)
+    return checkpoint.rename(aside)
 
 
 def _sha256(path: Path) -> str:

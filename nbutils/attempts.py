@@ -3,6 +3,7 @@
     runs/<plan>/<variant>/             the published run, whole
     runs/<plan>/.attempts/<variant>/   the run that is being made, or one that failed after a good one
     runs/<plan>/.previous/<variant>/   the run that is being replaced, for the moment this takes
+    runs/<plan>/.aside/<variant>/      checkpoints of a run that was not finished when its parameters or code changed
     runs/<plan>/.locks/<variant>       held by the runner at work; a lock outlives no process
     runs/<plan>/.logs/<variant>        what the runner itself printed
 
@@ -29,7 +30,7 @@ from nbutils.locks import is_held
 from nbutils.manifest import FINISHED, KILLED, MANIFEST, RUNNING, Manifest, as_killed, find_manifest
 from nbutils.places import relative
 
-ATTEMPTS, PREVIOUS, LOCKS, LOGS = ".attempts", ".previous", ".locks", ".logs"
+ATTEMPTS, PREVIOUS, ASIDE, LOCKS, LOGS = ".attempts", ".previous", ".aside", ".locks", ".logs"
 CHECKPOINTS = "checkpoints"  # in the folder of a run that trains
 LOCK_SECONDS = 1.0  # a look at the lock holds it for a moment: long enough to wait for that, not for a run
 
@@ -54,6 +55,10 @@ class Place:
     @property
     def previous(self) -> Path:
         return self.plan_folder / PREVIOUS / self.variant
+
+    @property
+    def aside(self) -> Path:
+        return self.plan_folder / ASIDE / self.variant
 
     @property
     def log(self) -> Path:
@@ -127,30 +132,43 @@ class Place:
         The manifest stays until the new one takes its place: without it nobody would know whose checkpoints these are.
         """
         kept = self._checkpoints(key)
-        if kept is not None and kept.parent == self.attempt:
+        if kept == self.attempt:
             clear_folder(self.attempt, {CHECKPOINTS, MANIFEST})
             return
+        made = self.aside.with_name(f"{self.variant}.new")
+        shutil.rmtree(made, ignore_errors=True)
+        made.mkdir(parents=True)
+        if kept is not None:
+            shutil.copyfile(kept / MANIFEST, made / MANIFEST)
+            (kept / CHECKPOINTS).rename(made / CHECKPOINTS)
+        for folder in (self.attempt, self.result_folder()):
+            if self._has_checkpoints(folder):
+                self._set_aside(folder)
         if self.attempt.is_dir():
             shutil.rmtree(self.attempt)
-        self.attempt.mkdir()
-        if kept is not None:
-            shutil.copyfile(kept.parent / MANIFEST, self.attempt / MANIFEST)
-            kept.rename(self.attempt / CHECKPOINTS)
+        made.rename(self.attempt)
 
     def _checkpoints(self, key: str) -> Path | None:
-        """Those of an attempt with this key that did not finish, the last one's first."""
-        for folder in (self.attempt, self.result_folder()):
-            manifest = find_manifest(folder)
-            if not (folder / CHECKPOINTS).is_dir() or manifest is None or manifest["status"] == FINISHED:
-                continue
-            if manifest["key"] == key:
-                return folder / CHECKPOINTS
-            logger.warning(
-                "%s: parameters, code or data have changed since its checkpoints were written. They are of no use, and "
-                "training begins anew.",
-                self.variant,
-            )
-        return None
+        """The folder with those of an attempt with this key that did not finish, the last one's first."""
+        folders = (self.attempt, self.result_folder(), self.aside)
+        return next((each for each in folders if self._has_checkpoints(each) and read_key(each) == key), None)
+
+    def _has_checkpoints(self, folder: Path) -> bool:
+        manifest = find_manifest(folder)
+        return (folder / CHECKPOINTS).is_dir() and manifest is not None and manifest["status"] != FINISHED
+
+    def _set_aside(self, folder: Path) -> None:
+        """Keep the checkpoints of a run with another key, until the next such: hours of training are not ours."""
+        shutil.rmtree(self.aside, ignore_errors=True)
+        self.aside.mkdir(parents=True)
+        shutil.copyfile(folder / MANIFEST, self.aside / MANIFEST)
+        (folder / CHECKPOINTS).rename(self.aside / CHECKPOINTS)
+        logger.warning(
+            "%s: parameters, code or data have changed since its checkpoints were written, so training begins anew. "
+            "They lie in %s: set back what changed to go on from them, or delete them.",
+            self.variant,
+            relative(self.aside),
+        )
 
     def publish(self) -> bool:
         """Rename the ended attempt into its place, unless it failed and a good result stands there. Needs the lock."""
@@ -166,6 +184,11 @@ class Place:
         self.attempt.rename(self.published)
         shutil.rmtree(self.previous, ignore_errors=True)
         return True
+
+
+def read_key(folder: Path) -> str:
+    """The key of the run in `folder`."""
+    return find_manifest(folder)["key"]
 
 
 def clear_folder(folder: Path, kept: Collection[str]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nbutils.batches import Rows, collate
 from nbutils.objectives.check import textbook_loss
 from nbutils.objectives.head import Term
 from nbutils.objectives.objective_model import ObjectiveModel, next_tokens
@@ -30,6 +31,15 @@ COLUMNS = (
     "cosine_to_objective",
     "applied_error",
 )
+
+LARGEST_LOGITS = 2**27  # positions x vocabulary that are formed at once, some five times over: 512 MiB each
+
+
+def audit_batch(rows: Rows, blocks: int, vocab: int) -> dict[str, Tensor]:
+    """The first `blocks` of `rows` as a batch, cut to as many positions as their full logits have room for."""
+    batch = collate([rows[i] for i in range(min(blocks, len(rows)))])
+    time = max(2, LARGEST_LOGITS // (vocab * len(batch["labels"])))
+    return {name: tensor[:, :time] for name, tensor in batch.items()}
 
 
 def audit_gradients(

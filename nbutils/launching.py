@@ -15,12 +15,15 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nbutils import errors
 from nbutils.errors import Preempted, RunError, WorkbookError
 from nbutils.stopping import AGAIN, leave_quickly, noted, stop_at_once
+
+STOP = "stop"  # a file in the folder of logs: ranks that start later were asked to stop, too
 
 
 class RankFailed(RuntimeError):
@@ -44,7 +47,7 @@ def launch(function: Callable[[Any], Any], config: Any, processes: int = 1, log_
 
     log_folder = Path(log_folder or Path.cwd() / "ranks")
     log_folder.mkdir(parents=True, exist_ok=True)
-    for stale in log_folder.glob("rank*"):
+    for stale in [*log_folder.glob("rank*"), *log_folder.glob(STOP)]:
         stale.unlink()
     settings = LaunchConfig(
         min_nodes=1,
@@ -58,7 +61,7 @@ def launch(function: Callable[[Any], Any], config: Any, processes: int = 1, log_
         monitor_interval=0.2,
         signals_to_handle="SIGHUP,SIGQUIT",  # of SIGTERM it would kill the ranks half a minute later
     )
-    with noted(_tell_ranks) as stop:
+    with noted(partial(_tell_ranks, log_folder / STOP)) as stop:
         try:
             returned = elastic_launch(settings, _rank)(function, config, str(log_folder))
         except ChildFailedError as error:
@@ -70,7 +73,8 @@ def launch(function: Callable[[Any], Any], config: Any, processes: int = 1, log_
     return returned[0]
 
 
-def _tell_ranks() -> None:
+def _tell_ranks(mark: Path) -> None:
+    mark.touch()  # for those that are not started yet
     for rank in multiprocessing.active_children():
         rank.terminate()
 
@@ -84,6 +88,8 @@ def _rank(function: Callable[[Any], Any], config: Any, log_folder: str) -> Any:
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if (Path(log_folder) / STOP).exists():
+        return Preempted(AGAIN)
     try:
         return function(config)
     except Preempted as stopped:  # no failure: an error would have the others killed while they end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from nbutils.prefixes import (
     predicted_cost,
     smoothed_targets,
 )
-from nbutils.prefixes.settings import NO_SMOOTHING, PREFIXES, SOFTMAX_FORMS
+from nbutils.prefixes.settings import PREFIXES, SOFTMAX_FORMS
 from nbutils.token_bytes import token_bytes
 
 if TYPE_CHECKING:
@@ -53,24 +54,32 @@ def smoothing_sweep(table: PrefixTable, counts: np.ndarray, over: str = PREFIXES
 
 
 def smoothing_facts(smoothing: Smoothing, targets: SmoothedTargets, counts: np.ndarray) -> dict[str, float]:
-    """effective_smoothing, target_entropy and predicted_cost (nats per token), equals_cross_entropy (0 or 1)."""
+    """effective_smoothing, target_entropy (nats per token), equals_cross_entropy (0 or 1)."""
     return {
         "effective_smoothing": effective_smoothing(targets, counts),
         "target_entropy": mean_target_entropy(targets, counts),
-        "predicted_cost": predicted_cost(targets, counts),
         "equals_cross_entropy": float(equals_cross_entropy(smoothing)),
     }
+
+
+def predicted_costs(targets: SmoothedTargets, blocks: Mapping[str, Dataset], splits: Sequence[str]) -> dict[str, float]:
+    """eval_predicted_cost and test_predicted_cost: over the very tokens that a split's cross entropy is taken over."""
+    from nbutils.evaluation import SPLITS, token_frequencies
+
+    vocab = len(targets.gold_mass)
+    counts = {split: token_frequencies(blocks[split], vocab)[0].numpy() for split in splits if len(blocks[split])}
+    return {f"{SPLITS[split]}_predicted_cost": predicted_cost(targets, each) for split, each in counts.items()}
 
 
 def unsmoothing_of(smoothing: Smoothing, targets: SmoothedTargets, table: PrefixTable) -> Unsmoothing | None:
     """What takes the smoothing out again; None where its target leaves gold tokens no mass.
 
     A control trained on plain cross entropy gets the same treatment, that of the normalised form at its tau: what
-    choosing d on validation can gain, both sides gain.
+    choosing d on validation can gain, both sides gain. So does a target that equals cross entropy, its A/A null.
     """
     if leaves_no_gold_mass(smoothing):
         return None
-    if smoothing.form == NO_SMOOTHING:
+    if equals_cross_entropy(smoothing):
         targets = smoothed_targets(table, replace(smoothing, form=SOFTMAX_FORMS[0]))
     return Unsmoothing(targets, table.lengths)
 

@@ -4,7 +4,7 @@
     optimizer.pt  scheduler.pt  scaler.pt  trainer_state.json   as transformers.Trainer has them
     rng_state*.pth  pending-*.safetensors   of each process: random states, and sums that were not logged yet
     progress.json                  tokens seen, seconds of each kind, the best evaluation, early stopping
-    run/                           metrics.csv, audit.csv and the best model as they were
+    run/                           metrics.csv, audit.csv, harness.parquet and the best model as they were
 
 Where the next batch comes from is a function of the seed and the step (nbutils.order), so nothing is kept of it. All of
 it is taken after the evaluation of a step, when the random states are those the next step begins with.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl
 
 from nbutils.attempts import CHECKPOINTS
 from nbutils.checkpoints import Checkpoints, flush, link_files
@@ -34,7 +35,7 @@ from nbutils.errors import Preempted
 from nbutils.files import read_json, write_json
 from nbutils.keys import fingerprint
 from nbutils.places import relative, resolve
-from nbutils.stopping import StopRequest
+from nbutils.stopping import DRIVEN_FOLDER, StopRequest
 from nbutils.tracking import replace_folder
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 MODEL, PROGRESS, KEPT = "model.safetensors", "progress.json", "run"
-FILES = ("metrics.csv", "audit.csv")
+FILES = ("metrics.csv", "audit.csv", "harness.parquet")
 BEST = "model_best"
 CHANGES_NOTHING = ("run_folder", "data_folder", "report_to", "checkpoint_steps", "checkpoints_kept")
 CANNOT_WRITE = (OSError, SafetensorError, RuntimeError)  # a full disk is each of these, by who writes
@@ -74,12 +75,17 @@ class Checkpointing(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         self._stopping = self._any(self.stop.asked)
-        due = self.steps and (state.global_step % self.steps == 0 or control.should_training_stop)
-        control.should_save |= bool(due) or self._stopping
+        due = bool(self.steps) and state.global_step % self.steps == 0
+        control.should_save |= due or self._stopping or self._is_last(control)
 
     def on_evaluate(self, args, state, control, **kwargs):
         self._stopping |= self._any(self.stop.asked)
-        control.should_save |= self._stopping or bool(self.steps and control.should_training_stop)
+        control.should_save |= self._stopping or self._is_last(control)
+
+    def _is_last(self, control: TrainerControl) -> bool:
+        """Whether training ends here and may have to be found again: a run stopped later does not train anew."""
+        driven = os.environ.get(DRIVEN_FOLDER) == str(self.run_folder)
+        return control.should_training_stop and (driven or bool(self.steps))
 
     def on_save(self, args, state, control, **kwargs):
         if self._stopping:

@@ -145,18 +145,31 @@ def differences(arm: Arm, control: Arm | None, metric: str) -> list[float]:
     return [value - theirs[seed] for seed, value in by_seed(arm, metric).items() if seed in theirs]
 
 
-def noise_band(study: Study, metric: str) -> float:
-    """Half the width of the A/A band in `metric`: the widest that any null arm or the plan's A/A pairs give.
+def noise_band(study: Study, metric: str, seeds: int) -> float:
+    """Half the width of the A/A band in `metric` for means over so many `seeds`.
 
-    Each is the band of means over as many seeds as it has. nan where there is neither.
+    Every pair of runs that differ in noise alone counts once: null arms against cross entropy, and the plan's A/A
+    pairs. nan where there is none.
     """
-    control = cross_entropy(study)
-    found = [differences(arm, control, metric) for arm in study.arms if is_null(arm)]
-    usable = [(ours.run, theirs.run) for ours, theirs in study.repeats if not (ours.trouble or theirs.trouble)]
-    repeats = [(_reached(ours, metric), _reached(theirs, metric)) for ours, theirs in usable]
-    found.append([ours - theirs for ours, theirs in repeats if ours is not None and theirs is not None])
-    bands = [NoiseFloor(tuple(each)).band(len(each)) for each in found if each]
-    return max(filter(math.isfinite, bands), default=math.nan)
+    plain = by_seed(control, metric) if (control := cross_entropy(study)) else {}
+    pairs = {
+        run.variant: (_reached(run, metric), plain.get(run.matrix.get("seed")))
+        for arm in study.arms
+        if is_null(arm)
+        for run in arm.runs
+    }
+    for ours, theirs in study.repeats:
+        if not (ours.trouble or theirs.trouble):
+            pairs[ours.variant] = _reached(ours.run, metric), _reached(theirs.run, metric)
+    found = tuple(one - other for one, other in pairs.values() if one is not None and other is not None)
+    return NoiseFloor(found).band(seeds)
+
+
+def seeds_of(study: Study, metric: str) -> tuple[int, int]:
+    """The fewest and the most seeds that a smoothed arm's mean in `metric` is taken over, 0 where there is none."""
+    counts = [len(differences(arm, cross_entropy(study), metric)) for arm in study.arms if not is_plain(arm)]
+    counts = [count for count in counts if count]
+    return (min(counts), max(counts)) if counts else (0, 0)
 
 
 def ceiling(study: Study, arm: Arm) -> float:

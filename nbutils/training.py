@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, set_
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging as logging_of_transformers
 
+from nbutils.audit import audit_batch
 from nbutils.batches import Rows, collate
 from nbutils.evaluation import combine, evaluate
 from nbutils.harness.callback import HarnessEvaluation, HarnessSettings
@@ -202,7 +203,7 @@ class ObjectiveTrainer(Trainer):
             self.remembering.append(writer)
             self.add_callback(Progress(config.run_folder / "progress.json"))
             if config.audit_blocks:
-                some = collate([train_rows[i] for i in range(min(config.audit_blocks, len(train_rows)))])
+                some = audit_batch(train_rows, config.audit_blocks, len(model.output.weight))
                 self._audit = Audit(config.run_folder / "audit.csv", model, some)
                 self.add_callback(self._audit)
                 self.remembering.append(self._audit)

@@ -39,6 +39,32 @@ contrasts:
     primary: true
 """
 
+PREFIX_PLAN = """
+name: small-prefix
+stages:
+  - name: data
+    notebook: 01_data_prep
+    params:
+      {dataset_name: text, data_files: "FOLDER/*.txt", vocab_size: 320, block_size: 32, dedup: "off", ascii_only: true}
+  - name: prefix
+    notebook: 05_prefix_smoothing
+    needs: {data_folder: data}
+    params: {max_steps: 6, eval_steps: 3, per_device_train_batch_size: 4, learning_rate: 3e-3, samples: 1, processes: 2,
+             tasks: [piqa], tasks_folder: "FOLDER/tasks", harness_steps: 3, words: [" the"]}
+    matrix: {smoothing: [none, normalised], seed: [1]}
+contrasts:
+  - name: prefixes
+    question: Are prefixes good company?
+    stage: prefix
+    metric: test_unsmoothed_bits_per_byte
+    treatment: {smoothing: normalised}
+    control: {smoothing: none}
+    better: lower
+    claim: better
+    smallest_effect: 0.01
+    primary: true
+"""
+
 
 def command(*words):
     return subprocess.run([sys.executable, "-m", "nbutils", *map(str, words)], capture_output=True, text=True)
@@ -80,6 +106,35 @@ def test_documents_become_a_report(tmp_path):
     assert report.returncode == 0, report.stdout + report.stderr
     text = html.read_text()
     assert "Is it worse?" in text and "<script" not in text and "http://" not in text.replace("http://www.w3.org", "")
+
+
+@pytest.mark.slow
+def test_two_processes_train_from_a_notebook_and_the_prefix_study_is_reported(tmp_path):
+    write_documents(tmp_path)
+    items = tmp_path / "tasks" / "piqa"
+    items.mkdir(parents=True)
+    item = json.dumps({"goal": "the cat", "sol1": "reads text", "sol2": "writes text"})
+    (items / "valid.jsonl").write_text(f"{item}\n" * 4)
+    (items / "valid-labels.lst").write_text("0\n1\n" * 2)
+    plan = tmp_path / "small-prefix.yaml"
+    plan.write_text(PREFIX_PLAN.replace("FOLDER", str(tmp_path)))
+    done = command("batch", plan, "--out", tmp_path / "runs" / "small-prefix")
+    assert done.returncode == 0, done.stdout + done.stderr
+    runs = {run.matrix.get("smoothing"): run for run in load_runs(tmp_path / "runs") if run.stage == "prefix"}
+    for run in runs.values():
+        assert run.result["tokens_seen"] == 6 * 2 * 4 * 32  # steps, processes, blocks, tokens
+        assert sorted(path.name for path in (run.folder / "ranks").glob("*.log")) == ["rank0.log", "rank1.log"]
+        assert run.metrics()["loss"].notna().sum() == 6, "the step with tasks has its loss, too"
+        assert run.metrics()["eval_piqa_acc"].notna().sum() == 1 and run.result["piqa_acc"] == 0.5
+        sums = run.per_document().query("split == 'test'")
+        unsmoothed = sums["unsmoothed_ce_sum"].sum() / sums["tokens"].sum()
+        assert unsmoothed == pytest.approx(run.result["test_unsmoothed_ce"])
+    assert 0 < runs["normalised"].result["effective_smoothing"] < 1
+    assert runs["none"].result["effective_smoothing"] == 0
+    report = command("report", "--runs", tmp_path / "runs", "--plan", plan, "--out", tmp_path / "report.html")
+    assert report.returncode == 0, report.stdout + report.stderr
+    text = (tmp_path / "report.html").read_text()
+    assert "Are prefixes good company?" in text and "ffective smoothing" in text and "<script" not in text
 
 
 @pytest.mark.slow

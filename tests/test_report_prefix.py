@@ -84,15 +84,27 @@ def test_the_arms_are_known_by_what_they_smooth(study):
     assert arm_names(twins)["another learning rate"] == "another learning rate"
 
 
-def test_the_noise_band_is_the_widest_of_the_null_arms_and_the_planned_pair(study):
-    """Both are the same pair here: t(5, .975) times the root mean square over the root of 5."""
+def test_the_noise_band_is_that_of_all_pairs_for_an_arms_own_number_of_seeds(study):
+    """Null arm and planned pair are the same runs here: t(5, .975) times the root mean square over the root of n."""
     rms = math.sqrt(np.mean(np.square(increases("null"))))
-    expected = scipy.stats.t(5).ppf(0.975) * rms / math.sqrt(5)
-    assert noise_band(study, "test_ce_loss") == pytest.approx(expected)
-    assert noise_band(replace(study, repeats=()), "test_ce_loss") == pytest.approx(expected)
+    for seeds in (1, 5):
+        expected = scipy.stats.t(5).ppf(0.975) * rms / math.sqrt(seeds)
+        assert noise_band(study, "test_ce_loss", seeds) == pytest.approx(expected)
+    assert noise_band(replace(study, repeats=()), "test_ce_loss", 5) == pytest.approx(expected)
     arms = tuple(arm for arm in study.arms if not is_null(arm))
-    assert noise_band(replace(study, arms=arms), "test_ce_loss") == pytest.approx(expected)
-    assert math.isnan(noise_band(replace(study, arms=arms, repeats=()), "test_ce_loss"))
+    assert noise_band(replace(study, arms=arms), "test_ce_loss", 5) == pytest.approx(expected)
+    assert math.isnan(noise_band(replace(study, arms=arms, repeats=()), "test_ce_loss", 5))
+
+
+def test_a_null_arm_of_one_seed_widens_no_band_of_means_over_five(study):
+    """Its one difference joins the others: a band of its own would be that of one run, t(1, .975) wide."""
+    null = arm_of(study, "null")
+    run = null.runs[0]
+    another = replace(run, manifest=run.manifest | {"variant": "another"})
+    single = replace(null, runs=(another,), label="another null")
+    values = [*increases("null"), increases("null")[0]]
+    expected = scipy.stats.t(6).ppf(0.975) * math.sqrt(np.mean(np.square(values)) / 5)
+    assert noise_band(replace(study, arms=(*study.arms, single)), "test_ce_loss", 5) == pytest.approx(expected)
 
 
 def test_an_equal_cell_with_a_noise_seed_of_its_own_is_named_too(tmp_path, undrawn):
@@ -119,10 +131,10 @@ def test_an_equal_cell_with_a_noise_seed_of_its_own_is_named_too(tmp_path, undra
         path.write_text(json.dumps(manifest))
         path.parent.rename(path.parent.parent / manifest["variant"])
     study = gather(runs, str(file)).studies[0]
-    assert not any(map(is_null, study.arms)) and noise_band(study, "test_ce_loss") > 0
+    assert not any(map(is_null, study.arms)) and noise_band(study, "test_ce_loss", 5) > 0
     shown = with_repeats(study)
     assert len(shown.arms) == len(study.arms) + 1 and is_null(shown.arms[-1])
-    assert noise_band(shown, "test_ce_loss") == pytest.approx(noise_band(study, "test_ce_loss"))
+    assert noise_band(shown, "test_ce_loss", 5) == pytest.approx(noise_band(study, "test_ce_loss", 5))
     html = report.prefix_smoothing(gather(runs, str(file)), tmp_path / "figures")
     assert "equals cross entropy: serves as A/A" in html.data
 

@@ -10,10 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from test_training import VOCAB, blocks, config, model, trained
 from torch.nn.functional import cross_entropy, kl_div
 
 from nbutils import prefix_benchmarks
+from nbutils.audit import audit_batch
 from nbutils.benchmarks import Problem
 from nbutils.evaluation import evaluate
 from nbutils.objectives import (
@@ -31,7 +33,7 @@ from nbutils.objectives import (
 )
 from nbutils.objectives.check import compare_with_textbook
 from nbutils.prefix_benchmarks import random_targets
-from nbutils.prefix_study import smoothing_facts, unsmoothing_of
+from nbutils.prefix_study import predicted_costs, smoothing_facts, unsmoothing_of
 from nbutils.prefixes import PrefixTable, SmoothedTargets, Smoothing, Unsmoothing, smoothed_targets
 from nbutils.unsmoothing import UnsmoothedLogits, choose_mixing, gold_probabilities
 
@@ -192,6 +194,13 @@ def test_training_on_a_soft_target_comes_nearer_to_it(tmp_path):
     assert columns["prefix_loss"].notna().any() and columns["eval_prefix_loss"].notna().any()
 
 
+def test_the_audit_of_a_large_vocabulary_takes_fewer_positions(monkeypatch):
+    rows = blocks(4)
+    assert audit_batch(rows, 3, VOCAB)["labels"].shape == (3, 16)
+    monkeypatch.setattr("nbutils.audit.LARGEST_LOGITS", 3 * VOCAB * 5)
+    assert audit_batch(rows, 3, VOCAB)["input_ids"].tolist() == [row[:5] for row in rows[:3]["input_ids"]]
+
+
 def test_the_notebooks_own_comparison_holds_and_terms_reach_other_processes(targets):
     objective = pickle.loads(pickle.dumps(smoothing(targets)))
     assert max(compare_with_textbook(objective).values()) < 1e-12
@@ -244,12 +253,19 @@ def test_what_cannot_be_unsmoothed_and_what_the_control_goes_through():
     nothing_left = Smoothing("mixed_uniform", eps=1.0)
     targets = smoothed_targets(table, nothing_left)
     assert unsmoothing_of(nothing_left, targets, table) is None
-    assert smoothing_facts(nothing_left, targets, counts)["predicted_cost"] == math.inf
+    assert smoothing_facts(nothing_left, targets, counts)["effective_smoothing"] == pytest.approx(2 / 12)
     control = Smoothing("none", tau=1.0)
     inverse = unsmoothing_of(control, smoothed_targets(table, control), table)
     assert inverse.targets.gold_mass[8] == pytest.approx(
         smoothed_targets(table, Smoothing("normalised", 1.0)).gold_mass[8]
     )
+
+
+def test_the_ceiling_is_that_of_the_tokens_a_split_is_scored_on():
+    targets = smoothed_targets(table_of(12), Smoothing("mixed_uniform", eps=0.5))
+    rows = Dataset.from_dict({"input_ids": [[1, 8, 9, 2]], "document_ids": [[0, 0, 0, 0]]})
+    found = predicted_costs(targets, {"validation": rows, "test": rows.select([])}, ["validation", "test"])
+    assert found == {"eval_predicted_cost": pytest.approx(2 / 3 * math.log(2))}  # of 8, 9 and 2; the first is context
 
 
 def test_the_benchmarks_sides_are_one_loss():

@@ -38,6 +38,7 @@ from nbutils.smoothing_results import (
     is_plain,
     noise_band,
     reported,
+    seeds_of,
     smoothing_of,
 )
 from nbutils.statistics import mean_interval
@@ -82,15 +83,21 @@ def by_smoothing(study: Study) -> Figure:
 
 
 def _draw_control(axes: Axes, study: Study, metric: str) -> None:
-    """The line of cross entropy's mean over seeds, and around it the range of differences that noise alone makes."""
+    """The line of cross entropy's mean over seeds, and around it the range of differences that noise alone makes.
+
+    Dark for means over as many seeds as the fullest arm has, light for those of the arm with the fewest.
+    """
     control = cross_entropy(study)
     values = list(by_seed(control, metric).values()) if control else []
     if not values:
         return
     level, scale = float(np.mean(values)), measure(metric).scale
-    band = noise_band(study, metric)
-    if math.isfinite(band):
-        axes.axhspan((level - band) * scale, (level + band) * scale, color=LINE, linewidth=0, zorder=1)
+    fewest, most = seeds_of(study, metric)
+    for seeds, strength in ((fewest, 0.45), (most, 1.0)):
+        band = noise_band(study, metric, seeds)
+        if math.isfinite(band):
+            shade = {"color": LINE, "alpha": strength, "linewidth": 0, "zorder": 1}
+            axes.axhspan((level - band) * scale, (level + band) * scale, **shade)
     axes.axhline(level * scale, color=COLOURS[0], linewidth=2.2, zorder=2)
 
 
@@ -167,7 +174,7 @@ def _handles(study: Study, arms: Sequence[Arm]) -> list[Artist]:
         handles.append(Line2D([], [], color=INK, marker="x", label="equals cross entropy (A/A)", **point))
     if cross_entropy(study):
         handles.append(Line2D([], [], color=COLOURS[0], linewidth=2.2, label="cross entropy"))
-        if math.isfinite(noise_band(study, reported(study, "ce_loss") or "")):
+        if math.isfinite(noise_band(study, reported(study, "ce_loss") or "", 1)):
             handles.append(Patch(color=LINE, label="A/A noise floor"))
     return handles
 

@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from nbutils.harness.evaluation import HarnessResult, append_items, evaluate_tasks
-from nbutils.harness.settings import check_tasks, number_names
+from nbutils.harness.settings import check_tasks, number_names, task_names
 
 logger = logging.getLogger(__name__)
 ITEMS_FILE = "harness.parquet"
@@ -34,6 +34,17 @@ class HarnessSettings:
     def check(self) -> None:
         """Raises ParameterError as `check_tasks` does."""
         check_tasks(self.tasks, self.tasks_folder, self.few_shot, self.items)
+
+    def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Read every task once, so that a data set that cannot be had is told before training and not in its midst.
+
+        Raises ParameterError or CorpusError.
+        """
+        self.check()
+        if names := task_names(self.tasks):
+            from nbutils.harness.loading import load_tasks
+
+            load_tasks(names, tokenizer, self.tasks_folder, self.few_shot, self.items, self.seed)
 
     def evaluate(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, step: int) -> HarnessResult:
         """`evaluate_tasks` with these settings."""
@@ -85,9 +96,10 @@ class HarnessEvaluation(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if not self.columns or state.global_step % self.settings.steps or state.global_step >= state.max_steps:
             return
-        start = time.perf_counter()
+        start, due = time.perf_counter(), control.should_log
         if state.is_world_process_zero:
             self._evaluate(state.global_step)
+        control.should_log = due  # a log of ours takes the step's own for done, in one process alone
         if args.world_size > 1:
             torch.distributed.barrier()
         self.seconds += time.perf_counter() - start

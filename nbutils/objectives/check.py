@@ -71,7 +71,7 @@ def textbook_values(
     if isinstance(term, CrossEntropy):
         return reference.cross_entropy(logits, labels)
     if isinstance(term, SmoothedCrossEntropy):
-        return reference.soft_cross_entropy(logits, term.targets.dense(labels))
+        return reference.soft_cross_entropy(logits, term.targets.dense(labels, logits.dtype))
     if isinstance(term, Distillation) and isinstance(teacher, TopTokens):
         log_probabilities = teacher.log_probabilities.to(logits.dtype)
         return reference.distillation_over_top(logits, teacher.columns, log_probabilities, term.temperature)

@@ -18,7 +18,7 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """-sum_k q_k log softmax(z)_k against full rows `targets` (positions, vocab)."""
-    return -(targets.to(logits.dtype) * logits.log_softmax(-1)).sum(-1)
+    return -(targets * logits.log_softmax(-1)).sum(-1)
 
 
 def expected_embedding_cosine(

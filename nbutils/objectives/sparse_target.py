@@ -58,11 +58,11 @@ class SparseTargets:
         place = begins[row] + torch.arange(len(row), device=labels.device) - first
         return row, tokens[place], weights[place]
 
-    def dense(self, labels: Tensor) -> Tensor:
-        """q_y as full rows, (rows, vocab) in float64: for comparison, not for training."""
+    def dense(self, labels: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+        """q_y as full rows, (rows, vocab): for comparison, not for training."""
         row, token, weight = self.entries(labels)
-        full = self.background(labels).double().unsqueeze(-1).repeat(1, self.vocab)
-        return full.index_put((row, token), weight.double(), accumulate=True)
+        full = self.background(labels).to(dtype).unsqueeze(-1).repeat(1, self.vocab)
+        return full.index_put_((row, token), weight.to(dtype), accumulate=True)
 
     def _tensors(self, device: torch.device) -> tuple[Tensor, ...]:
         """Offsets, tokens, weights, background and entropy; in float64, in which a row sums to 1 exactly."""

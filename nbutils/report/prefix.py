@@ -48,7 +48,8 @@ TITLE = (
 FIGURE_CAPTION = (
     "A mark is an arm's mean over seeds; arms of equal smoothing stand beside each other. Interval (95 %) and faint "
     "marks are seed-paired differences to cross entropy, drawn from its line. Grey band: differences as large come "
-    "from noise alone (arms that equal cross entropy, and the plan's A/A pair). Each arm's KL is to another target."
+    "from noise alone (arms that equal cross entropy, and the plan's A/A pair); the light band is for arms with the "
+    "fewest seeds, the dark one for those with the most. Each arm's KL is to another target."
 )
 BEYOND = " A number at an arrow is that of an arm with eps 1, off the scale."
 TARGETS_CAPTION = (
@@ -56,8 +57,8 @@ TARGETS_CAPTION = (
 )
 CEILING_CAPTION = (
     "Observed: seed-paired increase of one-hot cross entropy over the control, with its 95 % interval. Ceiling: "
-    "E[−log q(gold)], the most that scoring a model one-hot costs if it has learned its target perfectly and is "
-    "otherwise as good. The last column has the target taken out again."
+    "E[−log q(gold)] over the scored tokens, the most that scoring a model one-hot costs if it has learned its target "
+    "perfectly and is otherwise as good. The last column has the target taken out again."
 )
 ONE_HOT = (
     "An increase below the ceiling may be nothing but the target, and one above it is more than the target explains. "

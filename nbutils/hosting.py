@@ -22,9 +22,11 @@ PRELOADED = (
     "nbutils.evaluation",
     "nbutils.figures",
     "nbutils.generation",
+    "nbutils.harness.loading",
     "nbutils.launching",
     "nbutils.objectives",
     "nbutils.objectives.check",
+    "nbutils.prefix_study",
     "nbutils.preparation",
     "nbutils.question_answering",
     "nbutils.sample_measures",
@@ -32,6 +34,10 @@ PRELOADED = (
     "nbutils.studies",
     "nbutils.teachers",
     "nbutils.training",
+    "nbutils.unsmoothing",
+    "lm_eval.evaluator",
+    "lm_eval.tasks",
+    "lm_eval.models.huggingface",
 )  # what the notebooks import, and with it torch, transformers, datasets, pandas, seaborn
 THRIFT = {"TQDM_MININTERVAL": "30"}  # seconds between redraws of a progress bar that nobody watches
 LONGEST_SOCKET_FOLDER = 80  # of the 107 bytes a socket's path may have

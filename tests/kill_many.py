@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import logging
 import os
 import random
 import shutil
@@ -44,20 +45,20 @@ CASES = {  # (changes of the configuration, processes)
     "plain": ({}, 1),
     "chunks": ({"random_chunks": True, "gradient_accumulation_steps": 2, "max_steps": 16}, 1),
     "unlogged": ({"logging_steps": 4, "checkpoint_steps": 3, "random_chunks": True}, 1),
-    "stops early": ({"early_stopping_patience": 2, "learning_rate": 0.3, "max_steps": 40}, 1),
+    "stops early": ({"early_stopping_patience": 6, "learning_rate": 0.3, "max_steps": 80, "eval_steps": 2}, 1),
     "two": ({"per_device_train_batch_size": 2, "random_chunks": True, "max_steps": 16}, 2),
     "two accumulated": ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 12}, 2),
 }
 
 
 def write_data(folder: Path, storage: str = "arrow") -> Path:
-    """Prepared data of made-up text: 300 tokens in the vocabulary, some 60 blocks of 16 in the train split."""
+    """Prepared data of made-up text: 300 tokens in the vocabulary, some 35 blocks of 16 in the train split."""
     drawn = random.Random(0)
     words = ["".join(drawn.choices("abcdefghijklm", k=drawn.randint(2, 5))) for _ in range(80)]
     corpus = folder / "corpus"
     corpus.mkdir()
     for number in range(60):
-        (corpus / f"{number}.txt").write_text(" ".join(drawn.choices(words, k=40)))
+        (corpus / f"{number}.txt").write_text(" ".join(drawn.choices(words, k=4)))
     given = {} if storage == "arrow" else {"storage": storage}
     config = DataConfig("text", f"{corpus}/*.txt", vocab_size=300, block_size=16, minimum_characters=1, **given)
     prepare_data(config, folder / "data")
@@ -125,12 +126,14 @@ def left_behind(run: Path) -> dict[str, object]:
     }
 
 
-def run_killed(config: TrainingConfig, processes: int, kills: int, longest: float, chance: random.Random) -> None:
-    """Run, kill after a random time up to `longest` seconds, run again: so many kills, then to the end."""
+def run_killed(
+    config: TrainingConfig, processes: int, kills: int, moments: tuple[float, float], chance: random.Random
+) -> None:
+    """Run, kill after a random time between two `moments` (seconds), run again: so many kills, then to the end."""
     made = 0
     while made < kills:
         pids = fork(config, processes)
-        time.sleep(chance.uniform(0, longest))
+        time.sleep(chance.uniform(*moments))
         for pid in chance.sample(pids, chance.randint(1, processes)):
             os.kill(pid, signal.SIGKILL)  # one that has ended waits to be asked how: its id is still its own
         codes = ends(pids)
@@ -143,23 +146,39 @@ def run_killed(config: TrainingConfig, processes: int, kills: int, longest: floa
     run_well(config, processes)
 
 
+def undisturbed(config: TrainingConfig, processes: int) -> tuple[float, float]:
+    """Run without a kill; when its first step was made and when it had ended, in seconds from its start."""
+    start = time.monotonic()
+    pids = fork(config, processes)
+    while not (config.run_folder / "progress.json").exists() and time.monotonic() - start < DEADLINE:
+        time.sleep(0.005)
+    began = time.monotonic() - start
+    codes = ends(pids)
+    assert not any(codes) and None not in codes, f"it does not run at all: exit codes {codes}"
+    return began, time.monotonic() - start
+
+
 def check_case(name: str, data: Path, folder: Path, kills: int, chance: random.Random) -> None:
     """Compare a run of the case that is killed so often with one that is not. Raises AssertionError."""
     changes, processes = CASES[name]
     start = time.monotonic()
     calm = configuration(data, folder / "calm", **changes)
-    run_well(calm, processes)
-    longest = time.monotonic() - start
+    began, longest = undisturbed(calm, processes)
     wanted = left_behind(calm.run_folder)
     hunted = replace(calm, run_folder=folder / "hunted")
-    run_killed(hunted, processes, kills, longest, chance)
+    run_killed(hunted, processes, kills, (0.8 * began, longest), chance)
     found = left_behind(hunted.run_folder)
     different = [part for part in wanted if wanted[part] != found[part]]
     steps = [int(row["step"]) for row in found["metrics.csv"]]
+    if calm.early_stopping_patience:
+        assert found["numbers"]["steps"] < calm.max_steps, "it did not stop early"
     assert not different, f"{name}: after {kills} kills other {', '.join(different)}, in {folder}"
     assert steps == sorted(steps) and len(set(steps)) >= len(steps) / 2
+    resumed = (folder / "rank0.log").read_text().count("Training goes on from step")
     seconds = time.monotonic() - start
-    print(f"{name}: {kills} kills, the same bytes, {seconds:.1f} s (undisturbed {longest:.1f} s)", flush=True)
+    print(
+        f"{name}: {kills} kills, {resumed} times gone on from a checkpoint, the same bytes, {seconds:.1f} s", flush=True
+    )
 
 
 def _fork_rank(config: TrainingConfig, rank: int, processes: int, port: int) -> int:
@@ -170,6 +189,7 @@ def _fork_rank(config: TrainingConfig, rank: int, processes: int, port: int) -> 
         log = (config.run_folder.parent / f"rank{rank}.log").open("a")
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
         torch.set_num_threads(1)
         if processes > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}

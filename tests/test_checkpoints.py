@@ -16,13 +16,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from kill_many import configuration, left_behind, write_data
+from kill_many import CASES, configuration, left_behind, write_data
 from tiny_notebooks import PARAMETERS, write_notebook
 
 from nbutils.attempts import Place
 from nbutils.checkpoints import Checkpoints, Torn, read_manifest, verify
 from nbutils.errors import Preempted, RunError
 from nbutils.manifest import begin, end
+from nbutils.mds import missing_packages
 from nbutils.plans import Variant
 from nbutils.resuming import belonging, load_trained_tensors, trained_tensors
 from nbutils.runs import start_run
@@ -81,13 +82,17 @@ def store(config: TrainingConfig, data: Path, **changes: object) -> Checkpoints:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("storage", ["arrow"])
-def test_twenty_kills_at_random_moments_change_not_a_bit(storage):
+@pytest.mark.parametrize(("storage", "kills", "cases"), [("arrow", 20, list(CASES)), ("mds", 4, ["chunks", "two"])])
+def test_kills_at_random_moments_change_not_a_bit(storage, kills, cases):
     """With one process and with two, chunks at random positions, accumulation, dropout, early stopping."""
-    words = [sys.executable, str(HERE / "kill_many.py"), "--kills", "20", "--storage", storage]
+    if storage == "mds" and (missing := missing_packages()):
+        pytest.skip(f"{', '.join(missing)} not installed")
+    words = [sys.executable, str(HERE / "kill_many.py"), "--kills", str(kills), "--storage", storage]
+    for case in cases:
+        words += ["--case", case]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("the same bytes") == 6
+    assert done.stdout.count("the same bytes") == len(cases)
 
 
 def test_a_stop_between_checkpoints_is_saved_and_gone_on_from(data, calm, tmp_path, monkeypatch):
@@ -295,6 +300,22 @@ def test_an_attempt_with_the_same_key_finds_the_checkpoints(tmp_path, status, ca
         place.clear("another")
         assert [*place.attempt.iterdir()] == []
     assert "v: parameters, code or data have changed since its checkpoints were written" in caplog.text
+
+
+def test_checkpoints_of_other_parameters_are_set_aside_and_found_again(tmp_path, caplog):
+    """Whoever mistypes a parameter loses no training: back to the old one, it goes on."""
+    variant = Variant("v", "", write_notebook(tmp_path / "a.ipynb", parameters=PARAMETERS), {"seed": 1})
+    place = Place(tmp_path / "runs", "v")
+    key = attempt(place, variant, "killed")
+    with place.lock():
+        place.clear("mistyped")
+        assert not (place.attempt / "checkpoints").exists()
+        assert "They lie in" in caplog.text and "set back what changed" in caplog.text
+        begin(place.attempt, "plan", replace(variant, params={"seed": 2}), [])
+        (place.attempt / "checkpoints" / "step-9").mkdir(parents=True)
+        place.clear(key)
+        assert (place.attempt / "checkpoints" / "step-1").is_dir()
+        assert (place.aside / "checkpoints" / "step-9").is_dir()
 
 
 def test_a_finished_run_keeps_no_checkpoints(tmp_path):

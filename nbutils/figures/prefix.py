@@ -54,7 +54,7 @@ MARKS = {
 }
 FILLS = dict(zip(FORMS[1:], ("full", "none", "bottom", "left", "right"), strict=True))  # of the marker, by form
 LABEL_WIDTH = 26  # characters of a vertical axis' title in one line: a panel is not high
-ASIDE = 0.015  # of the axis, by which arms of equal smoothing stand beside each other
+ASIDE = 0.004  # of the axis, by which arms of equal smoothing stand beside each other
 WORDS = 3  # gold tokens drawn of each
 BARS = 8  # tokens drawn of a target
 

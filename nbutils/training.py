@@ -181,34 +181,40 @@ class ObjectiveTrainer(Trainer):
             eval_dataset=eval_rows,
             data_collator=collate,
         )
-        self.remove_callback(PrinterCallback)
         self.loss_is_scaled_for_ga = True  # counts span the accumulation steps
-        self.best_model = BestModel(config.run_folder / "model_best", model.model)
-        self.add_callback(Noise(config.seed, config.noise_seed))
         if model.teacher is not None:
             model.teacher.to(self.args.device)
+        self._add_callbacks(config, train_rows, tokenizer)
+        self.checkpointing = Checkpointing(self, config, data_fingerprint)
+        self.add_callback(self.checkpointing)  # the last, to see what the others decide
+
+    def _add_callbacks(
+        self, config: TrainingConfig, train_rows: Rows, tokenizer: PreTrainedTokenizerBase | None
+    ) -> None:
+        model, folder = self.objective_model, config.run_folder
+        self.remove_callback(PrinterCallback)
+        self.best_model = BestModel(folder / "model_best", model.model)
+        self.add_callback(Noise(config.seed, config.noise_seed))
         self.add_callback(self.best_model)  # on every rank, for all of them stop together
         if config.early_stopping_patience:
             self.add_callback(EarlyStopping(config.early_stopping_patience, self.best_model))
         self.remembering = [self.best_model]  # callbacks whose state is part of a checkpoint
         self._tasks: HarnessEvaluation | None = None
         if config.harness and config.harness.steps:
-            self._tasks = HarnessEvaluation(config.harness, model.model, tokenizer, config.run_folder, self.log)
-            self.add_callback(self._tasks)
+            self._tasks = HarnessEvaluation(config.harness, model.model, tokenizer, folder, self.log)
             self.remembering.append(self._tasks)
+            self.add_callback(self._tasks)
         if self.args.process_index == 0:
             columns = self._tasks.columns if self._tasks else ()
-            writer = MetricsWriter(config.run_folder / "metrics.csv", config.objective, bool(questions), columns)
-            self.add_callback(writer)
+            writer = MetricsWriter(folder / "metrics.csv", config.objective, bool(self.questions), columns)
             self.remembering.append(writer)
-            self.add_callback(Progress(config.run_folder / "progress.json"))
-            if config.audit_blocks:
-                some = audit_batch(train_rows, config.audit_blocks, len(model.output.weight))
-                self._audit = Audit(config.run_folder / "audit.csv", model, some)
-                self.add_callback(self._audit)
-                self.remembering.append(self._audit)
-        self.checkpointing = Checkpointing(self, config, data_fingerprint)
-        self.add_callback(self.checkpointing)  # the last, to see what the others decide
+            self.add_callback(writer)
+            self.add_callback(Progress(folder / "progress.json"))
+        if self.args.process_index == 0 and config.audit_blocks:
+            some = audit_batch(train_rows, config.audit_blocks, len(model.output.weight))
+            self._audit = Audit(folder / "audit.csv", model, some)
+            self.remembering.append(self._audit)
+            self.add_callback(self._audit)
 
     def train(self, resume_from_checkpoint: str | None = None, **settings: Any) -> TrainOutput:
         """The Trainer's, from the beginning or a checkpoint."""

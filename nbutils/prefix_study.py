@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -31,6 +30,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
+CONTROL_SMOOTHING = Smoothing(
+    "normalised", tau=0.2
+)  # that a model of one-hot targets is un-smoothed as if it had learnt
 TAUS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 COUNTED_BLOCKS = 20_000  # of train: token frequencies are known well enough from 40 million tokens
 
@@ -74,13 +76,13 @@ def predicted_costs(targets: SmoothedTargets, blocks: Mapping[str, Dataset], spl
 def unsmoothing_of(smoothing: Smoothing, targets: SmoothedTargets, table: PrefixTable) -> Unsmoothing | None:
     """What takes the smoothing out again; None where its target leaves gold tokens no mass.
 
-    A control trained on plain cross entropy gets the same treatment, that of the normalised form at its tau: what
-    choosing d on validation can gain, both sides gain. So does a target that equals cross entropy, its A/A null.
+    A control trained on plain cross entropy gets the same treatment, that of `CONTROL_SMOOTHING`: what choosing d on
+    validation can gain, both sides gain. So does a target that equals cross entropy, its A/A null.
     """
     if leaves_no_gold_mass(smoothing):
         return None
     if equals_cross_entropy(smoothing):
-        targets = smoothed_targets(table, replace(smoothing, form=SOFTMAX_FORMS[0]))
+        targets = smoothed_targets(table, CONTROL_SMOOTHING)
     return Unsmoothing(targets, table.lengths)
 
 

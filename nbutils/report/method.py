@@ -48,7 +48,7 @@ SMOOTHING_FORMULAS = (
     ("Un-smoothed", "P(y) = (p(y) − Σ<sub>t longer</sub> q<sub>t</sub>(y) P(t)) / q<sub>y</sub>(y), from the longest "
      "token to the shortest, clipped at 0 and renormalised (uniform: all equations at once, then clipped); scored is "
      "(1 − d) P + d p, with the d that is best on validation. Cross entropy of the same notebook is treated alike, as "
-     "if smoothed by the normalised form, so that what choosing d can gain every arm gains; a control of another "
+     "if smoothed by the normalised form at τ 0.2: what choosing d can gain every arm gains. A control of another "
      "study's notebook is scored as it is"),
 )  # fmt: skip
 MEASURE_FORMULAS = (

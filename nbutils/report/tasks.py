@@ -9,7 +9,7 @@ from IPython.display import HTML
 
 from nbutils.errors import ParameterError
 from nbutils.harness.comparison import compare_items
-from nbutils.measures import TASKS, UNKNOWN, measure
+from nbutils.measures import TASKS, measure
 from nbutils.report.page import MOST_ARMS, table
 from nbutils.report.tables import mean_and_interval
 from nbutils.smoothing_results import arm_names, cross_entropy
@@ -64,16 +64,15 @@ def _title(task: str, items: pd.DataFrame) -> str:
 
 
 def _numbers(arm: Arm, task: str, compared: pd.DataFrame | None) -> dict[str, str]:
-    """An arm's numbers in a task, each with the difference to cross entropy below a title of its own."""
+    """An arm's numbers in a task, each over its difference to cross entropy, where there is one."""
     row = {}
     differences = compared[compared["task"] == task] if compared is not None else pd.DataFrame()
     for ending, (name, title) in MEASURED.items():
-        quantity, told = measure(f"{task}{ending}"), UNKNOWN
+        quantity = measure(f"{task}{ending}")
+        row[title] = mean_and_interval(arm.results(f"{task}{ending}"), quantity)
         if len(differences):
             found, low, high = (float(differences[f"{name}_{part}"].iloc[0]) for part in ("difference", "low", "high"))
-            told = f"{quantity.difference(found)}\n{quantity.difference_interval(low, high)}"
-        row[title] = mean_and_interval(arm.results(f"{task}{ending}"), quantity)
-        row[f"Δ {title.splitlines()[0].lower()}"] = told
+            row[title] += f"\nΔ {quantity.difference(found)}\n{quantity.difference_interval(low, high)}"
     return row
 
 

@@ -51,7 +51,7 @@ def gold_probabilities(model: ObjectiveModel, blocks: Rows, inverse: Unsmoothing
             positions = (labels >= 0).nonzero().squeeze(-1)
             for indices, chunk in walk(hidden, model.output.weight, None, labels, positions):
                 gold = chunk.labels.unsqueeze(-1)  # (rows, 1)
-                p = chunk.probabilities().double()
+                p = chunk.probabilities()
                 result = inverse.invert(p)
                 columns = {
                     "document": owners.flatten()[indices.cpu()],

@@ -57,6 +57,7 @@ LABEL_WIDTH = 26  # characters of a vertical axis' title in one line: a panel is
 ASIDE = 0.004  # of the axis, by which arms of equal smoothing stand beside each other
 WORDS = 3  # gold tokens drawn of each
 BARS = 8  # tokens drawn of a target
+AXIS_HEIGHT = 0.45  # inches for the numbers and the name below the last row
 
 
 @styled()
@@ -193,7 +194,8 @@ def target_examples(study: Study) -> Figure:
         return empty("No run of this study has kept examples of its targets.")
     columns = max(len(examples) for _, examples in drawn)
     bars = max(len(_bars(each)) for _, examples in drawn for each in examples)
-    figure, panels = canvas(len(drawn) * columns, height=0.4 + 0.13 * bars, columns=columns)
+    height = 0.4 + 0.14 * bars + AXIS_HEIGHT / len(drawn)
+    figure, panels = canvas(len(drawn) * columns, height=height, columns=columns)
     names = arm_names(study)
     for row, (arm, examples) in enumerate(drawn):
         for column in range(columns):

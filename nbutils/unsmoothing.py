@@ -56,10 +56,10 @@ def gold_probabilities(model: ObjectiveModel, blocks: Rows, inverse: Unsmoothing
                 columns = {
                     "document": owners.flatten()[indices.cpu()],
                     "token": chunk.labels,
-                    "p": p.gather(-1, gold).squeeze(-1),
-                    "unsmoothed": result.probabilities.gather(-1, gold).squeeze(-1),
+                    "p": p.gather(-1, gold).squeeze(-1).double(),
+                    "unsmoothed": result.probabilities.gather(-1, gold).squeeze(-1).double(),
                     "below_zero": result.below_zero.gather(-1, gold).squeeze(-1),
-                    "negative_mass": result.negative_mass,
+                    "negative_mass": result.negative_mass.double(),
                 }
                 found.append({name: values.cpu().numpy() for name, values in columns.items()})
     names = list(found[0])

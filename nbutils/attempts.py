@@ -135,22 +135,26 @@ class Place:
         if kept == self.attempt:
             clear_folder(self.attempt, {CHECKPOINTS, MANIFEST})
             return
-        made = self.aside.with_name(f"{self.variant}.new")
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(parents=True)
-        if kept is not None:
-            shutil.copyfile(kept / MANIFEST, made / MANIFEST)
-            (kept / CHECKPOINTS).rename(made / CHECKPOINTS)
-        for folder in (self.attempt, self.result_folder()):
+        made = self._made(key)
+        if kept != made:
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir(parents=True)
+            if kept is not None:
+                _move_checkpoints(kept, made)
+        for folder in (self.result_folder(), self.attempt):
             if self._has_checkpoints(folder):
                 self._set_aside(folder)
         if self.attempt.is_dir():
             shutil.rmtree(self.attempt)
         made.rename(self.attempt)
 
+    def _made(self, key: str) -> Path:
+        """The next attempt's folder until it takes its place."""
+        return self.plan_folder / ASIDE / f"{self.variant}.{key[:12]}"
+
     def _checkpoints(self, key: str) -> Path | None:
         """The folder with those of an attempt with this key that did not finish, the last one's first."""
-        folders = (self.attempt, self.result_folder(), self.aside)
+        folders = (self._made(key), self.attempt, self.result_folder(), self.aside)
         return next((each for each in folders if self._has_checkpoints(each) and read_key(each) == key), None)
 
     def _has_checkpoints(self, folder: Path) -> bool:
@@ -161,8 +165,7 @@ class Place:
         """Keep the checkpoints of a run with another key, until the next such: hours of training are not ours."""
         shutil.rmtree(self.aside, ignore_errors=True)
         self.aside.mkdir(parents=True)
-        shutil.copyfile(folder / MANIFEST, self.aside / MANIFEST)
-        (folder / CHECKPOINTS).rename(self.aside / CHECKPOINTS)
+        _move_checkpoints(folder, self.aside)
         logger.warning(
             "%s: parameters, code or data have changed since its checkpoints were written, so training begins anew. "
             "They lie in %s: set back what changed to go on from them, or delete them.",
@@ -189,6 +192,12 @@ class Place:
 def read_key(folder: Path) -> str:
     """The key of the run in `folder`."""
     return find_manifest(folder)["key"]
+
+
+def _move_checkpoints(source: Path, target: Path) -> None:
+    """They belong to a run only beside its manifest: at every moment one of the two folders has both."""
+    shutil.copyfile(source / MANIFEST, target / MANIFEST)
+    (source / CHECKPOINTS).rename(target / CHECKPOINTS)
 
 
 def clear_folder(folder: Path, kept: Collection[str]) -> None:

@@ -36,10 +36,16 @@ LARGEST_LOGITS = 2**27  # positions x vocabulary that are formed at once, some f
 
 
 def audit_batch(rows: Rows, blocks: int, vocab: int) -> dict[str, Tensor]:
-    """The first `blocks` of `rows` as a batch, cut to as many positions as their full logits have room for."""
+    """The first `blocks` of `rows` as a batch; fewer, or the end of one, where their full logits have no room.
+
+    An end with labels: of a question and its answer the answer comes last.
+    """
     batch = collate([rows[i] for i in range(min(blocks, len(rows)))])
-    time = max(2, LARGEST_LOGITS // (vocab * len(batch["labels"])))
-    return {name: tensor[:, :time] for name, tensor in batch.items()}
+    room = max(2, LARGEST_LOGITS // vocab)  # positions
+    whole = max(1, room // batch["labels"].shape[1])
+    batch = {name: tensor[:whole] for name, tensor in batch.items()}
+    end = 1 + int((batch["labels"] >= 0).any(0).nonzero().max())
+    return {name: tensor[:, max(0, end - room) : end] for name, tensor in batch.items()}
 
 
 def audit_gradients(

@@ -47,8 +47,12 @@ class UnreachableModelError(ModelError, Unreachable):
 class Preempted(Exception):
     """The run was asked to stop, which is nobody's mistake: run again, it goes on from what it saved.
 
-    Jupyter shows the message alone; the runner maps it to exit code 75.
+    Jupyter shows the message alone; the runner maps it to exit code 75. `agreed`: all processes of a training end here.
     """
+
+    def __init__(self, message: str, agreed: bool = False) -> None:
+        super().__init__(message)
+        self.agreed = agreed
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]

@@ -88,13 +88,13 @@ def _rank(function: Callable[[Any], Any], config: Any, log_folder: str) -> Any:
     os.dup2(log.fileno(), 1)
     os.dup2(log.fileno(), 2)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    if (Path(log_folder) / STOP).exists():
-        return Preempted(AGAIN)
     try:
+        if (Path(log_folder) / STOP).exists():
+            raise Preempted(AGAIN)
         return function(config)
-    except Preempted as stopped:  # no failure: an error would have the others killed while they end
-        return stopped
     except BaseException as error:
+        if isinstance(error, Preempted) and error.agreed:
+            return error  # no failure: that would have the others killed while they end, too
         record = {
             "time": time.time(),
             "rank": rank,

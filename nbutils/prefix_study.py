@@ -30,9 +30,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-CONTROL_SMOOTHING = Smoothing(
-    "normalised", tau=0.2
-)  # that a model of one-hot targets is un-smoothed as if it had learnt
+# Models of one-hot targets are un-smoothed as if they had learnt this.
+CONTROL_SMOOTHING = Smoothing("normalised", tau=0.2)
 TAUS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 COUNTED_BLOCKS = 20_000  # of train: token frequencies are known well enough from 40 million tokens
 

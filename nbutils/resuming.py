@@ -90,7 +90,7 @@ class Checkpointing(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         if self._stopping:
             where = f"the state of step {self._saved} is saved" if self._saved else "no state could be saved"
-            raise Preempted(f"asked to stop at step {state.global_step}; {where}. Run it again to go on.")
+            raise Preempted(f"asked to stop at step {state.global_step}; {where}. Run it again to go on.", agreed=True)
 
     # ---- out ----
 

@@ -1,7 +1,7 @@
 """What the runs of a prefix-smoothing study say, held against cross entropy seed by seed.
 
 A run of another study's notebook may serve as the control. Cross entropy is a smoothing by 0 with a one-hot target, so
-its un-smoothed numbers are its own, and its KL to the target is its cross entropy.
+where its notebook reports no un-smoothed numbers they are its own, and its KL to the target is its cross entropy.
 """
 
 from __future__ import annotations
@@ -148,21 +148,24 @@ def differences(arm: Arm, control: Arm | None, metric: str) -> list[float]:
 def noise_band(study: Study, metric: str, seeds: int) -> float:
     """Half the width of the A/A band in `metric` for means over so many `seeds`.
 
-    Every pair of runs that differ in noise alone counts once: null arms against cross entropy, and the plan's A/A
-    pairs. nan where there is none.
+    From every pair of runs that differ in noise alone: null arms against cross entropy, and the plan's A/A pairs. Those
+    of one seed share a run, so their mean counts, once. nan where there is none.
     """
     plain = by_seed(control, metric) if (control := cross_entropy(study)) else {}
     pairs = {
-        run.variant: (_reached(run, metric), plain.get(run.matrix.get("seed")))
+        run.variant: (run.matrix.get("seed"), _reached(run, metric), plain.get(run.matrix.get("seed")))
         for arm in study.arms
         if is_null(arm)
         for run in arm.runs
     }
     for ours, theirs in study.repeats:
         if not (ours.trouble or theirs.trouble):
-            pairs[ours.variant] = _reached(ours.run, metric), _reached(theirs.run, metric)
-    found = tuple(one - other for one, other in pairs.values() if one is not None and other is not None)
-    return NoiseFloor(found).band(seeds)
+            pairs[ours.variant] = ours.matrix.get("seed"), _reached(ours.run, metric), _reached(theirs.run, metric)
+    of_seed: dict[Any, list[float]] = {}
+    for seed, one, other in pairs.values():
+        if one is not None and other is not None:
+            of_seed.setdefault(seed, []).append(one - other)
+    return NoiseFloor(tuple(float(np.mean(each)) for each in of_seed.values())).band(seeds)
 
 
 def seeds_of(study: Study, metric: str) -> tuple[int, int]:

@@ -89,7 +89,7 @@ class TrainingConfig:
     seed: int = 42
     noise_seed: int = 0
     harness: HarnessSettings | None = None  # lm-eval tasks, at intervals of the training
-    checkpoint_steps: int = 0  # 0: only when asked to stop
+    checkpoint_steps: int = 0  # 0: only when asked to stop and, in a plan, at the end
     checkpoints_kept: int = 2  # beside that of the best evaluation
 
     @classmethod

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -316,6 +317,30 @@ def test_checkpoints_of_other_parameters_are_set_aside_and_found_again(tmp_path,
         place.clear(key)
         assert (place.attempt / "checkpoints" / "step-1").is_dir()
         assert (place.aside / "checkpoints" / "step-9").is_dir()
+
+
+@pytest.mark.parametrize("status", ["running", "preempted"])
+@pytest.mark.parametrize("dies_at", range(12))
+def test_a_restart_killed_at_any_moment_loses_no_checkpoint(tmp_path, status, dies_at, monkeypatch):
+    """After each change that it makes to the disk."""
+    variant = Variant("v", "", write_notebook(tmp_path / "a.ipynb", parameters=PARAMETERS), {"seed": 1})
+    place, calls = Place(tmp_path / "runs", "v"), iter(range(100))
+    key = attempt(place, variant, status)
+
+    def or_die(function):
+        def change(*given, **named):
+            if next(calls) == dies_at:
+                raise KeyboardInterrupt
+            return function(*given, **named)
+
+        return change
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        for owner, name in ((shutil, "rmtree"), (shutil, "copyfile"), (Path, "rename"), (Path, "mkdir")):
+            patch.setattr(owner, name, or_die(getattr(owner, name)))
+        place.clear(key)
+    place.clear(key)
+    assert (place.attempt / "checkpoints" / "step-1").is_dir()
 
 
 def test_a_finished_run_keeps_no_checkpoints(tmp_path):

@@ -197,8 +197,12 @@ def test_training_on_a_soft_target_comes_nearer_to_it(tmp_path):
 def test_the_audit_of_a_large_vocabulary_takes_fewer_positions(monkeypatch):
     rows = blocks(4)
     assert audit_batch(rows, 3, VOCAB)["labels"].shape == (3, 16)
-    monkeypatch.setattr("nbutils.audit.LARGEST_LOGITS", 3 * VOCAB * 5)
-    assert audit_batch(rows, 3, VOCAB)["input_ids"].tolist() == [row[:5] for row in rows[:3]["input_ids"]]
+    monkeypatch.setattr("nbutils.audit.LARGEST_LOGITS", 40 * VOCAB)
+    assert audit_batch(rows, 3, VOCAB)["labels"].shape == (2, 16)
+    monkeypatch.setattr("nbutils.audit.LARGEST_LOGITS", 5 * VOCAB)
+    assert audit_batch(rows, 3, VOCAB)["input_ids"].tolist() == [rows[0]["input_ids"][-5:]]
+    question = {"input_ids": np.arange(16), "labels": np.array([-1] * 10 + [10, 11, 12] + [-100] * 3)}
+    assert audit_batch([question], 1, VOCAB)["labels"].tolist() == [[-1, -1, 10, 11, 12]]
 
 
 def test_the_notebooks_own_comparison_holds_and_terms_reach_other_processes(targets):

@@ -248,7 +248,11 @@ def _spread(values: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """What changes when nothing but noise does: an A/A pair, one arm run twice with another dropout seed."""
+    """What changes when nothing but noise does: an A/A pair, one arm run twice with another dropout seed.
+
+    Or under another name, with a target that equals cross entropy. Without dropout only rounding differs, and the floor
+    is a lower bound.
+    """
 
     differences: tuple[float, ...]  # one a seed
 
@@ -256,7 +260,7 @@ class NoiseFloor:
         """Half the width of the band that holds 95 % of A/A means over `pairs` seeds, in the metric's unit.
 
         The true mean is 0 by construction, so the spread is the root mean square with all n degrees of
-        freedom: t(n, .975) rms / sqrt(pairs). 0 where the runs are identical (no dropout); nan without a
+        freedom: t(n, .975) rms / sqrt(pairs). 0 where the runs are identical; nan without a
         finite pair.
         """
         differences = np.asarray(self.differences, dtype=float)

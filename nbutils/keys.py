@@ -38,6 +38,12 @@ NOT_IN_KEY = frozenset(
             "status",
             "listing",
             "search",
+            "engine",
+            "local_engine",
+            "ray_engine",
+            "resources",
+            "cluster_files",
+            "repeat",
         ),  # start and watch
         *("runs", "manifest", "environment", "keys", "files", "locks", "places", "errors"),  # record
         *("plans", "contrasts", "params", "notebooks", "yamlfile", "cost"),  # say what to run

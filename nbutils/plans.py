@@ -43,6 +43,7 @@ from nbutils.errors import ParameterError, PlanError, did_you_mean
 from nbutils.notebooks import find_notebook
 from nbutils.params import RUN_FOLDER, Schema, read_schema
 from nbutils.places import PARAMS, relative, resolve
+from nbutils.resources import Resources, read_resources
 from nbutils.yamlfile import read_yaml
 
 SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -50,7 +51,7 @@ LONGEST_NAME = 120  # a variant is a folder name; file systems allow 255 bytes a
 INTERACTIVE = "interactive"  # the plan name of runs started by hand in a notebook
 PLAN_KEYS = {"name": str, "stages": list, "contrasts": list, "noise_floor": dict}
 STAGE_KEYS = {"name": str, "notebook": str, "needs": dict, "params": dict, "matrix": dict, "exclude": list}
-STAGE_KEYS |= {"only": list}
+STAGE_KEYS |= {"only": list, "resources": dict}
 COMPARISON_KEYS = {"stage": str, "metric": str, "treatment": dict, "control": dict}
 CONTRAST_KEYS = COMPARISON_KEYS | dict.fromkeys(("name", "question", "better", "claim"), str)
 CONTRAST_KEYS |= {"smallest_effect": object, "primary": object, "control_metric": str, "control_stage": str}
@@ -67,6 +68,7 @@ class Variant:
     params: dict[str, Any]
     matrix: dict[str, Any] = field(default_factory=dict)
     needs: dict[str, str] = field(default_factory=dict)
+    resources: Resources = field(default_factory=Resources)
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ class Stage:
     exclude: list[dict[str, list[Any]]]
     only: list[dict[str, list[Any]]]
     needs: dict[str, str]
+    resources: Resources
 
     def combinations(self) -> Iterator[dict[str, Any]]:
         """The matrix values of each variant, the last name changing fastest."""
@@ -173,7 +176,8 @@ def _read_stage(plan: str, given: Any, earlier: list[Stage]) -> Stage:
         )
     except ParameterError as error:
         raise ParameterError(f"{where}: {error}") from None
-    return Stage(given["name"], notebook, schema, params, matrix, exclude, only, needs)
+    resources = read_resources(where, given.get("resources") or {})
+    return Stage(given["name"], notebook, schema, params, matrix, exclude, only, needs, resources)
 
 
 def _check_need(where: str, name: str, stage: Any, schema: Schema, earlier: list[Stage]) -> None:
@@ -223,7 +227,8 @@ def _variants(where: str, stage: Stage, earlier: list[Variant]) -> Iterator[Vari
         given = stage.params | matrix
         needs = {name: _needed(where, other, given, earlier) for name, other in stage.needs.items()}
         params = {n: v for n, v in (defaults | given).items() if n != RUN_FOLDER and n not in needs}
-        yield Variant(variant_name(stage.name, matrix), stage.name, stage.notebook, params, matrix, needs)
+        name = variant_name(stage.name, matrix)
+        yield Variant(name, stage.name, stage.notebook, params, matrix, needs, stage.resources)
 
 
 def _needed(where: str, stage: str, given: Mapping[str, Any], earlier: list[Variant]) -> str:

@@ -36,7 +36,10 @@ NOTEBOOK = "notebook.ipynb"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `skipped`: it was finished before. `message` and `log`, its last lines, say why it failed."""
+    """How a run ended. `skipped`: it was finished before. `message` and `log`, its last lines, say why it failed.
+
+    again: it was stopped or killed from outside, so that another attempt may well finish; never of a bug.
+    """
 
     variant: str
     status: str
@@ -46,6 +49,7 @@ class Outcome:
     skipped: bool = False
     folder: Path | None = None  # where it can be looked at
     log: tuple[str, ...] = ()
+    again: bool = False
 
 
 def run_variant(

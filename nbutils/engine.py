@@ -1,0 +1,40 @@
+"""What a batch asks of whatever runs its variants: this machine (nbutils/local_engine.py), Ray (nbutils/ray_engine.py).
+
+A batch decides what may start and what is tried again; an engine finds the place for it and tells how it ended. Every
+engine does the work of `python -m nbutils run`, so the record in the run folder is the same.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from nbutils.plans import Variant
+from nbutils.runner import Outcome
+
+
+class Engine(Protocol):
+    """Runs variants, several at a time. Within `with` its processes are there; after it none is."""
+
+    workers: int  # variants at a time, for the time that is left
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def check(self, variants: list[Variant]) -> None:
+        """Raise WorkbookError where one of them could never start here, as for want of GPUs; before `with`."""
+
+    def has_room(self, variant: Variant) -> bool:
+        """Whether `start` may be called for it now. An engine with a queue of its own always has."""
+
+    def start(self, variant: Variant) -> None:
+        """Begin the variant, or queue it."""
+
+    def is_at_work(self, name: str) -> bool:
+        """Whether a started variant has begun and is not only queued."""
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """What has ended since the last call, after at most so many seconds; empty where nothing has."""
+
+    def stop(self) -> None:
+        """Ask all that was started to stop as SIGTERM does, and return when it has ended, each with its record."""

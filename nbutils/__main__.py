@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code. Users' mistakes are one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     arguments = sys.argv[1:] if arguments is None else arguments
-    args = _parser().parse_args(arguments)
+    args = parser().parse_args(arguments)
     args.again = shlex.join(["python", "-m", "nbutils", *arguments])
     try:
         return args.command(args)
@@ -174,7 +174,8 @@ def _requested(args: argparse.Namespace) -> tuple[Any, str, Path]:
     return flat_variant(notebook, args.variant, given), file.stem, resolve(args.out) if args.out else RUNS / file.stem
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """All commands with their arguments; what stands in files for clusters is checked with it."""
     parser = argparse.ArgumentParser(
         prog="python -m nbutils",
         description="Run notebooks from plan files and report on their runs.",

@@ -81,7 +81,9 @@ def run(args: argparse.Namespace) -> int:
 
 def batch(args: argparse.Namespace) -> int:
     """Run all variants of a plan that are not finished."""
-    from nbutils.batch import Batch, default_workers, register_plan, select
+    from nbutils.batch import Batch, register_plan, select
+    from nbutils.hosting import PRELOADED
+    from nbutils.local_engine import LocalEngine, default_workers
     from nbutils.plans import find_plan, load_plan
     from nbutils.progress import make_display
     from nbutils.runner import RUN_AGAIN
@@ -91,9 +93,9 @@ def batch(args: argparse.Namespace) -> int:
         raise PlanError(f"--workers is {args.workers}. Give the number of variants to run at a time, at least 1.")
     plan = load_plan(find_plan(args.plan))
     folder = resolve(args.out) if args.out else RUNS / plan.name
-    work = Batch(plan, folder, select(plan, args.only), args.workers or default_workers())
-    if args.fresh_kernels:
-        work.preloaded = ()
+    preloaded = () if args.fresh_kernels else PRELOADED
+    engine = LocalEngine(plan.name, folder, args.workers or default_workers(), preloaded=preloaded)
+    work = Batch(plan, folder, select(plan, args.only), engine)
     work.check()
     register_plan(plan, folder)
     try:

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbutils.errors import RunError
+from nbutils.errors import LockedRunError, RunError
 from nbutils.locks import is_held
 from nbutils.manifest import FINISHED, KILLED, MANIFEST, RUNNING, Manifest, as_killed, find_manifest
 from nbutils.places import relative
@@ -66,7 +66,7 @@ class Place:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other runners off. Raises RunError where one is at work, or the plan's folder cannot be written.
+        """Keep other runners off. Raises LockedRunError where one is at work, RunError where nothing can be written.
 
         The system releases the lock when the process ends, however it ends; on NFS this needs version 3 or later.
         """
@@ -82,7 +82,8 @@ class Place:
         with file:
             if not _lock(file.fileno()):
                 file.seek(0)
-                raise RunError(f"{self.variant}: another runner is at work on it ({file.read()}). Wait until it ends.")
+                runner = file.read()
+                raise LockedRunError(f"{self.variant}: another runner is at work on it ({runner}). Wait until it ends.")
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")
             file.flush()

@@ -6,10 +6,18 @@ engine does the work of `python -m nbutils run`, so the record in the run folder
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
+from nbutils.errors import LockedRunError, WorkbookError
+from nbutils.manifest import FAILED
 from nbutils.plans import Variant
-from nbutils.runner import Outcome
+from nbutils.preflight import check_inputs
+from nbutils.runner import REFUSED, Outcome, run_variant
+
+HELD = "held"  # no ending: another runner, not of this batch, is at work on the variant
 
 
 class Engine(Protocol):
@@ -38,3 +46,15 @@ class Engine(Protocol):
 
     def stop(self) -> None:
         """Ask all that was started to stop as SIGTERM does, and return when it has ended, each with its record."""
+
+
+def run_in_batch(variant: Variant, plan: str, plan_folder: Path) -> Outcome:
+    """`run_variant`, for an engine's runners, of a variant that its batch has checked: a refusal is an outcome, too."""
+    start = time.monotonic()
+    try:
+        outcome = run_variant(variant, plan, plan_folder, check_inputs)
+    except LockedRunError as error:
+        outcome = Outcome(variant.name, HELD, REFUSED, str(error))
+    except WorkbookError as error:
+        outcome = Outcome(variant.name, FAILED, REFUSED, f"{type(error).__name__}: {error}")
+    return replace(outcome, seconds=time.monotonic() - start)

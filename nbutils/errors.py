@@ -36,6 +36,10 @@ class RunError(WorkbookError):
     """A run folder cannot be used: locked, damaged, or not writable."""
 
 
+class LockedRunError(RunError):
+    """Another runner is at work on the run."""
+
+
 class Unreachable(WorkbookError):
     """Something on the Hub that may well exist, but cannot be had from here and now."""
 

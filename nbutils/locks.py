@@ -20,11 +20,20 @@ def exclusively(path: Path) -> Iterator[None]:
         yield
 
 
-def is_held(path: Path) -> bool:
-    """Whether a living process holds the lock at `path`."""
+@contextmanager
+def shared(path: Path) -> Iterator[None]:
+    """Hold the lock at `path` together with all who want no more than that."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield
+
+
+def is_held(path: Path, by_anyone: bool = False) -> bool:
+    """Whether a living process holds the lock at `path`: exclusively, or `by_anyone`."""
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_EX if by_anyone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except FileNotFoundError:

@@ -36,6 +36,25 @@ class Running:
         return read_steps(self.folder)
 
 
+@dataclass(frozen=True)
+class Retry:
+    """A variant to be tried again at `time.monotonic` reading `at`, for the `number`-th of `limit` times at most."""
+
+    variant: str
+    stage: str
+    at: float
+    number: int
+    limit: int
+
+    def seconds_left(self) -> float:
+        """Until then; 0 where that time has come."""
+        return max(0.0, self.at - time.monotonic())
+
+    def told(self) -> str:
+        """`retry in 20 s (1 of 3)`."""
+        return f"retry in {duration(self.seconds_left())} ({self.number} of {self.limit})"
+
+
 @dataclass
 class Tally:
     """Where a batch stands: what ended how, what runs, what waits."""
@@ -46,6 +65,7 @@ class Tally:
     running: list[Running] = field(default_factory=list)
     waiting: list[str] = field(default_factory=list)  # the stage of each variant that waits
     known: dict[str, list[float]] = field(default_factory=dict)  # seconds that variants of a stage took
+    retrying: list[Retry] = field(default_factory=list)  # of those that wait
 
     def time_left(self) -> str:
         """`about 3 min left`, by the mean of each stage's ended variants and the steps of the running ones.
@@ -72,6 +92,8 @@ class Tally:
         """`7 of 21 finished, 1 failed`."""
         counts = Counter(outcome.status for outcome in self.ended)
         others = [f"{number} {status}" for status, number in counts.items() if status != FINISHED]
+        if self.retrying:
+            others.append(f"{len(self.retrying)} to be tried again")
         return ", ".join([f"{counts[FINISHED]} of {self.total} finished", *others])
 
     def headline(self) -> str:
@@ -89,6 +111,10 @@ class Display(Protocol):
     def started(self, running: Running, tally: Tally) -> None: ...
 
     def ended(self, outcome: Outcome, tally: Tally) -> None: ...
+
+    def put_off(self, variant: str, status: str, message: str, tally: Tally) -> None: ...
+
+    def stopping(self, tally: Tally) -> None: ...
 
     def tick(self, tally: Tally) -> None: ...
 
@@ -116,6 +142,12 @@ class LogDisplay:
             told = f": {outcome.message}" if outcome.message else f" in {duration(outcome.seconds)}"
             self._say(f"{outcome.status:8} {outcome.variant}{told} [{tally.headline()}]")
 
+    def put_off(self, variant: str, status: str, message: str, tally: Tally) -> None:
+        self._say(f"{status:8} {variant}: {message} [{tally.headline()}]")
+
+    def stopping(self, tally: Tally) -> None:
+        self._say(_stopping(tally))
+
     def tick(self, tally: Tally) -> None:
         """Nothing: a log is not redrawn."""
 
@@ -141,8 +173,18 @@ class LiveDisplay:
 
     def ended(self, outcome: Outcome, tally: Tally) -> None:
         if outcome.status != FINISHED:
-            self.live.console.print(f"{outcome.status} {outcome.variant}: {outcome.message}", markup=False, style="red")
+            self._say(f"{outcome.status} {outcome.variant}: {outcome.message}", "red")
         self.tick(tally)
+
+    def put_off(self, variant: str, status: str, message: str, tally: Tally) -> None:
+        self._say(f"{status} {variant}: {message}", "yellow")
+        self.tick(tally)
+
+    def stopping(self, tally: Tally) -> None:
+        self._say(_stopping(tally), "yellow")
+
+    def _say(self, text: str, style: str) -> None:
+        self.live.console.print(text, markup=False, highlight=False, style=style)
 
     def tick(self, tally: Tally) -> None:
         from rich.console import Group
@@ -157,12 +199,18 @@ class LiveDisplay:
             steps = each.steps()
             told = f"step {steps[0]} of {steps[1]}" if steps else ""
             table.add_row(Text(f"  {each.variant}"), Text(told, style="cyan"), Text(duration(each.elapsed)))
+        for each in tally.retrying:
+            table.add_row(Text(f"  {each.variant}"), Text(each.told(), style="yellow"), Text(""))
         self.live.update(Group(Text(f"{self.title}: {tally.headline()}", style="bold"), bar, table))
 
 
 def make_display(title: str) -> Display:
     """A live display where standard output is a terminal, plain lines elsewhere."""
     return LiveDisplay(title) if sys.stdout.isatty() else LogDisplay(sys.stdout)
+
+
+def _stopping(tally: Tally) -> str:
+    return f"asked {len(tally.running)} running variants to stop; a training saves its state first. Ask again to kill."
 
 
 def read_steps(folder: Path) -> tuple[int, int] | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from tiny_notebooks import write_plan
 
 from nbutils.batch import Batch, register_plan, select
+from nbutils.local_engine import LocalEngine
 from nbutils.plans import load_plan
 from nbutils.progress import LogDisplay
 
@@ -18,7 +19,9 @@ def batch(folder: Path, seeds: int, preloaded: tuple[str, ...], workers: int = 2
     """Run `folder`'s study.ipynb for so many seeds; results in its `runs`."""
     stage = f"{{name: study, notebook: {{here}}/study.ipynb, matrix: {{seed: {[*range(seeds)]}}}}}"
     plan = load_plan(write_plan(folder / "p.yaml", f"name: p\nstages:\n  - {stage}\n"))
-    work = Batch(plan, folder / "runs", select(plan, "*"), workers, preloaded)
+    work = Batch(
+        plan, folder / "runs", select(plan, "*"), LocalEngine(plan.name, folder / "runs", workers, None, preloaded)
+    )
     work.check()
     register_plan(plan, folder / "runs")
     with (folder / "display").open("w") as log:

@@ -19,9 +19,10 @@ from tiny_notebooks import write_notebook, write_plan
 
 from nbutils import batch, environment
 from nbutils.attempts import Place
-from nbutils.batch import Batch, default_workers, register_plan, select
+from nbutils.batch import Batch, register_plan, select
 from nbutils.errors import CorpusError, ModelError, PlanError, RunError
 from nbutils.files import read_json
+from nbutils.local_engine import LocalEngine, default_workers
 from nbutils.plans import load_plan
 from nbutils.progress import LogDisplay, Running, Tally, duration, make_display, read_steps, text_table
 from nbutils.runner import Outcome
@@ -54,7 +55,8 @@ def plan(tmp_path):
 def go(plan, folder: Path, workers: int = 2, only: str = "*") -> tuple[Batch, str]:
     """Run a batch to its end; returns it with what it logged."""
     log = io.StringIO()
-    work = Batch(plan, folder, select(plan, only), workers, preloaded=("json",))  # forked kernels that took no imports
+    engine = LocalEngine(plan.name, folder, workers, preloaded=("json",))  # forked kernels that took no imports
+    work = Batch(plan, folder, select(plan, only), engine, backoff_seconds=0.1)
     work.check()
     register_plan(plan, folder)
     work.run(LogDisplay(log))

@@ -156,10 +156,11 @@ def test_a_batch_that_is_killed_leaves_its_runners_to_finish_and_then_nothing(tm
     plan, folder = write_plan(tmp_path / "p.yaml", text), tmp_path / "runs"
     code = (
         "import sys; from pathlib import Path; from nbutils.batch import Batch; from nbutils.plans import load_plan\n"
-        "from nbutils.progress import LogDisplay\n"
+        "from nbutils.local_engine import LocalEngine; from nbutils.progress import LogDisplay\n"
         "if __name__ == '__main__':\n"
         "    plan = load_plan(Path(sys.argv[1]))\n"
-        "    Batch(plan, Path(sys.argv[2]), plan.variants, 1, ('json',)).run(LogDisplay(sys.stdout))\n"
+        "    engine = LocalEngine(plan.name, Path(sys.argv[2]), 1, preloaded=('json',))\n"
+        "    Batch(plan, Path(sys.argv[2]), plan.variants, engine).run(LogDisplay(sys.stdout))\n"
     )
     script = tmp_path / "script.py"
     script.write_text(code)

@@ -13,6 +13,7 @@ from tiny_notebooks import write_notebook
 from nbutils.attempts import Place
 from nbutils.batch import Batch
 from nbutils.hosting import PRELOADED
+from nbutils.local_engine import LocalEngine
 from nbutils.plans import load_plan
 from nbutils.progress import LogDisplay
 from nbutils.runs import load_runs
@@ -112,7 +113,8 @@ stages:
 """)
     small, numbers = load_plan(plan), {}
     for kind, preloaded in (("fresh", ()), ("warm", PRELOADED)):
-        work = Batch(small, tmp_path / kind, list(small.variants), 2, preloaded)
+        engine = LocalEngine(small.name, tmp_path / kind, 2, preloaded=preloaded)
+        work = Batch(small, tmp_path / kind, list(small.variants), engine)
         with (tmp_path / "display").open("w") as log:
             work.run(LogDisplay(log))
         assert set(endings(work).values()) == {"finished"}, work.table()

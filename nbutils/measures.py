@@ -149,6 +149,8 @@ TASK_MEASURES = {
     "_acc": Measure("{}: accuracy", "%", "higher", digits=2, scale=100.0),
     "_gold_bits_per_byte": Measure("{}: bits per byte of the gold answer", "", "lower"),
 }
+# In the names of what a clock or a meter of memory read: the same run gives another number each time.
+OF_THE_MACHINE = ("seconds", "per_second", "memory", "mib", "times_faster", "time_ratio", "bars_missed")
 TASKS = {
     "hellaswag": "HellaSwag",
     "piqa": "PIQA",
@@ -185,6 +187,11 @@ def _of_task(name: str) -> Measure | None:
         if plain.endswith(ending) and task in TASKS:
             return replace(found, label=found.label.format(TASKS[task]))
     return None
+
+
+def is_of_the_machine(name: str) -> bool:
+    """Whether the number called `name` is a time, a speed or a size in memory, which no two runs share."""
+    return any(each in name for each in OF_THE_MACHINE)
 
 
 def percent(value: float) -> str:

@@ -34,11 +34,11 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "GLOO_
 
 import torch
 
+from nbutils.measures import is_of_the_machine
 from nbutils.objectives import cosine_mixing
 from nbutils.preparation import DataConfig, prepare_data
 from nbutils.training import TrainingConfig, train
 
-TIMES = {"wall_seconds", "tokens_per_second"}
 NUMBERS = ("parameters", "steps", "tokens_seen", "best_eval_ce_loss", "best_step")
 DEADLINE = 120.0  # seconds for one run
 CASES = {  # (changes of the configuration, processes)
@@ -113,10 +113,15 @@ def run_well(config: TrainingConfig, processes: int) -> None:
     assert not any(codes) and None not in codes, f"exit codes {codes}"
 
 
+def untimed(row: dict[str, str]) -> dict[str, str]:
+    """A row of metrics.csv without what the clock says."""
+    return {name: value for name, value in row.items() if not is_of_the_machine(name)}
+
+
 def left_behind(run: Path) -> dict[str, object]:
     """All that a run ends with, and must be the same however often it was killed."""
     with (run / "metrics.csv").open(newline="") as file:
-        rows = [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+        rows = [untimed(row) for row in csv.DictReader(file)]
     numbers = json.loads((run / "numbers.json").read_text())
     weights = {name: (run / name / "model.safetensors").read_bytes() for name in ("model", "model_best")}
     return weights | {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from kill_many import NUMBERS, TIMES, write_data
+from kill_many import NUMBERS, untimed, write_data
 from tiny_notebooks import write_notebook
 
 from nbutils.attempts import Place
@@ -58,7 +58,7 @@ def stop_in_training(words: list[str], place: Place, step: int) -> tuple[int, fl
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open(newline="") as file:
-        return [{name: value for name, value in row.items() if name not in TIMES} for row in csv.DictReader(file)]
+        return [untimed(row) for row in csv.DictReader(file)]
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -14,6 +14,7 @@ from nbutils.attempts import Place
 from nbutils.batch import Batch
 from nbutils.hosting import PRELOADED
 from nbutils.local_engine import LocalEngine
+from nbutils.measures import is_of_the_machine
 from nbutils.plans import load_plan
 from nbutils.progress import LogDisplay
 from nbutils.runs import load_runs
@@ -122,18 +123,14 @@ stages:
         result = json.loads((folder / "result.json").read_text())
         metrics = next(run for run in load_runs(tmp_path / kind) if run.variant == "cosine").metrics()
         numbers[kind] = [
-            {name: value for name, value in result.items() if not is_a_clocks(name)},
-            metrics.drop(columns=[name for name in metrics if is_a_clocks(name)]).to_csv(),
+            {name: value for name, value in result.items() if not is_of_the_machine(name)},
+            metrics.drop(columns=[name for name in metrics if is_of_the_machine(name)]).to_csv(),
             (folder / "model" / "model.safetensors").read_bytes(),
             (folder / "samples.jsonl").read_bytes(),
         ]
     assert len(numbers["warm"][0]) > 10
     assert numbers["warm"] == numbers["fresh"]
     assert "imports for itself" not in Place(tmp_path / "warm", "cosine").log.read_text()
-
-
-def is_a_clocks(name: str) -> bool:
-    return any(word in name for word in ("second", "memory"))
 
 
 def test_every_ending_is_recorded_as_a_fresh_kernels_is(tmp_path):

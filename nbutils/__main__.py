@@ -53,13 +53,20 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """List a plan's variants with their parameters and costs; starts nothing."""
+    """List a plan's variants with their parameters and costs, or check a file for a cluster; starts nothing."""
+    from nbutils.cluster_files import check_cluster_file, is_cluster_file
     from nbutils.cost import check_gpu
-    from nbutils.listing import plan_listing
+    from nbutils.listing import plan_listing, variant_names
     from nbutils.plans import find_plan, load_plan
 
-    check_gpu(args.gpu, args.utilisation)
-    print(plan_listing(load_plan(find_plan(args.plan)), args.gpu, args.utilisation))
+    file = find_plan(args.plan)
+    if is_cluster_file(file):
+        print(check_cluster_file(file))
+    elif args.names:
+        print(variant_names(load_plan(file)))
+    else:
+        check_gpu(args.gpu, args.utilisation)
+        print(plan_listing(load_plan(file), args.gpu, args.utilisation))
     return 0
 
 
@@ -198,7 +205,8 @@ OUT_HELP = "folder that holds the plan's runs, each in a folder of its own (defa
 
 
 def _check_arguments(add: Callable[..., Any]) -> None:
-    add("plan", metavar="PLAN", help=PLAN_HELP)
+    add("plan", metavar="PLAN", help=f"{PLAN_HELP}; or a file for a cluster, such as params/cluster/slurm.sh")
+    add("--names", action="store_true", help="the variants alone, with tabs between stage, notebook, name and needs")
     add("--gpu", default="A100", help="GPU to estimate hours for (default: %(default)s)")
     add("--utilisation", type=float, default=0.4, help="fraction of its peak in use (default: %(default)s)")
 

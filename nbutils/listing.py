@@ -1,4 +1,7 @@
-"""What `check` prints: a plan's stages with their parameters, its variants with tokens and costs, its contrasts."""
+"""What `check` prints: a plan's stages with their parameters, its variants with tokens and costs, its contrasts.
+
+`check --names` prints the variants alone, for scripts that hand them to a scheduler.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,27 @@ from nbutils.progress import text_table
 WIDTH = 110
 LEAST_HOURS = 0.001  # less is not worth a number
 HEADER = ("variant", "parameters", "tokens", "training FLOPs", "memory", "GPU-hours")
+
+
+def variant_names(plan: Plan) -> str:
+    """A line for each variant, in the order of the plan; nothing is checked, so that it is there at once.
+
+    Columns, with tabs between them: stage, notebook, variant, the stages it needs (with commas between them), the GPUs
+    it takes where there are some, the cores it asks for; - where there is nothing to say.
+    """
+    needs = {stage.name: ",".join(dict.fromkeys(stage.needs.values())) for stage in plan.stages}
+    rows = (
+        (
+            variant.stage,
+            relative(variant.notebook),
+            variant.name,
+            needs[variant.stage] or "-",
+            variant.resources.gpus_for(variant.params, there=1),
+            variant.resources.cpus or "-",
+        )
+        for variant in plan.variants
+    )
+    return "\n".join("\t".join(map(str, row)) for row in rows)
 
 
 def plan_listing(plan: Plan, gpu: str, utilisation: float) -> str:

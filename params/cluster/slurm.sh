@@ -1,0 +1,85 @@
+#!/bin/bash
+#SBATCH --time=12:00:00
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=64G
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --signal=B:TERM@360
+# All variants of a plan on a Slurm cluster: an array of jobs for each stage, and each task runs one variant.
+#
+#     python -m nbutils check params/cluster/slurm.sh
+#     bash params/cluster/slurm.sh params/babylm.yaml --partition=gpu --account=mine
+#
+# Type it in the repository's root, on a node that may submit; what follows the plan goes to sbatch. It assumes that all
+# nodes see the repository at the same path, with what `make install` put into .venv. Type it again to go on: finished
+# variants are skipped. `python -m nbutils status PLAN` shows where they stand; logs are in runs/<plan>/.slurm.
+#
+#     AT_ONCE=4  tasks of a stage that run at a time (8)
+#     GPUS=0     of each task (what the plan asks for; one for each training process where it does not say)
+#     OUT=...    folder of the plan's runs (runs/<plan>)
+#
+# Was run with stand-ins for sbatch and scontrol, on no real cluster.
+set -euo pipefail
+[ ! -d .venv/bin ] || PATH="$PWD/.venv/bin:$PATH"
+
+# A stage starts when the stages it needs have ended, well or not (afterany): a variant whose needed run is not finished
+# is refused by `run` with exit code 2, and the others run. After afterok one failure would hold back the whole stage.
+submit() {
+    local plan=$1 out folder stage names needs need gpus cpus options id
+    local -A job
+    shift
+    out=${OUT:-runs/$(sed -n "s/^name: *//p" "$plan" | head -n 1)}
+    folder=$out/.slurm/$(date +%Y-%m-%dT%H.%M.%S)
+    mkdir -p "$folder"
+    # Tasks read this list, so that an edit of the plan cannot change which variant a requeued task is.
+    python -m nbutils check "$plan" --names >"$folder/names"
+    for stage in $(cut -f 1 "$folder/names" | uniq); do
+        names=$folder/$stage.names
+        awk -F '\t' -v stage="$stage" '$1 == stage' "$folder/names" >"$names"
+        needs=$(head -n 1 "$names" | cut -f 4)
+        gpus=$(cut -f 5 "$names" | sort -n | tail -n 1)
+        cpus=$(cut -f 6 "$names" | sort -n | tail -n 1)
+        options=(--job-name="$stage" --output="$folder/$stage-%a.log" --array="1-$(wc -l <"$names")%${AT_ONCE:-8}")
+        [ "${GPUS:-$gpus}" = 0 ] || options+=(--gres="gpu:${GPUS:-$gpus}")
+        [ "$cpus" = - ] || options+=(--cpus-per-task="$cpus")
+        if [ "$needs" != - ]; then
+            id=afterany
+            for need in ${needs//,/ }; do id+=":${job[$need]}"; done
+            options+=(--dependency="$id")
+        fi
+        id=$(sbatch --parsable "${options[@]}" "$@" "$0" "$plan" "$out" "$names")
+        job[$stage]=${id%%;*}
+        echo "$stage: job ${job[$stage]}, $(wc -l <"$names") tasks, logs in $folder"
+    done
+}
+
+# The runner is a child that is waited for: bash runs a trap only between commands, and an srun would need its own.
+run_task() {
+    local plan=$1 out=$2 names=$3 notebook variant runner="" stopped="" status=0 restarts=0
+    IFS=$'\t' read -r _ notebook variant _ < <(sed -n "${SLURM_ARRAY_TASK_ID}p" "$names")
+    export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+    trap 'stopped=yes; [ -z "$runner" ] || kill -TERM "$runner" || true' TERM
+    python -m nbutils run "$notebook" --params "$plan" --variant "$variant" --out "$out" &
+    runner=$!
+    [ -z "$stopped" ] || kill -TERM "$runner" || true
+    while kill -0 "$runner" 2>/dev/null; do wait "$runner" || true; done # a signal ends the wait, not the runner
+    wait "$runner" || status=$?
+    case $status in
+        75 | 143) restarts=100 ;; # stopped, in its first moments too: it goes on from what it saved
+        137 | 138) restarts=2 ;;  # killed: a lost kernel may come back, but one that lacks memory dies each time
+    esac
+    if [ "${SLURM_RESTART_COUNT:-0}" -lt "$restarts" ]; then
+        echo "$variant: exit code $status, back into the queue"
+        scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+    fi
+    exit "$status"
+}
+
+if [ -n "${SLURM_ARRAY_TASK_ID:-}" ]; then
+    run_task "$@"
+elif [ -f "${1:-}" ]; then
+    submit "$@"
+else
+    echo "usage: bash params/cluster/slurm.sh PLAN.yaml [options of sbatch]" >&2
+    exit 2
+fi

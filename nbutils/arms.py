@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from nbutils.plaintext import shortened, visible
+
 if TYPE_CHECKING:
     from nbutils.runs import Run
 
 SEEDS = ("seed", "noise_seed")  # they repeat an arm, they do not make another one
+LONGEST_VALUE, LONGEST_LABEL = 60, 160  # characters, or a legend and a table would be nothing else
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def group_arms(slots: Sequence[Slot]) -> list[Arm]:
     """The arms of one stage, in the order of its matrix; repeats with another noise seed (A/A) are left out.
 
     An arm without a usable run is an arm all the same. Labels name what the matrix varies first, and what else differs
-    from the first arm: "alpha 0.5, cos_topk 256".
+    from the first arm: "alpha 0.5, cos_topk 256". No two are alike.
     """
     noise_seeds = [slot.matrix["noise_seed"] for slot in slots if "noise_seed" in slot.matrix]
     first_noise = min(noise_seeds, default=None)
@@ -75,20 +78,41 @@ def group_arms(slots: Sequence[Slot]) -> list[Arm]:
     names = dict.fromkeys(name for values, _ in groups for name in values)
     first = groups[0][0] if groups else {}
     differing = [name for name in names if any(values.get(name) != first.get(name) for values, _ in groups)]
+    told = [
+        ", ".join(
+            f"{name} {named(values[name])}"
+            for name in differing
+            if name in values and (name == differing[0] or values[name] != first.get(name))
+        )
+        or members[0].stage
+        for values, members in groups
+    ]
     return [
         Arm(
-            ", ".join(
-                f"{name} {values[name]}"
-                for name in differing
-                if name in values and (name == differing[0] or values[name] != first.get(name))
-            )
-            or members[0].stage,
+            label,
             values,
             tuple(slot.run for slot in sorted(members, key=_seed) if slot.run is not None and not slot.trouble),
             len(members),
         )
-        for values, members in groups
+        for label, (values, members) in zip(_labels(told), groups, strict=True)
     ]
+
+
+def named(value: Any) -> str:
+    """A parameter's value as a few words of a name: every character to be seen, and not too many of them."""
+    return shortened(visible(value), LONGEST_VALUE)
+
+
+def _labels(told: Sequence[str]) -> list[str]:
+    """`told`, each no longer than LONGEST_LABEL, numbered where that leaves two alike."""
+    labels: list[str] = []
+    for text in told:
+        label, number = shortened(visible(text), LONGEST_LABEL), 1
+        while label in labels:
+            number += 1
+            label = f"{shortened(visible(text), LONGEST_LABEL)} (no. {number})"
+        labels.append(label)
+    return labels
 
 
 def number(value: object) -> float:

@@ -15,12 +15,13 @@ from typing import Any
 def atomic_write(path: Path, content: str | bytes) -> None:
     """Write `path` under another name, then rename: a reader or a crash sees the old file or the new, nothing between.
 
-    Text is written as UTF-8. The file gets the permissions any new file has.
+    Text is written as UTF-8; half a character, which that cannot hold, as its escape, \\ud800, which JSON reads back.
+    The file gets the permissions any new file has.
     """
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         with temporary.open("xb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -32,6 +32,8 @@ NOT_IN_KEY = frozenset(
             "kernel_host",
             "warm_kernels",
             "hosting",
+            "processes",
+            "thrift",
             "preflight",
             "attempts",
             "stopping",
@@ -47,7 +49,17 @@ NOT_IN_KEY = frozenset(
         ),  # start and watch
         *("runs", "manifest", "environment", "keys", "files", "locks", "places", "errors"),  # record
         *("plans", "contrasts", "params", "notebooks", "yamlfile", "cost"),  # say what to run
-        *("report", "figures", "statistics", "studies", "arms", "composite", "measures", "smoothing_results"),  # show
+        *(
+            "report",
+            "figures",
+            "statistics",
+            "studies",
+            "arms",
+            "composite",
+            "measures",
+            "smoothing_results",
+            "plaintext",
+        ),  # show
         "harness/comparison",
         *("benchmarks", "distillation_benchmarks", "cache_benchmarks", "prefix_benchmarks"),  # time losses
         *("measuring", "throughput", "compression"),  # time models; nothing trains through them

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils import statistics
-from nbutils.arms import Arm, Slot, group_arms, number, without_seeds
+from nbutils.arms import Arm, Slot, group_arms, named, number, without_seeds
 from nbutils.errors import WorkbookError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from nbutils.plans import Plan
     from nbutils.runs import Run
 
+LONGEST_FOLDER_NAME = 120  # characters; file systems allow 255 bytes
 BEFORE = "before_eval_ce_loss"  # a result of runs that fine-tune a teacher
 FINAL = ("test_", "eval_")  # prefixes of what a trained model was judged on, the better split first
 
@@ -173,6 +174,8 @@ def _plan_evidence(folder: Path, name: str, all_runs: Sequence[Run], file: Path 
     from nbutils.batch import PLAN_FILE
     from nbutils.plans import INTERACTIVE, find_plan, load_plan
 
+    if file is None and not is_folder_name(name):  # manifests say so, and it may be anything: no path is made of it
+        return _without_plan(name, all_runs)
     kept, current, problems, plan = folder / name / PLAN_FILE, find_plan(name), [], None
     if file is None and kept.is_file() and current.is_file() and kept.read_bytes() != current.read_bytes():
         problems.append(
@@ -197,6 +200,18 @@ def _plan_evidence(folder: Path, name: str, all_runs: Sequence[Run], file: Path 
         tuple(problems),
         tuple(study for study, is_teacher in zip(studies, teachers, strict=True) if is_teacher),
     )
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a plan's name can be that of the folder in which its runs lie, and leads nowhere else."""
+    return name == Path(name).name and name not in ("", "..") and "\0" not in name and len(name) <= LONGEST_FOLDER_NAME
+
+
+def _without_plan(name: str, all_runs: Sequence[Run]) -> PlanEvidence:
+    """Runs of a plan that cannot have a file."""
+    slots, unplanned = fill_slots([run for run in all_runs if run.plan == name], None)
+    problem = f"Plan {named(name)}: this is no name of a folder, so it has no file, and all of it is exploratory."
+    return PlanEvidence(name, tuple(plan_studies(name, slots, None)), tuple(slots), tuple(unplanned), None, (problem,))
 
 
 def _is_teacher(study: Study, plan: Plan | None) -> bool:
@@ -226,8 +241,8 @@ def fill_slots(runs: Sequence[Run], plan: Plan | None) -> tuple[list[Slot], list
     for variant in plan.variants:
         run = found.pop(variant.name, None)
         made_with = run.params if run else {}
-        expected = variant.params.items()
-        other = [f"{name} {made_with[name]}, not {v}" for name, v in expected if made_with.get(name, v) != v]
+        differing = {name: v for name, v in variant.params.items() if made_with.get(name, v) != v}
+        other = [f"{name} {named(made_with[name])}, not {named(v)}" for name, v in differing.items()]
         slots.append(Slot(variant.stage, variant.name, variant.matrix, run, ", ".join(other)))
     return slots, list(found.values())
 

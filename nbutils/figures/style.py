@@ -2,28 +2,33 @@
 
 Colours are those of seaborn's "colorblind" palette with a grey for the control and a darker green that does
 not look like it; each arm also has its own dash and marker, so a grey print still tells them apart. Text is
-never read as TeX: an arm called "$x" is shown, not parsed.
+never read as TeX: an arm called "$x" is shown, not parsed. Every character of it is drawn: what is invisible, or not in
+the font, as its code.
 """
 
 from __future__ import annotations
 
 import base64
-import html
+import hashlib
 import io
 import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from nbutils.places import FIGURES
+from nbutils.plaintext import LONGEST_PARAGRAPH, escape, escaped, shortened, visible
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +41,8 @@ WIDTH = 7.2  # inches: the text width of an A4 page, so that 8 point text prints
 DOTS_PER_INCH = 200
 PNG_COLOURS = 128  # a palette makes a plot a third as heavy, and no eye sees it
 LEGEND_ROW = 0.17  # inches
+LONGEST_LINE, MOST_LINES = 90, 12  # of text in a figure: what fits its width
+LONGEST_NAME = 120  # characters of a file name; its ending and the name it is written under come on top
 INK, QUIET, LINE = "#1b1f24", "#5b6570", "#d8dee4"
 
 # Colour, dash and marker of the first, second, ... arm. The control comes first: grey, and drawn wide, so
@@ -79,8 +86,10 @@ RC = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """The house style while a figure is drawn or saved; the reader's own settings afterwards."""
-    with mpl.rc_context(RC):
+    """The house style, and nothing else, while a figure is drawn or saved; the reader's own settings afterwards."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(RC)
         yield
 
 
@@ -146,14 +155,15 @@ def show(figure: Figure, name: str, caption: str, folder: Path = FIGURES) -> HTM
     """Save `figure` as `<name>.png` and `<name>.svg` in `folder`; return it with its caption for a notebook.
 
     The same figure gives the same bytes: no date, no version, fixed ids. Characters of `name` that do not
-    belong in a file name become "-". The caption is plain text; it is escaped, and is the picture's
-    alternative text too.
+    belong in a file name become "-", and a long one is cut. The caption is plain text; it is escaped, and is the
+    picture's alternative text too.
     """
     from IPython.display import HTML
 
     from nbutils.files import atomic_write
 
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "figure"
+    name = _file_name(name)
+    _spell_out(figure)
     _settle(figure)
     png = _with_palette(_rendered(figure, "png", dpi=DOTS_PER_INCH))
     try:
@@ -163,9 +173,42 @@ def show(figure: Figure, name: str, caption: str, folder: Path = FIGURES) -> HTM
     except OSError as error:  # the notebook and the report carry the picture themselves
         logger.warning("Figure %s is shown, but not saved: %s cannot be written (%s).", name, folder, error.strerror)
     figure.clear()
-    caption = html.escape(caption)
+    caption = escaped(caption, LONGEST_PARAGRAPH)
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     return HTML(f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>')
+
+
+def _file_name(name: str) -> str:
+    """`name` in characters of a file name; of a long one the beginning and a hash."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "figure"
+    if len(plain) <= LONGEST_NAME:
+        return plain
+    return f"{plain[:LONGEST_NAME]}-{hashlib.sha256(visible(name).encode()).hexdigest()[:8]}"
+
+
+def _spell_out(figure: Figure) -> None:
+    """Make all text of a figure drawable: its font warns of what it lacks, and a long line would leave no axes."""
+    with styled():
+        for axis in (axis for axes in figure.axes for axis in (axes.xaxis, axes.yaxis)):
+            told = [tick.get_text() for tick in axis.get_ticklabels()]  # made anew from the axis whenever it is drawn
+            if told != (plain := [drawable(text) for text in told]):
+                axis.set_ticks(axis.get_ticklocs(), plain)
+        for text in figure.findobj(Text):
+            if text.get_text() != (plain := drawable(text.get_text())):
+                text.set_text(plain)
+
+
+def drawable(text: str) -> str:
+    """`text` with every character that is invisible or not in the font as its code, and no line too long."""
+    known = _characters()
+    spelled = "".join(c if c == "\n" or ord(c) in known else escape(c) for c in visible(text[:LONGEST_PARAGRAPH]))
+    return "\n".join(shortened(line, LONGEST_LINE) for line in spelled.split("\n")[:MOST_LINES])
+
+
+@lru_cache(maxsize=1)
+def _characters() -> frozenset[int]:
+    """The codes of all characters that the figures' font has."""
+    return frozenset(get_font(findfont(FontProperties(family=RC["font.sans-serif"]))).get_charmap())
 
 
 def _settle(figure: Figure) -> None:

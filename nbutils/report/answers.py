@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,8 @@ from nbutils.errors import RunError
 from nbutils.manifest import MANIFEST
 from nbutils.measures import UNKNOWN, measure, p_text
 from nbutils.places import resolve
-from nbutils.report.page import details, shortened, side_by_side, stacked, table
+from nbutils.plaintext import escaped
+from nbutils.report.page import details, side_by_side, stacked, table
 from nbutils.report.tables import mean_and_interval, seeds
 from nbutils.report.teachers import without_teacher
 from nbutils.runs import Run, load_runs
@@ -83,7 +83,7 @@ def bootstrap_table(study: Study) -> HTML:
             try:
                 score = compare_answers(*tables, names=(control.label, arm.label), metric=name)
             except RunError as error:
-                return HTML(f'<p class="note">{html.escape(str(error))}</p>')
+                return HTML(f'<p class="note">{escaped(error)}</p>')
             quantity = measure(name)
             row[f"{quantity.axis}\ncontrol → arm"] = (
                 f"{quantity.number(score.score_a)} → {quantity.number(score.score_b)}"
@@ -157,7 +157,7 @@ def _teachers(study: Study) -> dict[str, Run]:
 
 
 def _escaped(value: object) -> str:
-    return html.escape(shortened(str(value).strip())) or UNKNOWN
+    return escaped(str(value).strip()) or UNKNOWN
 
 
 def _control(study: Study) -> Arm | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -12,7 +11,8 @@ import pandas as pd
 from IPython.display import HTML
 
 from nbutils.measures import UNKNOWN
-from nbutils.report.page import details, shortened, side_by_side, table
+from nbutils.plaintext import escaped
+from nbutils.report.page import details, side_by_side, table
 from nbutils.studies import Arm, Evidence, Study
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def _failure(manifest: dict[str, Any], trouble: str) -> dict[str, str]:
     return {
         "Run": f"{manifest['plan']}/{manifest['variant']}",
         "What happened": trouble,
-        "Cause": shortened(cause),
-        "Cell": UNKNOWN if cell is None else shortened(str(cell)),
+        "Cause": cause,
+        "Cell": UNKNOWN if cell is None else str(cell),
         "Exit code": UNKNOWN if manifest.get("exit_code") is None else str(manifest["exit_code"]),
         "Attempts": str(len(manifest.get("attempts", []))),
     }
@@ -66,7 +66,7 @@ def _named(what: str, names: Sequence[str]) -> list[str]:
     """How many runs, their names to be opened."""
     if not names:
         return []
-    return [details(f"{len(names)} {what}", f"<p>{html.escape(', '.join(names))}</p>")]
+    return [details(f"{len(names)} {what}", f"<p>{', '.join(map(escaped, names))}</p>")]
 
 
 def samples(study: Study) -> HTML:
@@ -105,13 +105,13 @@ def _as_trained(arm: Arm) -> list[dict[str, Any]]:
 
 
 def _escaped(value: object) -> str:
-    return html.escape(shortened(str(value).strip()))
+    return escaped(str(value).strip())
 
 
 def _told(sample: dict[str, Any]) -> str:
     """What was measured of a sample, in small print; empty where nothing was."""
     found = [f"{name.replace('_', '-')} {_share(sample[name])}" for name in SAMPLE_MEASURES if name in sample]
-    return f"<br><small>{html.escape(', '.join(found))}</small>" if found else ""
+    return f"<br><small>{escaped(', '.join(found))}</small>" if found else ""
 
 
 def _share(value: object) -> str:
@@ -207,6 +207,6 @@ def _parameters(study: Study) -> HTML:
     rows = []
     for name in names:
         values = dict.fromkeys(str(run.params.get(name, UNKNOWN)) for run in runs)
-        rows.append({"Parameter": name, "Value": shortened(", ".join(values))})
+        rows.append({"Parameter": name, "Value": ", ".join(values)})
     frame = pd.DataFrame(rows, columns=["Parameter", "Value"])
     return table(frame, "As resolved: defaults, then the plan's values.", text=frame.columns)

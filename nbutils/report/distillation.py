@@ -5,7 +5,6 @@ Nothing is shown of studies without a teacher.
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from IPython.display import HTML
 from nbutils import figures
 from nbutils.figures.distillation import divisor, not_in_nats
 from nbutils.measures import UNKNOWN, Measure, measure
+from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
 from nbutils.report.answers import answers
 from nbutils.report.page import figure_of, heading, stacked, table
 from nbutils.report.tables import ACROSS_TOKENIZERS, mean_and_interval, measure_table, seeds
@@ -139,7 +139,7 @@ def callout(study: Study) -> HTML:
     parts = []
     for each in found:
         whom = f" It taught {'; '.join(each.arms)}." if len(found) > 1 else ""
-        sentence = html.escape(each.sentence + whom)
+        sentence = escaped(each.sentence + whom, LONGEST_PARAGRAPH)
         parts.append(f"<p>{sentence}</p>" if each.is_better else f'<div class="warning"><p>{sentence}</p></div>')
     return HTML("".join(parts))
 

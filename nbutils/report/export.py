@@ -13,11 +13,11 @@ from __future__ import annotations
 import base64
 import html
 import re
-import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbutils.errors import WorkbookError
+from nbutils.plaintext import visible
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -106,16 +106,6 @@ def clean(fragment: str) -> str:
         link_rel=None,
     )
     return visible(cleaned)
-
-
-def visible(text: str) -> str:
-    """`text` with control and direction characters spelled out, so that none can hide or reorder its neighbours."""
-    return "".join(_spelled(character) for character in text)
-
-
-def _spelled(character: str) -> str:
-    hidden = unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co"} and character not in "\n\t"
-    return f"\\u{ord(character):04x}" if hidden else character
 
 
 def _only_png(tag: str, attribute: str, value: str) -> str | None:

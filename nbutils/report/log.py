@@ -21,10 +21,10 @@ from nbutils import statistics
 from nbutils.composite import NEITHER, TRADE_OFF, UNDECIDED, WIN, composite, mixes
 from nbutils.files import atomic_write, write_json
 from nbutils.measures import UNKNOWN, Measure, measure
-from nbutils.report.export import visible
+from nbutils.plaintext import LONGEST_PARAGRAPH, LONGEST_TEXT, shortened, visible
 from nbutils.report.teachers import no_better
 from nbutils.report.weekly import summary
-from nbutils.studies import Arm, Evidence, PlanEvidence, Slot, Study
+from nbutils.studies import Arm, Evidence, PlanEvidence, Slot, Study, is_folder_name
 
 LOG = "results.md"
 METRICS = "metrics.json"
@@ -52,7 +52,9 @@ CONCLUSIONS = {
     NEITHER: "Do not pursue these settings: no arm is a win or a trade-off. Next: another target, or none.",
 }
 DECIDED = (statistics.SUPPORTED, statistics.NOT_SUPPORTED)
-MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$!])")
+# Signs that markdown or HTML act on, and what readers make links of.
+MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$!&@]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
+USUAL_NAME = re.compile(r"\w+", re.ASCII)
 
 
 def write_log(evidence: Evidence, folder: Path) -> Path:
@@ -66,7 +68,7 @@ def write_metrics(evidence: Evidence) -> list[Path]:
     paths = []
     for plan in evidence.plans:
         folder = evidence.folder / plan.name
-        if folder.is_dir():
+        if is_folder_name(plan.name) and folder.is_dir():
             write_json(folder / METRICS, plan_metrics(evidence, plan))
             paths.append(folder / METRICS)
     return paths
@@ -100,9 +102,9 @@ def results_log(evidence: Evidence) -> str:
     return visible("\n".join(parts).rstrip() + "\n")
 
 
-def text(value: object) -> str:
-    """`value` for a line of markdown: no line breaks, nothing that markdown or HTML would act on."""
-    return MARKDOWN.sub(r"\\\1", " ".join(str(value).split()))
+def text(value: object, longest: int = LONGEST_TEXT) -> str:
+    """`value` for a line of markdown: short, no line breaks, nothing that markdown or HTML would act on."""
+    return MARKDOWN.sub(r"\\\1", shortened(visible(" ".join(str(value)[: 2 * longest].split())), longest))
 
 
 def _run_sections(plan: PlanEvidence, study: Study) -> list[str]:
@@ -122,14 +124,14 @@ def _run_section(plan: PlanEvidence, slot: Slot) -> list[str]:
         f"- Model: {_value(params, 'model_name')}",
         f"- Dataset: {dataset or text(card.get('dataset_name', UNKNOWN))}{field}",
         f"- Block size: {text(card.get('block_size', UNKNOWN))} | {_objective(params)}",
-        f"- Train steps: {result.get('steps', UNKNOWN)} | Epochs: {_value(params, 'num_train_epochs')} | "
+        f"- Train steps: {text(result.get('steps', UNKNOWN))} | Epochs: {_value(params, 'num_train_epochs')} | "
         f"LR: {_value(params, 'learning_rate')} | BS train/eval: {batch}",
         f"- Seed: {_value(params, 'seed')}",
     ]
     if card.get("fallback_taken"):
         lines.append(f"- Another data set than planned: {text(card['fallback_taken'])}")
     for title, prefix in (SPLITS | OTHERS).items():
-        numbers = {name: _plain(value) for name, value in result.items() if name.startswith(prefix)}
+        numbers = {_name(name): _plain(value) for name, value in result.items() if name.startswith(prefix)}
         if numbers or title in SPLITS:
             lines.append(f"- {title} metrics: {json.dumps(numbers)}")
     return [*lines, ""]
@@ -156,8 +158,14 @@ def _value(params: dict[str, Any], name: str) -> str:
     return text(params.get(name, UNKNOWN))
 
 
-def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _name(name: str) -> str:
+    """A result's name; marked off where it is none that a notebook of ours would give."""
+    return name if USUAL_NAME.fullmatch(name) else text(name)
+
+
+def _plain(value: object) -> float | None:
+    """A result for JSON; None where it is no finite number."""
+    return value if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _comparison(study: Study) -> list[str]:
@@ -221,13 +229,14 @@ def _observed(study: Study) -> Iterator[str]:
     for judged in study.judged:
         verdict, quantity = judged.verdict, measure(judged.contrast.metric)
         numbers = f" {verdict.note}"
-        told = "".join(f" {text(each)}" for each in no_better(study, study.sides(judged.contrast)[0]))
+        told = "".join(
+            f" {text(each, LONGEST_PARAGRAPH)}" for each in no_better(study, study.sides(judged.contrast)[0])
+        )
         if verdict.outcome != statistics.NOT_JUDGED:
             interval = quantity.difference_interval(verdict.low, verdict.high)
-            numbers = (
-                f" {quantity.label}, Δ = {quantity.difference(verdict.difference)} {interval}, {verdict.pairs} seed "
-                f"pairs, detectable {_with_unit(quantity, verdict.minimum_detectable)}."
-            )
+            difference = f"{quantity.difference(verdict.difference)} {interval}"
+            detectable = _with_unit(quantity, verdict.minimum_detectable)
+            numbers = f" {text(quantity.label)}, Δ = {difference}, {verdict.pairs} seed pairs, detectable {detectable}."
         primary = " (primary)" * judged.contrast.primary
         yield f"- {verdict.outcome.capitalize()}{primary}: {text(judged.contrast.question)}{numbers}{told}"
 

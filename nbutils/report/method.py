@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from nbutils.measures import UNKNOWN
+from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
 from nbutils.report.page import table
 from nbutils.studies import Evidence
 
@@ -155,15 +155,15 @@ def _seen(card: dict[str, Any], split: str) -> dict[str, str]:
     if card.get("task") != "qa":
         return {}
     share = card.get("leakage", {}).get(split, {}).get("answer_share")
-    return {"Answers also in train": UNKNOWN if share is None else f"{100 * share:.0f} %"}
+    return {"Answers also in train": _number(share, ".0f", " %", 100)}
 
 
 def _card(card: dict[str, Any]) -> str:
     """One data card: a paragraph and a table of the splits."""
-    way = " → ".join(f"{stage.get('stage')} {stage.get('documents', 0):,}" for stage in card.get("stages", []))
+    way = " → ".join(f"{stage.get('stage')} {_count(stage.get('documents', 0))}" for stage in card.get("stages", []))
     text = (
         f"Data: {card.get('dataset_name', UNKNOWN)}. Documents: {way or UNKNOWN}; then tokenised with "
-        f"{card.get('vocab_size', 0):,} tokens and packed into blocks of {card.get('block_size', UNKNOWN)}. "
+        f"{_count(card.get('vocab_size', 0))} tokens and packed into blocks of {card.get('block_size', UNKNOWN)}. "
         f"{card.get('seen_by_base_model') or ''}"
     )
     rows, words = [], card.get("leakage_words", 13)
@@ -173,13 +173,14 @@ def _card(card: dict[str, Any]) -> str:
         rows.append(
             {
                 "Split": split,
-                **{unit.capitalize(): f"{counts.get(unit, 0):,}" for unit in UNITS},
-                f"{words}-word runs also in train": UNKNOWN if leaked is None else f"{100 * leaked:.2f} %",
+                **{unit.capitalize(): _count(counts.get(unit, 0)) for unit in UNITS},
+                f"{words}-word runs also in train": _number(leaked, ".2f", " %", 100),
                 **_seen(card, split),
-                "Unigram cross entropy\n(nats per token)": UNKNOWN if unigram is None else f"{unigram:.4f}",
+                "Unigram cross entropy\n(nats per token)": _number(unigram, ".4f"),
             }
         )
-    return f"<p>{html.escape(text)}</p>" + (table(pd.DataFrame(rows), "The splits.").data if rows else "")
+    splits = table(pd.DataFrame(rows), "The splits.").data if rows else ""
+    return f"<p>{escaped(text, LONGEST_PARAGRAPH)}</p>{splits}"
 
 
 def _models(evidence: Evidence) -> str:
@@ -191,7 +192,7 @@ def _models(evidence: Evidence) -> str:
             if config:
                 row = {"Model": str(run.params.get("model_name", study.stage))}
                 row |= {name: _first(config, keys) for name, keys in ARCHITECTURE.items()}
-                row["Parameters"] = f"{run.result['parameters']:,.0f}" if "parameters" in run.result else UNKNOWN
+                row["Parameters"] = _count(run.result.get("parameters", UNKNOWN))
                 rows.setdefault(str(row), row)
     if not rows:
         return '<p class="note">No trained model lies beside the runs.</p>'
@@ -205,4 +206,13 @@ def _first(config: dict[str, Any], keys: tuple[str, ...]) -> str:
     value = next((config[key] for key in keys if config.get(key) is not None), UNKNOWN)
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return _count(value) if isinstance(value, int) else str(value)
+
+
+def _number(value: Any, form: str, unit: str = "", scale: float = 1) -> str:
+    return f"{scale * value:{form}}{unit}" if isinstance(value, int | float) else UNKNOWN
+
+
+def _count(value: Any) -> str:
+    """A whole number with its thousands apart; what is none, as it stands."""
+    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)

@@ -1,8 +1,7 @@
-"""Pieces of a report page: headings, tables, code. Every string is escaped here, and nowhere else built into HTML."""
+"""Pieces of a report page: headings, tables, code. Strings become HTML through `nbutils.plaintext.escaped`, always."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -11,16 +10,16 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from nbutils import figures
+from nbutils.plaintext import LONGEST_PARAGRAPH, escaped, shortened
 from nbutils.studies import Evidence, Study
 
 MOST_ARMS = 8  # as many as there are colours
-LONGEST_TEXT = 400  # characters of a cell
 NOWHERE = "This does not apply to the studies here."
 
 
 def heading(study: Study) -> str:
     """A third-level heading that names the study."""
-    return f"<h3>{html.escape(study.stage)} <small>({html.escape(study.plan)})</small></h3>"
+    return f"<h3>{escaped(study.stage)} <small>({escaped(study.plan)})</small></h3>"
 
 
 def every(study: Study) -> bool:
@@ -38,7 +37,7 @@ def by_study(
     several = len(evidence.studies) > 1
     studies = [study for study in evidence.studies if where(study)]
     parts = [(heading(study) if several else "") + show(study).data for study in studies]
-    told = html.escape(absent if evidence.studies else "Nothing to show yet.")
+    told = escaped(absent if evidence.studies else "Nothing to show yet.")
     return HTML("".join(parts) or f'<p class="note">{told}</p>')
 
 
@@ -77,30 +76,25 @@ def stacked(*parts: HTML) -> HTML:
 
 def code(text: str) -> str:
     """`text` as code."""
-    return f"<code>{html.escape(text)}</code>"
-
-
-def shortened(text: str) -> str:
-    """`text`, cut where it is too long for a table."""
-    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT].rstrip() + " …"
+    return f"<code>{escaped(text)}</code>"
 
 
 def side_by_side(columns: Sequence[str], rows: Iterable[tuple[str, Sequence[str]]], caption: str) -> HTML:
     """Texts beside each other: for each prompt, which is plain text, a shaded line, then cells of HTML."""
-    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)
+    head = "".join(f'<th scope="col">{escaped(name)}</th>' for name in columns)
     body = ""
     for prompt, cells in rows:
-        body += f'<tr class="prompt"><th colspan="{len(columns)}">{html.escape(shortened(prompt))}</th></tr>'
+        body += f'<tr class="prompt"><th colspan="{len(columns)}">{escaped(prompt)}</th></tr>'
         body += f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
     return HTML(
-        f'<div class="table"><table class="samples"><caption>{html.escape(caption)}</caption>'
+        f'<div class="table"><table class="samples"><caption>{escaped(caption, LONGEST_PARAGRAPH)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
 def details(summary: str, content: str) -> str:
     """`content`, which is HTML, behind a line of plain text to open it by."""
-    return f"<details><summary>{html.escape(summary)}</summary>{content}</details>"
+    return f"<details><summary>{escaped(summary)}</summary>{content}</details>"
 
 
 def table(frame: pd.DataFrame, caption: str, marked: Sequence[bool] = (), text: Iterable[str] | None = None) -> HTML:
@@ -117,14 +111,14 @@ def table(frame: pd.DataFrame, caption: str, marked: Sequence[bool] = (), text: 
         body += '<tr class="control">' if shaded else "<tr>"
         body += "".join(_cell("td", value, name in text) for name, value in cells) + "</tr>"
     return HTML(
-        f'<div class="table"><table class="numbers"><caption>{html.escape(caption)}</caption>'
+        f'<div class="table"><table class="numbers"><caption>{escaped(caption, LONGEST_PARAGRAPH)}</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 
 def _cell(tag: str, value: object, is_text: bool) -> str:
     """One cell of a table, its lines apart."""
-    lines = [html.escape(line) for line in str(value).split("\n")]
+    lines = [escaped(line) for line in shortened(str(value)).split("\n")]
     content = "<br>".join(f"<small>{line}</small>" if line.startswith(("[", "(")) else line for line in lines)
     kind = ' class="text"' if is_text else ""
     return f"<{tag}{kind}>{content}</{tag}>"

@@ -5,7 +5,6 @@ Nothing is shown of studies without runs of prefix smoothing.
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -16,9 +15,10 @@ from IPython.display import HTML
 
 from nbutils import figures
 from nbutils.measures import UNKNOWN, Measure, measure
+from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
 from nbutils.prefixes.settings import NO_SMOOTHING, leaves_no_gold_mass
 from nbutils.report.appendix import AS_TRAINED
-from nbutils.report.page import figure_of, heading, shortened, side_by_side, stacked, table
+from nbutils.report.page import figure_of, heading, side_by_side, stacked, table
 from nbutils.report.tables import mean_and_interval, seeds
 from nbutils.report.tasks import task_table
 from nbutils.smoothing_results import (
@@ -176,7 +176,7 @@ def ceiling_table(study: Study) -> HTML:
         rows.append(row)
     if not rows:
         return HTML("")
-    return stacked(table(pd.DataFrame(rows), CEILING_CAPTION), HTML(f"<p>{html.escape(ONE_HOT)}</p>"))
+    return stacked(table(pd.DataFrame(rows), CEILING_CAPTION), HTML(f"<p>{escaped(ONE_HOT, LONGEST_PARAGRAPH)}</p>"))
 
 
 def _difference(values: list[float], quantity: Measure) -> str:
@@ -220,4 +220,4 @@ def _by_sampler(arm: Arm) -> dict[str, dict[str, str]]:
 
 
 def _escaped(text: str) -> str:
-    return html.escape(shortened(text.strip()))
+    return escaped(text.strip())

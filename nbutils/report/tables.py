@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
 
@@ -12,6 +11,7 @@ from IPython.display import HTML
 
 from nbutils import statistics
 from nbutils.measures import UNKNOWN, Measure, measure
+from nbutils.plaintext import escaped
 from nbutils.report.page import table
 from nbutils.report.teachers import has_teacher
 from nbutils.smoothing_results import smooths
@@ -104,7 +104,7 @@ def measure_table(study: Study, names: Sequence[str], caption: str, absent: str)
     """
     found = [metric for name in names if (metric := study.final(name) or (name if study.reports(name) else None))]
     if not found:
-        return HTML(f'<p class="note">{html.escape(absent)}</p>')
+        return HTML(f'<p class="note">{escaped(absent)}</p>')
     rows = {"Arm": [arm.label for arm in study.arms], "Seeds": [seeds(arm) for arm in study.arms]}
     for metric in found:
         rows[measure(metric).axis] = [mean_and_interval(arm.results(metric), measure(metric)) for arm in study.arms]

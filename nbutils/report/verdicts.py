@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 
 import numpy as np
@@ -10,9 +9,10 @@ import pandas as pd
 from IPython.display import HTML
 
 from nbutils import statistics
-from nbutils.arms import SEEDS
+from nbutils.arms import SEEDS, named
 from nbutils.distillation_settings import NO_DIVERGENCE
 from nbutils.measures import UNKNOWN, Measure, measure, p_text, percent
+from nbutils.plaintext import LONGEST_PARAGRAPH, escaped, shortened
 from nbutils.report.diagnostics import not_applied
 from nbutils.report.page import code, heading, table
 from nbutils.report.teachers import no_better
@@ -55,7 +55,7 @@ def contrasts_changed(evidence: Evidence) -> HTML:
         True: f"{CHANGED} Read its verdicts as exploratory.",
         None: "Nothing recorded which contrasts stood when the first run began.",
     }
-    items = [f"<li>{code(p.name)}: {html.escape(sentences[p.contrasts_changed])}</li>" for p in evidence.plans]
+    items = [f"<li>{code(p.name)}: {escaped(sentences[p.contrasts_changed])}</li>" for p in evidence.plans]
     return HTML(f"<ul>{''.join(items)}</ul>" if items else '<p class="note">No plan has runs yet.</p>')
 
 
@@ -64,7 +64,7 @@ def verdicts(evidence: Evidence) -> HTML:
     if not any(slot.run for slot in evidence.slots) and not evidence.unplanned:
         plan = f" for the plan {code(evidence.plans[0].name)}" if len(evidence.plans) == 1 else ""
         return HTML(NO_RUNS.format(folder=code(evidence.folder.name), plan=plan))
-    sentences = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in warnings(evidence))
+    sentences = "".join(f"<p>{escaped(sentence, LONGEST_PARAGRAPH)}</p>" for sentence in warnings(evidence))
     parts = [f'<div class="warning">{sentences}</div>'] if sentences else []
     for study in evidence.studies:
         if len(evidence.studies) > 1:
@@ -140,8 +140,8 @@ def _verdict(judged: Judged, study: Study) -> str:
     ]
     return (
         f'<div class="verdict {CLASSES[verdict.outcome]}"><p><span class="outcome">{outcome}.</span> '
-        f"<strong>{html.escape(contrast.question)}</strong>{kind}</p>"
-        f"<p>{html.escape(' '.join(filter(None, sentences)))}</p></div>"
+        f"<strong>{escaped(contrast.question)}</strong>{kind}</p>"
+        f"<p>{' '.join(escaped(each, LONGEST_PARAGRAPH) for each in sentences if each)}</p></div>"
     )
 
 
@@ -204,7 +204,7 @@ def _caveats(judged: Judged) -> list[str]:
     found = [verdict.note] if verdict.outcome != statistics.NOT_JUDGED else []
     if judged.missing:
         planned = verdict.pairs + len(judged.missing)
-        what, rest = judged.missing[0], len(judged.missing) - 1
+        what, rest = shortened(judged.missing[0]), len(judged.missing) - 1
         more = f", and {rest} more" if rest else ""
         found.append(f"{len(judged.missing)} of {planned} planned pairs are missing ({what}{more}).")
     band = judged.floor.band(verdict.pairs) if judged.floor else math.nan
@@ -225,7 +225,7 @@ def _trained_otherwise(judged: Judged, study: Study) -> list[str]:
     differing = [name for name in ours if name in theirs and name not in named and ours[name] != theirs[name]]
     if not differing:
         return []
-    told = [f"{name} {ours[name]}, not {theirs[name]}" for name in differing[:MOST_NAMED]]
+    told = [f"{name} {named(ours[name])}, not {named(theirs[name])}" for name in differing[:MOST_NAMED]]
     more = f", and {len(differing) - MOST_NAMED} more" * (len(differing) > MOST_NAMED)
     return [
         f"The control, of stage {contrast.control_stage}, was trained with other settings than the treatment "
@@ -249,7 +249,7 @@ def _explained_by_frequencies(judged: Judged, study: Study) -> list[str]:
 
 def _label(arm: Arm | None, values: dict) -> str:
     """How a contrast's side is called: its arm's label, or its own values where no arm has them."""
-    return arm.label if arm else ", ".join(f"{name} {value}" for name, value in values.items())
+    return arm.label if arm else ", ".join(f"{name} {named(value)}" for name, value in values.items())
 
 
 def level(verdict: statistics.Verdict) -> str:

@@ -6,7 +6,6 @@ newest earlier one. The note is `notes/<ISO week>.md` in the same folder.
 
 from __future__ import annotations
 
-import html
 import re
 from collections.abc import Iterable
 from datetime import date, datetime
@@ -20,6 +19,7 @@ from IPython.display import HTML
 from nbutils import statistics
 from nbutils.files import read_json, write_json
 from nbutils.measures import UNKNOWN, measure
+from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
 from nbutils.report.appendix import finished_at
 from nbutils.report.export import clean
 from nbutils.report.page import code, details, table
@@ -63,7 +63,7 @@ def period(evidence: Evidence, week: str = "") -> HTML:
         f"Week {week}{f', {dates(week)}' * bool(dates(week))}. {len(ends)} of {len(evidence.slots)} planned runs "
         f"({plans}), finished from {ends[0][:10]} to {ends[-1][:10]}."
     )
-    return HTML(fallback_warning(evidence) + f'<p class="lead">{html.escape(text)}</p>')
+    return HTML(fallback_warning(evidence) + f'<p class="lead">{escaped(text, LONGEST_PARAGRAPH)}</p>')
 
 
 def fallback_warning(evidence: Evidence) -> str:
@@ -71,7 +71,7 @@ def fallback_warning(evidence: Evidence) -> str:
     cards = [(slot.run, slot.run.data_card()) for slot in evidence.slots if slot.run]
     taken = dict.fromkeys((run.plan, str(card["fallback_taken"])) for run, card in cards if card.get("fallback_taken"))
     sentences = (
-        f"<p><strong>Another data set than planned.</strong> Plan {code(plan)}: {html.escape(what)}</p>"
+        f"<p><strong>Another data set than planned.</strong> Plan {code(plan)}: {escaped(what)}</p>"
         for plan, what in taken
     )
     return f'<div class="warning">{"".join(sentences)}</div>' if taken else ""
@@ -120,10 +120,10 @@ def since_last(evidence: Evidence, folder: Path, week: str = "") -> HTML:
         "gone": done_then - done - failed,
     }
     counts = ", ".join(f"{len(names)} {what}" for what, names in told.items() if names) or "none new, none failed"
-    parts = [f"<p>Runs since the report of week {html.escape(str(earlier.get('week')))}: {counts}.</p>"]
+    parts = [f"<p>Runs since the report of week {escaped(earlier.get('week'))}: {counts}.</p>"]
     for what, names in told.items():
         if names:
-            parts.append(details(f"Runs {what}", f"<p>{html.escape(', '.join(sorted(names)))}</p>"))
+            parts.append(details(f"Runs {what}", f"<p>{', '.join(map(escaped, sorted(names)))}</p>"))
     rows = [*_changed_verdicts(earlier.get("verdicts", {}), now["verdicts"])]
     rows += _changed_means(earlier.get("arms", {}), now["arms"])
     if rows:

@@ -32,6 +32,7 @@ from nbutils.places import relative
 
 ATTEMPTS, PREVIOUS, ASIDE, LOCKS, LOGS = ".attempts", ".previous", ".aside", ".locks", ".logs"
 CHECKPOINTS = "checkpoints"  # in the folder of a run that trains
+RESERVE, RESERVED = ".reserve", 1 << 18  # a file in an attempt's folder, and its bytes
 LOCK_SECONDS = 1.0  # a look at the lock holds it for a moment: long enough to wait for that, not for a run
 
 logger = logging.getLogger(__name__)
@@ -63,6 +64,19 @@ class Place:
     @property
     def log(self) -> Path:
         return self.plan_folder / LOGS / self.variant
+
+    @property
+    def host_log(self) -> Path:
+        """What the process that forks its kernel printed, where that is not the batch's."""
+        return self.plan_folder / LOGS / f".{self.variant}.kernel-host"
+
+    def reserve(self) -> None:
+        """Take the room that the record of the end will need, before the disk can be full."""
+        (self.attempt / RESERVE).write_bytes(bytes(RESERVED))
+
+    def use_reserve(self) -> None:
+        """Give back what was reserved: the record is written next."""
+        (self.attempt / RESERVE).unlink(missing_ok=True)
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -59,6 +59,15 @@ def hardware() -> dict[str, Any]:
     }
 
 
+def memory_kills() -> int:
+    """How many processes this machine's memory killer has ended since it was started; 0 where that is not known."""
+    try:
+        counted = re.search(r"^oom_kill (\d+)", Path("/proc/vmstat").read_text(), re.MULTILINE)
+    except OSError:
+        return 0
+    return int(counted[1]) if counted else 0
+
+
 def versions_line() -> str:
     """Python and the libraries that decide a result, for the top of a notebook."""
     versions = [f"{name} {metadata.version(name)}" for name in SHOWN]

@@ -62,6 +62,10 @@ class Preempted(Exception):
         return [f"{type(self).__name__}: {self}"]
 
 
+class RankKilled(RuntimeError):
+    """A training process was killed from outside, as by the memory killer; the runner maps it to exit code 138."""
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """A sentence with the nearest valid name, or with all of them where none is near."""
     valid = sorted(valid)

@@ -1,11 +1,14 @@
-"""The batch's side of the process its kernels are forked from (nbutils/kernel_host.py), and what is said to it.
+"""The side of those who use the process that kernels are forked from (nbutils/kernel_host.py), and what is said to it.
 
+A batch has one that has imported what notebooks do. A runner by itself has one too, which has imported nothing: it
+ends the kernel and all that the kernel started when the runner is killed, and knows how much memory was taken.
 Kept apart so that batch and runners import none of what the host does.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -43,6 +46,36 @@ THRIFT = {"TQDM_MININTERVAL": "30"}  # seconds between redraws of a progress bar
 LONGEST_SOCKET_FOLDER = 80  # of the 107 bytes a socket's path may have
 LONGEST_MESSAGE = 1 << 20  # bytes; an environment can be long
 CLOSE_SECONDS = 5
+
+
+_in_use: Path | None = None
+
+
+def use_host(address: Path | None) -> None:
+    """From now on this process's kernels are forked by the host at `address`."""
+    global _in_use
+    _in_use = address
+
+
+def host_in_use() -> Path | None:
+    """The address of the host that forks this process's kernels, None where each is a fresh process."""
+    return _in_use
+
+
+@contextmanager
+def hosted(log: Path) -> Iterator[None]:
+    """Within, this process's kernels have a host: the batch's where there is one, else one of its own."""
+    if _in_use or sys.platform != "linux":
+        yield
+        return
+    with kernel_host((), os.environ, log) as address:
+        use_host(address)
+        try:
+            yield
+        finally:
+            use_host(None)
+    if not log.stat().st_size:
+        log.unlink()
 
 
 def short_temporary_folder() -> str:

@@ -10,7 +10,6 @@ with the last runner of a batch that was killed.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib.util
 import logging
@@ -20,7 +19,7 @@ import signal
 import socket
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any
 
 from nbutils.hosting import message_socket, receive, send
 from nbutils.places import ROOT
+from nbutils.processes import end_with_parent
 from nbutils.stopping import DRIVEN_FOLDER
 
 INLINE_FIGURES = "module://matplotlib_inline.backend_inline"  # what ipykernel sets before a notebook imports matplotlib
@@ -37,7 +37,7 @@ WHILE_IMPORTING = {
 }
 OF_ONE_KERNEL = {DRIVEN_FOLDER, "JPY_PARENT_PID", "JPY_SESSION_NAME", "CUDA_VISIBLE_DEVICES"}
 REQUEST_SECONDS = 10  # a runner sends its request at once
-DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
+KIB_OF_A_MIB = 1024  # Linux counts in KiB
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class KernelHost:
 
     listener: socket.socket | None
     refusal: str | None
-    environment: dict[str, str]  # what the modules were imported under
+    environment: dict[str, str] | None  # what the modules were imported under, None where there are none
     added: dict[str, str]  # what the imports put into it
     sources: dict[Path, tuple[int, int] | None]  # nbutils as it was imported
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
@@ -99,10 +99,11 @@ class KernelHost:
                 send(connection, {"refused": reason})
                 connection.close()
                 return None
+            end_with_host = end_with_parent()
             process = os.fork()
             if process == 0:
                 request["environment"] = self.added | request["environment"]
-                return self._child(Launch(**request), connection, files)
+                return self._child(Launch(**request), connection, files, end_with_host)
             self.kernels[process] = connection
             self.selector.register(connection, selectors.EVENT_READ, process)
         except (OSError, EOFError, ValueError):  # the runner has gone, or is none
@@ -114,7 +115,8 @@ class KernelHost:
 
     def _another_kernel(self, environment: Mapping[str, str]) -> str | None:
         """Why a kernel forked now would not be what a fresh process is; None where it would."""
-        names = {name for name, _ in environment.items() ^ self.environment.items()} - OF_ONE_KERNEL
+        under = environment if self.environment is None else self.environment
+        names = {name for name, _ in environment.items() ^ under.items()} - OF_ONE_KERNEL
         if names:
             return f"the environment is not the one it imported under: {', '.join(sorted(names))}"
         changed = [path.name for path, status in self.sources.items() if _status(path) != status]
@@ -128,12 +130,13 @@ class KernelHost:
             if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
             _kill_group(process)  # before the process is collected: until then nobody else can have its number
-            _, status = os.waitpid(process, 0)
+            _, status, usage = os.wait4(process, 0)
+            ended = {"exit_code": os.waitstatus_to_exitcode(status), "peak_memory_mib": usage.ru_maxrss / KIB_OF_A_MIB}
             connection = self.kernels.pop(process)
             if connection:
                 self.selector.unregister(connection)
                 with connection, suppress(OSError):
-                    send(connection, {"exit_code": os.waitstatus_to_exitcode(status)})
+                    send(connection, ended)
 
     def _runner_gone(self, process: int) -> None:
         connection = self.kernels.get(process)
@@ -149,14 +152,16 @@ class KernelHost:
         self.listener.close()
         self.listener = None
 
-    def _child(self, launch: Launch, connection: socket.socket, output: Sequence[int]) -> Launch:
+    def _child(
+        self, launch: Launch, connection: socket.socket, output: Sequence[int], end_with_host: Callable[[], None]
+    ) -> Launch:
         """In a new kernel: keep nothing of the host's, and tell the runner. Ends the process where that fails."""
         try:
             signal.set_wakeup_fd(-1)
             for each in (self.listener, *self.kernels.values()):
                 if each:
                     each.close()
-            _detach(output)
+            _detach(output, end_with_host)
             send(connection, {"process": os.getpid()})
             connection.close()
         except BaseException:  # must not go on as a second host
@@ -170,14 +175,10 @@ def _kill_group(process: int) -> None:
         os.killpg(process, signal.SIGKILL)
 
 
-def _detach(output: Sequence[int]) -> None:
+def _detach(output: Sequence[int], end_with_host: Callable[[], None]) -> None:
     """Make the forked process a session of its own, with the signals and the output of a fresh one."""
-    host = os.getppid()
     os.setsid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
-        if os.getppid() != host:
-            os._exit(1)
+    end_with_host()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
@@ -293,7 +294,8 @@ def main(listener: int, modules: Sequence[str]) -> None:
     sources = {path: status for path, status in sources.items() if str(path) in loaded}
     own = {*environment, *WHILE_IMPORTING, "MPLBACKEND"}
     added = {name: value for name, value in os.environ.items() if name not in own}
-    launch = KernelHost(message_socket(listener), refusal, environment, added, sources).serve()
+    under = environment if modules else None
+    launch = KernelHost(message_socket(listener), refusal, under, added, sources).serve()
     if launch:
         become(launch)
 

@@ -25,13 +25,16 @@ from papermill.execute import ERROR_MARKER_TAG, execute_notebook
 from traitlets import default
 from traitlets.config import Config
 
+from nbutils.environment import memory_kills
 from nbutils.files import atomic_write
 from nbutils.hosting import THRIFT, short_temporary_folder
-from nbutils.warm_kernels import provisioner
+from nbutils.stopping import Watch
+from nbutils.warm_kernels import peak_memory_mib, provisioner
 
 LOG_LINES = 20
 IOPUB_SECONDS = 60  # the default of 4 fails a cell whose output is slow to arrive on a busy machine
 START_SECONDS = 180  # many kernels that start at once on few cores
+FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # what ends a kernel that is not at fault
 AUTOSAVE_SECONDS = 60  # the whole notebook is written each time
 _STARTED: list[AsyncKernelManager] = []  # by the `execute` at work in this process
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
@@ -49,13 +52,22 @@ class KernelDied(NotebookFailed):
     """The kernel's process ended in the middle of a cell."""
 
 
-def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], environment: Mapping[str, str]) -> None:
+def execute(
+    notebook: Path,
+    output: Path,
+    parameters: Mapping[str, Any],
+    environment: Mapping[str, str],
+    watch: Watch | None = None,
+) -> None:
     """Run `notebook` with `parameters` in the folder it lies in and write the executed notebook to `output`.
 
-    The kernel gets `environment` on top of this process's. Raises NotebookFailed or its kind KernelDied; `output` then
-    shows which cell it was. Whatever else ends it, `output` claims no cell that did not end.
+    The kernel gets `environment` on top of this process's. `watch` is told when a cell starts, and what memory was
+    taken. Raises NotebookFailed or its kind KernelDied; `output` then shows which cell it was. Whatever else ends it,
+    `output` claims no cell that did not end.
     """
-    with _private_kernel() as (settings, managers), _environment(THRIFT | dict(environment)):
+    watch = watch or Watch()
+    killed_before = memory_kills()
+    with _private_kernel(watch) as (settings, managers), _environment(THRIFT | dict(environment)):
         try:
             execute_notebook(
                 _no_template(notebook),
@@ -68,12 +80,15 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any], environ
                 iopub_timeout=IOPUB_SECONDS,
                 coalesce_streams=True,
                 resources={"metadata": {"path": str(notebook.parent)}},
+                on_cell_start=lambda cell, cell_index: watch.cell_starts(),
                 **settings,
             )
         except PapermillExecutionError:
             pass  # the saved notebook has the error, and is read below
         except DeadKernelError:
-            raise KernelDied(_mark_death(output, _death(managers[-1].provisioner.process.returncode))) from None
+            code = managers[-1].provisioner.process.returncode
+            memory = memory_kills() > killed_before
+            raise KernelDied(_mark_death(output, _death(code, memory)) | {"crash": -code not in FROM_OUTSIDE}) from None
         except BaseException:
             _mark_unfinished(output)
             raise
@@ -93,7 +108,7 @@ def signal_kernel(number: int) -> bool:
 
 
 @contextmanager
-def _private_kernel() -> Iterator[tuple[dict[str, Any], list[AsyncKernelManager]]]:
+def _private_kernel(watch: Watch) -> Iterator[tuple[dict[str, Any], list[AsyncKernelManager]]]:
     """(settings for nbclient, managers of the kernels it starts): this Python, sockets in a folder of its own.
 
     Whatever the kernel started is ended with it, and the kernel itself where nbclient forgets it: after an interrupt
@@ -121,6 +136,7 @@ def _private_kernel() -> Iterator[tuple[dict[str, Any], list[AsyncKernelManager]
             for manager in managers:
                 _end_group(getattr(manager.provisioner, "pgid", None))
                 _STARTED.remove(manager)
+                watch.peak_memory_mib = peak_memory_mib(manager.provisioner)
 
 
 def _end_group(group: int | None) -> None:
@@ -150,27 +166,37 @@ def _no_template(path: Path) -> str:
     return str(path).replace("{", "{{").replace("}", "}}")
 
 
-def _death(code: int) -> str:
+def _death(code: int, memory: bool) -> str:
+    """Why a kernel's process ended with this code; `memory`: the memory killer was at work meanwhile."""
     if code >= 0:
         return f"the kernel ended by itself (exit code {code}), as by os._exit. See the last lines of its log."
     name = signal.Signals(-code).name
     if name == "SIGKILL":
+        why = "by the memory killer" if memory else "most often because the machine ran out of memory"
         return (
-            "the kernel was ended by SIGKILL, most often because the machine ran out of memory. Try a smaller "
-            "per_device_train_batch_size or fewer workers at a time."
+            f"the kernel was ended by SIGKILL, {why}. Try a smaller per_device_train_batch_size or fewer workers at a "
+            "time."
         )
     return f"the kernel was ended by {name}, a crash in compiled code or a signal from outside."
 
 
-def _mark_death(output: Path, message: str) -> dict[str, Any]:
-    """Put the death into the saved notebook, where papermill wrote `completed`; returns the record of it."""
+def tell(output: Path, record: Mapping[str, Any]) -> None:
+    """Put what ended the run into the saved notebook, in the cell that it ended."""
+    if not output.is_file():
+        return
     saved = nbformat.read(output, as_version=4)
     index = _last_started(saved)
-    cell = saved.cells[index]
-    cell.outputs = [*cell.get("outputs", []), nbformat.v4.new_output("error", ename="KernelDied", evalue=message)]
+    error = nbformat.v4.new_output("error", ename=record["type"], evalue=record["message"])
+    saved.cells[index].outputs = [*saved.cells[index].get("outputs", []), error]
     _mark_cells(saved, index)
     _save(saved, output)
-    return _record("KernelDied", message, saved, index)
+
+
+def _mark_death(output: Path, message: str) -> dict[str, Any]:
+    """Put the death into the saved notebook, where papermill wrote `completed`; returns the record of it."""
+    tell(output, {"type": KernelDied.__name__, "message": message})
+    saved = nbformat.read(output, as_version=4)
+    return _record(KernelDied.__name__, message, saved, _last_started(saved))
 
 
 def _mark_unfinished(output: Path) -> None:

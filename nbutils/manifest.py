@@ -54,9 +54,20 @@ def begin(folder: Path, plan: str, variant: Variant, earlier: list[dict[str, Any
     return manifest
 
 
-def end(folder: Path, manifest: Manifest, status: str, exit_code: int, error: dict[str, Any] | None) -> Manifest:
-    """Write how the run in `folder` ended. `error` is None or has `type`, `message`, `cell` and `log` (lines)."""
+def end(
+    folder: Path,
+    manifest: Manifest,
+    status: str,
+    exit_code: int,
+    error: dict[str, Any] | None,
+    peak_memory_mib: float | None = None,
+) -> Manifest:
+    """Write how the run in `folder` ended. `error` is None or has `type`, `message`, `cell` and `log` (lines).
+
+    peak_memory_mib: of the kernel's process, None where it is not known.
+    """
     last = manifest["attempts"][-1] | {"end": now(), "exit_code": exit_code, "status": status}
+    last["peak_memory_mib"] = peak_memory_mib
     manifest = manifest | {"status": status, "exit_code": exit_code, "error": error}
     manifest["attempts"] = [*manifest["attempts"][:-1], last]
     manifest["data_fingerprint"] = data_fingerprint(folder, manifest["inputs"])

@@ -8,6 +8,8 @@ Exit codes: 0 finished, now or before; 1 a cell failed; 2 a mistake in parameter
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,16 +20,19 @@ from typing import Any
 
 from nbutils import errors
 from nbutils.attempts import Place
-from nbutils.errors import PlanError, Preempted, RunError, WorkbookError
+from nbutils.errors import PlanError, Preempted, RankKilled, RunError, WorkbookError
+from nbutils.hosting import hosted
 from nbutils.keys import read_inputs, run_key
 from nbutils.manifest import FAILED, FINISHED, KILLED, PREEMPTED, Manifest, begin, end
 from nbutils.params import RUN_FOLDER, read_schema
 from nbutils.places import relative, resolve
 from nbutils.plans import Variant
 from nbutils.preflight import check_variant
-from nbutils.stopping import AGAIN, DRIVEN_FOLDER, StopRequest, kernel_stopped
+from nbutils.resources import Resources
+from nbutils.stopping import AGAIN, CELL_TIMEOUT, DRIVEN_FOLDER, Watch, kernel_stopped
 
 DONE, BROKEN, REFUSED, RUN_AGAIN, KERNEL_DIED = 0, 1, 2, 75, 138
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a folder that is full, or not to be written
 MISTAKES = {
     kind.__name__ for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, WorkbookError)
 }
@@ -77,6 +82,7 @@ def run_variant(
         time.monotonic() - start,
         folder=folder,
         log=tuple(manifest["error"]["log"]) if manifest["error"] else (),
+        again=manifest["status"] == PREEMPTED or (manifest["status"] == KILLED and not manifest["error"].get("crash")),
     )
 
 
@@ -109,20 +115,25 @@ def summary(manifest: Manifest) -> str:
     if not error:
         return ""
     first = error["message"].strip().splitlines()[0] if error["message"].strip() else ""
-    return f"{error['type']}: {first}" + (f" ({error['cell']})" if error["cell"] else "")
+    told = f"{error['type']}: {first}" + (f" ({error['cell']})" if error["cell"] else "")
+    peak = manifest["attempts"][-1].get("peak_memory_mib")
+    return told + (f" Its kernel had taken {peak:,.0f} MiB at most." if manifest["status"] == KILLED and peak else "")
 
 
 def _attempt(place: Place, plan: str, variant: Variant, check: Callable[[Variant], None]) -> tuple[Manifest, Path]:
     """One attempt, from an empty folder or checkpoints to the published run; returns its manifest and where it lies."""
-    signal_kernel = import_module("nbutils.kernels").signal_kernel  # takes over a second: nothing has begun yet
-    earlier = place.history()
+    with hosted(place.host_log):
+        signal_kernel = import_module("nbutils.kernels").signal_kernel  # takes over a second: nothing has begun yet
+        earlier = place.history()
+        with _told_where(place):
+            place.clear(run_key(variant.notebook, variant.params, read_inputs(variant.params)))
+            manifest = begin(place.attempt, plan, variant, earlier)
+            place.reserve()
+        with kernel_stopped(place.attempt, signal_kernel, variant.resources) as watch:
+            status, exit_code, error = _ending(place, variant, check, watch)
     with _told_where(place):
-        place.clear(run_key(variant.notebook, variant.params, read_inputs(variant.params)))
-        manifest = begin(place.attempt, plan, variant, earlier)
-    with kernel_stopped(place.attempt, signal_kernel) as stop:
-        status, exit_code, error = _ending(place, variant, check, stop)
-    with _told_where(place):
-        manifest = end(place.attempt, manifest, status, exit_code, error)
+        place.use_reserve()
+        manifest = end(place.attempt, manifest, status, exit_code, error, watch.peak_memory_mib)
         published = place.publish()
     return manifest, place.published if published else place.attempt
 
@@ -132,40 +143,67 @@ def _told_where(place: Place) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        folder = relative(place.attempt)
-        raise RunError(
-            f"{folder} cannot be written ({error.strerror or error}). Make room or mend it, then run again."
-        ) from None
+        raise RunError(_not_writable(place, error.strerror or str(error))) from None
+
+
+def _not_writable(place: Place, reason: str) -> str:
+    return f"{relative(place.attempt)} cannot be written ({reason}). Make room or mend it, then run again."
 
 
 def _ending(
-    place: Place, variant: Variant, check: Callable[[Variant], None], stop: StopRequest
+    place: Place, variant: Variant, check: Callable[[Variant], None], watch: Watch
 ) -> tuple[str, int, dict[str, Any] | None]:
     """Check and execute; (status, exit code, error) of how that ended. The notebook's metadata is not asked."""
-    from nbutils.kernels import KernelDied, NotebookFailed, execute
+    from nbutils.kernels import NotebookFailed, execute
 
     folder = place.attempt
     has_folder = RUN_FOLDER in read_schema(variant.notebook).parameters
     params = variant.params | ({RUN_FOLDER: str(folder)} if has_folder else {})
     try:
         check(variant)
-        execute(variant.notebook, folder / NOTEBOOK, params, {DRIVEN_FOLDER: str(folder)})
+        execute(variant.notebook, folder / NOTEBOOK, params, {DRIVEN_FOLDER: str(folder)}, watch)
     except NotebookFailed as failure:
-        record = failure.record
-        if record["type"] == Preempted.__name__:
-            return PREEMPTED, RUN_AGAIN, record
-        if stop.asked:
-            return PREEMPTED, RUN_AGAIN, record | _told(Preempted(AGAIN))
-        if isinstance(failure, KernelDied):
-            return KILLED, KERNEL_DIED, record
-        return FAILED, REFUSED if record["type"] in MISTAKES else BROKEN, record
+        return _failed(place, variant, failure, watch)
     except WorkbookError as mistake:
         return FAILED, REFUSED, _outside(mistake)
     except KeyboardInterrupt:  # or Stopped
         return PREEMPTED, RUN_AGAIN, _outside(Preempted(AGAIN))
     except Exception as error:  # of the machinery, not of the notebook: recorded like any other ending
-        return (PREEMPTED, RUN_AGAIN, _outside(Preempted(AGAIN))) if stop.asked else (FAILED, BROKEN, _outside(error))
+        if watch.asked:
+            return PREEMPTED, RUN_AGAIN, _outside(Preempted(AGAIN))
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            return FAILED, REFUSED, _outside(RunError(_not_writable(place, error.strerror)))
+        return FAILED, BROKEN, _outside(error)
     return FINISHED, DONE, None
+
+
+def _failed(place: Place, variant: Variant, failure: Any, watch: Watch) -> tuple[str, int, dict[str, Any]]:
+    """(status, exit code, error) of a notebook that came to no good end: `failure` is a kernels.NotebookFailed."""
+    from nbutils.kernels import KernelDied, tell
+
+    record = failure.record
+    if watch.limit:
+        record = record | {"type": watch.limit, "message": _over_limit(watch.limit, variant.resources)}
+        tell(place.attempt / NOTEBOOK, record)
+        return FAILED, BROKEN, record
+    if record["type"] == Preempted.__name__:
+        return PREEMPTED, RUN_AGAIN, record
+    if watch.asked:
+        return PREEMPTED, RUN_AGAIN, record | _told(Preempted(AGAIN))
+    if isinstance(failure, KernelDied) or record["type"] == RankKilled.__name__:
+        return KILLED, KERNEL_DIED, record
+    unwritable = next((os.strerror(each) for each in UNWRITABLE if os.strerror(each) in record["message"]), "")
+    if record["type"] == OSError.__name__ and unwritable:
+        return FAILED, REFUSED, record | _told(RunError(_not_writable(place, unwritable)))
+    return FAILED, REFUSED if record["type"] in MISTAKES else BROKEN, record
+
+
+def _over_limit(limit: str, limits: Resources) -> str:
+    """What the record says of a run that reached a limit."""
+    what, name, minutes = "the variant", "run_minutes", limits.run_minutes
+    if limit == CELL_TIMEOUT:
+        what, name, minutes = "the cell", "cell_minutes", limits.cell_minutes
+    return f"{what} took longer than {name} {minutes:g}. Give it more; a training goes on from what it saved."
 
 
 def _outside(error: BaseException) -> dict[str, Any]:

@@ -21,12 +21,15 @@ from types import FrameType
 from typing import Any
 
 from nbutils.errors import Preempted
+from nbutils.resources import Resources
 
 DRIVEN_FOLDER = "WORKBOOK_RUN_FOLDER"  # environment variable: the folder of the run that a runner is recording
 MARK = ".training"  # begins the name of a file in that folder while a stop is obeyed after a step
 SOON_SECONDS = 6.0  # a kernel that does not train has so long to end by itself
 SAVE_SECONDS = 300.0  # one that trains: a step, an evaluation, gigabytes on a slow disk; schedulers rarely wait longer
+TICK_SECONDS = 0.1
 AGAIN = "asked to stop. Run it again."
+TIME_LIMIT, CELL_TIMEOUT = "TimeLimit", "CellTimeout"  # types of error in a run's record
 
 
 class Stopped(KeyboardInterrupt):
@@ -107,38 +110,67 @@ def _callers(frame: FrameType | None) -> Iterator[FrameType]:
 # ---- where the work is watched ---------------------------------------------------------------------------------------
 
 
+@dataclass
+class Watch(StopRequest):
+    """What a runner knows of its kernel's run. `limit` names the one that was reached, empty where none was."""
+
+    limit: str = ""
+    cell_began: float | None = None  # time.monotonic
+    peak_memory_mib: float | None = None  # of the kernel's process, once it has ended
+    over: bool = False
+
+    def cell_starts(self) -> None:
+        """The time of `cell_minutes` begins."""
+        self.cell_began = time.monotonic()
+
+
 @contextmanager
-def kernel_stopped(run_folder: Path, send: Callable[[int], bool]) -> Iterator[StopRequest]:
+def kernel_stopped(run_folder: Path, send: Callable[[int], bool], limits: Resources) -> Iterator[Watch]:
     """Within, the first SIGTERM or Ctrl-C asks the kernel to stop and waits for it to end; the next raises Stopped.
 
-    `send` sends a signal to the kernel, SIGKILL to all it started, and is False where there is none: then Stopped is
-    raised at once. A kernel that does not end in time is killed.
+    Reaching one of `limits` asks it in the same way. `send` sends a signal to the kernel, SIGKILL to all it started,
+    and is False where there is none: then a signal raises Stopped at once. A kernel that takes too long is killed.
     """
-    request = StopRequest()
+    watch = Watch()
 
     def ask(number: int, frame: FrameType | None) -> None:
-        if request.asked or not send(signal.SIGTERM):
-            request.asked = True
+        if watch.asked or not send(signal.SIGTERM):
+            watch.asked = True
             raise Stopped
-        request.asked = True
-        Thread(target=_kill_when_late, args=(run_folder, send, over), daemon=True).start()
+        watch.asked = True
 
-    over = StopRequest()
+    Thread(target=_look_after, args=(run_folder, send, watch, limits), daemon=True).start()
     try:
         with _handled(ask, signal.SIGTERM, signal.SIGINT):
-            yield request
+            yield watch
     finally:
-        over.asked = True
+        watch.over = True
 
 
-def _kill_when_late(run_folder: Path, send: Callable[[int], bool], over: StopRequest) -> None:
+def _look_after(run_folder: Path, send: Callable[[int], bool], watch: Watch, limits: Resources) -> None:
+    """Ask the kernel to stop at a limit; end it where it was asked and takes too long."""
+    began = time.monotonic()
+    while not watch.over and not watch.asked:
+        watch.limit = _limit_reached(began, watch.cell_began, limits)
+        if watch.limit and send(signal.SIGTERM):
+            watch.asked = True
+        time.sleep(TICK_SECONDS)
     asked = busy = time.monotonic()
-    while not over.asked and (now := time.monotonic()) - busy < SOON_SECONDS and now - asked < SAVE_SECONDS:
+    while not watch.over and (now := time.monotonic()) - busy < SOON_SECONDS and now - asked < SAVE_SECONDS:
         if any(run_folder.glob(f"{MARK}-*")):
             busy = now
-        time.sleep(0.1)
-    if not over.asked:
+        time.sleep(TICK_SECONDS)
+    if not watch.over:
         send(signal.SIGKILL)
+
+
+def _limit_reached(began: float, cell_began: float | None, limits: Resources) -> str:
+    now = time.monotonic()
+    if limits.run_minutes and now - began > 60 * limits.run_minutes:
+        return TIME_LIMIT
+    if limits.cell_minutes and cell_began and now - cell_began > 60 * limits.cell_minutes:
+        return CELL_TIMEOUT
+    return ""
 
 
 @contextmanager

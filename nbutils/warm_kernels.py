@@ -1,4 +1,4 @@
-"""Kernels forked by the batch's host (nbutils/kernel_host.py), for jupyter_client. A fresh process where none can be.
+"""Kernels forked by a host (nbutils/kernel_host.py), for jupyter_client. A fresh process where none can be.
 
 jupyter_client starts, signals and ends a kernel through a provisioner; this one differs from its LocalProvisioner in
 where the process comes from.
@@ -19,30 +19,38 @@ from jupyter_client import KernelManager
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
 
-from nbutils.hosting import message_socket, receive, send
+from nbutils.hosting import host_in_use, message_socket, receive, send
+from nbutils.processes import end_with_parent
 
 HOST_SECONDS = 180  # a host answers when it has imported, on a busy machine
+END_SECONDS = 5  # a killed kernel ends at once, but for the writing of gigabytes
 _log = logging.getLogger(__name__)
-_host: Path | None = None
 
 
 class HostUnavailable(Exception):
     """The host forks no kernel; the message says why."""
 
 
-def use_host(address: Path) -> None:
-    """From now on this process's kernels are forked by the host at `address`."""
-    global _host
-    _host = address
-
-
 def provisioner(manager: KernelManager) -> LocalProvisioner | None:
     """What starts `manager`'s kernel; None, which is jupyter_client's own, where no host is used."""
-    if _host is None:
+    host = host_in_use()
+    if host is None:
         return None
     warm = WarmProvisioner(kernel_id=str(uuid4()), kernel_spec=manager.kernel_spec, parent=manager)
-    warm.host = _host
+    warm.host = host
     return warm
+
+
+def peak_memory_mib(provisioner: Any) -> float | None:
+    """What the process of an ended kernel had taken at most, as the system counted; None where no host forked it."""
+    kernel = getattr(provisioner, "kernel", None)
+    if kernel is None:
+        return None
+    try:
+        kernel.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
+    return kernel.peak_memory_mib
 
 
 class WarmKernel:
@@ -55,6 +63,7 @@ class WarmKernel:
     ) -> None:
         """Raises HostUnavailable where the host has ended or refuses."""
         self.returncode: int | None = None
+        self.peak_memory_mib: float | None = None  # once it has ended
         self._connection = message_socket()
         try:
             self._connection.settimeout(HOST_SECONDS)
@@ -87,7 +96,8 @@ class WarmKernel:
         if self.returncode is None:
             self._connection.settimeout(seconds)
             try:
-                self.returncode = receive(self._connection)[0]["exit_code"]
+                ended, _ = receive(self._connection)
+                self.returncode, self.peak_memory_mib = ended["exit_code"], ended["peak_memory_mib"]
             except (BlockingIOError, TimeoutError):
                 return None
             except (OSError, EOFError):
@@ -111,6 +121,7 @@ class WarmProvisioner(LocalProvisioner):
     """Takes the kernel from the host, and starts a process as ever where the host gives none."""
 
     host: Path
+    kernel: WarmKernel | None = None
 
     async def launch_kernel(self, cmd: list[str], **settings: Any) -> KernelConnectionInfo:
         """Start the kernel that `cmd` would: an ipykernel with these arguments."""
@@ -118,10 +129,10 @@ class WarmProvisioner(LocalProvisioner):
         folder = str(settings.get("cwd") or Path.cwd())
         arguments = cmd[cmd.index("ipykernel_launcher") :]
         try:
-            self.process = WarmKernel(self.host, arguments, environment, folder, (1, 2))
+            self.process = self.kernel = WarmKernel(self.host, arguments, environment, folder, (1, 2))
         except HostUnavailable as reason:
-            _log.warning("This kernel imports for itself: the batch's kernel host forks none, because %s.", reason)
-            return await super().launch_kernel(cmd, **settings)
+            _log.warning("This kernel imports for itself: the kernel host forks none, because %s.", reason)
+            return await super().launch_kernel(cmd, **settings, preexec_fn=end_with_parent())
         self.pid = self.pgid = self.process.pid
         self.cwd = folder
         return self.connection_info

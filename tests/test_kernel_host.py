@@ -29,7 +29,7 @@ RUNNER = """
 import sys
 from pathlib import Path
 from nbutils.runner import flat_variant, run_variant
-from nbutils.warm_kernels import use_host
+from nbutils.hosting import use_host
 host, notebook, folder = map(Path, sys.argv[1:])
 use_host(host)
 sys.exit(run_variant(flat_variant(notebook, "variant", {}), "plan", folder).exit_code)
@@ -130,7 +130,7 @@ def test_without_its_host_a_batch_goes_on_with_fresh_kernels(tmp_path):
     work = batch(tmp_path, 3, LIGHT, workers=1)
     assert [*endings(work).values()] == ["killed", "finished", "finished"]
     log = Place(tmp_path / "runs", "study-seed1").log.read_text()
-    assert "This kernel imports for itself: the batch's kernel host forks none, because it does not answer" in log
+    assert "This kernel imports for itself: the kernel host forks none, because it does not answer" in log
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

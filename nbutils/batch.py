@@ -20,12 +20,12 @@ from nbutils.engine import HELD, Engine
 from nbutils.errors import PlanError, RunError, WorkbookError
 from nbutils.files import atomic_write
 from nbutils.keys import nbutils_sha256, read_inputs, run_key
-from nbutils.locks import shared
+from nbutils.locks import is_held, shared
 from nbutils.manifest import FINISHED, PREEMPTED
 from nbutils.places import relative
 from nbutils.plans import Plan, Variant
 from nbutils.preflight import check_variant
-from nbutils.progress import BLOCKED, Display, Retry, Running, Tally, duration, text_table
+from nbutils.progress import BLOCKED, Display, Retry, Running, Tally, duration, terminal_width, text_table
 from nbutils.runner import BROKEN, DONE, RUN_AGAIN, Outcome, place_needs
 from nbutils.stopping import stop_on_sigterm
 
@@ -66,12 +66,23 @@ def is_finished(variant: Variant, plan_folder: Path, code: str | None = None) ->
 
     code: nbutils_sha256(), where many variants are looked at.
     """
+    key = current_key(variant, plan_folder, code)
+    return key is not None and Place(plan_folder, variant.name).is_finished(key)
+
+
+def current_key(variant: Variant, plan_folder: Path, code: str | None = None) -> str | None:
+    """The key of a run of this variant that was made now, None where something it reads is not there."""
     try:
         variant = place_needs(variant, plan_folder)
-        key = run_key(variant.notebook, variant.params, read_inputs(variant.params), code)
+        return run_key(variant.notebook, variant.params, read_inputs(variant.params), code)
     except WorkbookError:
-        return False  # something it reads is not there; the check before a start says what
-    return Place(plan_folder, variant.name).is_finished(key)
+        return None
+
+
+def is_going_on(plan_folder: Path) -> bool:
+    """Whether a batch or a runner is at work over the runs of a plan."""
+    locks = plan_folder / LOCKS
+    return is_held(locks / BATCH_LOCK, by_anyone=True) or any(map(is_held, locks.glob("[!.]*")))
 
 
 @dataclass
@@ -138,7 +149,7 @@ class Batch:
             (each.variant, each.status, "before" if each.skipped else duration(each.seconds), each.message)
             for each in outcomes
         ]
-        return text_table(("variant", "status", "time", "message"), rows)
+        return text_table(("variant", "status", "time", "message"), rows, terminal_width())
 
     def tally(self) -> Tally:
         """Where the batch stands."""

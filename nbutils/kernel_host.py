@@ -99,7 +99,7 @@ class KernelHost:
                 send(connection, {"refused": reason})
                 connection.close()
                 return None
-            end_with_host = end_with_parent()
+            end_with_host = end_with_parent(os.getpid())
             process = os.fork()
             if process == 0:
                 request["environment"] = self.added | request["environment"]

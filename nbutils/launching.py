@@ -11,19 +11,28 @@ import json
 import logging
 import multiprocessing
 import os
+import signal
 import time
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 from nbutils import errors
-from nbutils.errors import Preempted, RunError, WorkbookError
+from nbutils.errors import Preempted, RankKilled, RunError, WorkbookError
+from nbutils.processes import end_with_parent
 from nbutils.stopping import AGAIN, leave_quickly, noted, stop_at_once
 
 STOP = "stop"  # a file in the folder of logs: ranks that start later were asked to stop, too
+TERMINATED = {signal.SIGTERM, signal.SIGABRT}  # how ranks end that torch or NCCL ends because another one failed
+LOOK_SECONDS = 0.2
+KILLED_AFTER = 20.0  # seconds after a first error: then torch may have killed a rank that would not end
 
 
 class RankFailed(RuntimeError):
@@ -35,8 +44,9 @@ def launch(function: Callable[[Any], Any], config: Any, processes: int = 1, log_
 
     `function` and `config` must be importable and picklable, because ranks start from nothing. Each rank finds RANK,
     WORLD_SIZE and the rest of torch's variables in its environment; its output goes to `log_folder`/rank<i>.log.
-    Raises RankFailed naming the first rank that failed and its error; a user's mistake is raised as what it is, and
-    Preempted where SIGTERM asks to stop, which every rank is told and obeys in its own way.
+    Raises RankFailed naming the first rank that failed and its error; a user's mistake is raised as what it is,
+    RankKilled where that rank was killed, and Preempted where SIGTERM asks to stop, which every rank is told and obeys
+    in its own way. Ranks end with this process.
     """
     if processes == 1:
         return function(config)
@@ -61,12 +71,14 @@ def launch(function: Callable[[Any], Any], config: Any, processes: int = 1, log_
         monitor_interval=0.2,
         signals_to_handle="SIGHUP,SIGQUIT",  # of SIGTERM it would kill the ranks half a minute later
     )
-    with noted(partial(_tell_ranks, log_folder / STOP)) as stop:
+    deaths = Deaths(log_folder)
+    with noted(partial(_tell_ranks, log_folder / STOP)) as stop, deaths.watched():
         try:
-            returned = elastic_launch(settings, _rank)(function, config, str(log_folder))
+            returned = elastic_launch(settings, _rank)(function, config, str(log_folder), os.getpid())
         except ChildFailedError as error:
-            failure = _first_failure(log_folder)
-            raise Preempted(AGAIN) if stop.asked and isinstance(failure, RankFailed) else failure from error
+            failure = _first_failure(log_folder, deaths)
+            stopped = stop.asked and isinstance(failure, RankFailed | RankKilled)
+            raise Preempted(AGAIN) if stopped else failure from error
     stopped = [each for each in returned.values() if isinstance(each, Preempted)]
     if stopped:
         raise stopped[0]
@@ -79,10 +91,62 @@ def _tell_ranks(mark: Path) -> None:
         rank.terminate()
 
 
-def _rank(function: Callable[[Any], Any], config: Any, log_folder: str) -> Any:
+@dataclass
+class Deaths:
+    """When and how ranks end; torch tells of one of them alone, and not when. They are looked at, not collected."""
+
+    log_folder: Path
+    seen: dict[int, tuple[float, int]] = field(default_factory=dict)  # by rank, (time, exit code)
+    over: Event = field(default_factory=Event)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Within, ends are noted as they happen; on Linux alone."""
+        if not hasattr(os, "pidfd_open"):
+            yield
+            return
+        thread = Thread(target=self._look, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self.over.set()
+            thread.join()
+
+    def _look(self) -> None:
+        alive: dict[int, int] = {}  # rank by its process's descriptor
+        known: set[int] = set()
+        while not self.over.is_set():
+            for rank, process in _processes(self.log_folder):
+                if rank not in known:
+                    known.add(rank)
+                    with suppress(OSError):  # it has ended and was collected
+                        alive[os.pidfd_open(process)] = rank
+            for descriptor in wait([*alive], LOOK_SECONDS) if alive else ():
+                with suppress(ChildProcessError):
+                    ended = os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOWAIT)
+                    code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
+                    self.seen[alive[descriptor]] = (time.time(), code)
+                os.close(descriptor)
+                del alive[descriptor]
+            if not alive:
+                self.over.wait(LOOK_SECONDS)
+        for descriptor in alive:
+            os.close(descriptor)
+
+
+def _processes(log_folder: Path) -> list[tuple[int, int]]:
+    """(rank, process) of the ranks that have started."""
+    told = [(path.stem.removeprefix("rank"), path.read_text()) for path in log_folder.glob("rank*.pid")]
+    return [(int(rank), int(process)) for rank, process in told if process]
+
+
+def _rank(function: Callable[[Any], Any], config: Any, log_folder: str, parent: int) -> Any:
+    end_with_parent(parent)()
     stop_at_once()
     leave_quickly()
     rank = int(os.environ["RANK"])
+    (Path(log_folder) / f"rank{rank}.pid").write_text(str(os.getpid()))
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo" if Path("/sys/class/net/lo").exists() else "")
     log = (Path(log_folder) / f"rank{rank}.log").open("w")
     os.dup2(log.fileno(), 1)
@@ -106,11 +170,14 @@ def _rank(function: Callable[[Any], Any], config: Any, log_folder: str) -> Any:
         raise
 
 
-def _first_failure(log_folder: Path) -> Exception:
+def _first_failure(log_folder: Path, deaths: Deaths) -> Exception:
     records = [json.loads(path.read_text()) for path in log_folder.glob("rank*.error.json")]
-    if not records:
-        return RankFailed(f"A rank died without a word (killed, or out of memory). Its log is in {log_folder}.")
-    first = min(records, key=lambda record: record["time"])
+    first = min(records, key=lambda record: record["time"], default=None)
+    killed = _first_killed(deaths)
+    if killed and (first is None or killed[0] < first["time"] + KILLED_AFTER):
+        return RankKilled(f"{killed[1]} Its log is in {log_folder}.")
+    if first is None:
+        return RankFailed(f"A rank ended without a word. The logs of all ranks are in {log_folder}.")
     kind = getattr(errors, first["type"], None)
     if isinstance(kind, type) and issubclass(kind, WorkbookError):
         return kind(first["message"])
@@ -118,3 +185,13 @@ def _first_failure(log_folder: Path) -> Exception:
         f"Rank {first['rank']} failed first: {first['type']}: {first['message']}\n{first['traceback']}\n"
         f"The logs of all ranks are in {log_folder}."
     )
+
+
+def _first_killed(deaths: Deaths) -> tuple[float, str] | None:
+    """(time, what happened) of the first rank that a signal ended which no other rank's failure explains."""
+    for rank, (when, code) in sorted(deaths.seen.items(), key=lambda item: item[1]):
+        if code < 0 and -code not in TERMINATED:
+            name = signal.Signals(-code).name
+            why = ", most often because the machine ran out of memory" if name == "SIGKILL" else ""
+            return when, f"Rank {rank} was ended first, by {name}{why}."
+    return None

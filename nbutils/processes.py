@@ -11,17 +11,16 @@ from collections.abc import Callable
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
-def end_with_parent(number: int = signal.SIGKILL) -> Callable[[], None]:
-    """What a new process calls first so that it gets signal `number` when its parent ends; on Linux alone.
+def end_with_parent(parent: int) -> Callable[[], None]:
+    """What a child of process `parent` calls first so that it is killed when that ends; on Linux alone.
 
-    Made before the fork: after it nothing may be loaded. SIGKILL is heard in compiled code, too.
+    Made before a fork: after it nothing may be loaded.
     """
-    parent = os.getpid()
     control = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
     def ask() -> None:
         if control:
-            control(DIE_WITH_PARENT, number)
+            control(DIE_WITH_PARENT, signal.SIGKILL)  # heard in compiled code, too
             if os.getppid() != parent:  # it has ended already
                 os._exit(1)
 

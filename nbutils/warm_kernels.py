@@ -132,7 +132,7 @@ class WarmProvisioner(LocalProvisioner):
             self.process = self.kernel = WarmKernel(self.host, arguments, environment, folder, (1, 2))
         except HostUnavailable as reason:
             _log.warning("This kernel imports for itself: the kernel host forks none, because %s.", reason)
-            return await super().launch_kernel(cmd, **settings, preexec_fn=end_with_parent())
+            return await super().launch_kernel(cmd, **settings, preexec_fn=end_with_parent(os.getpid()))
         self.pid = self.pgid = self.process.pid
         self.cwd = folder
         return self.connection_info

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from nbutils.attempts import Place
 from nbutils.errors import ParameterError, PlanError, RunError
 from nbutils.files import read_json
 from nbutils.plans import Variant
+from nbutils.resources import Resources
 from nbutils.runner import flat_variant, place_needs, run_variant
 from nbutils.runs import load_runs
 
@@ -28,10 +31,11 @@ def folder(tmp_path):
     return tmp_path / "runs"
 
 
-def run(folder: Path, *cells: str, name: str = "variant", parameters: dict | None = None, **given: object):
+def run(folder: Path, *cells: str, name: str = "variant", limits: Resources | None = None, **given: object):
     """Write a notebook of these cells and run it; returns (outcome, run)."""
     notebook = write_notebook(folder.parent / f"{name}.ipynb", *cells)
-    outcome = run_variant(flat_variant(notebook, name, given), "plan", folder)
+    variant = replace(flat_variant(notebook, name, given), resources=limits or Resources())
+    outcome = run_variant(variant, "plan", folder)
     return outcome, next(each for each in load_runs(folder) if each.variant == name)
 
 
@@ -100,6 +104,114 @@ def test_a_killed_kernel_is_killed_in_the_record_and_in_the_notebook(folder):
     assert notebook["metadata"]["papermill"]["exception"] is True
     (error,) = [o for cell in notebook["cells"] for o in cell.get("outputs", []) if o["output_type"] == "error"]
     assert error["ename"] == "KernelDied"
+
+
+def test_what_memory_a_killed_kernel_had_taken_is_in_the_record(folder):
+    """As the system counts it: a look now and then would miss what grew in the last moment."""
+    code = "import os, signal\nmuch = b'x' * (300 << 20)\nos.kill(os.getpid(), signal.SIGKILL)"
+    outcome, record = run(folder, code)
+    peak = record.manifest["attempts"][-1]["peak_memory_mib"]
+    assert 300 < peak < 900
+    assert outcome.message.endswith(f" Its kernel had taken {peak:,.0f} MiB at most.")
+    assert outcome.again
+    _, record = run(folder, "x = 1")
+    assert 20 < record.manifest["attempts"][-1]["peak_memory_mib"] < 300
+
+
+@pytest.mark.parametrize(("code", "again"), [("os.kill(os.getpid(), 11)", False), ("os._exit(3)", False)])
+def test_a_crash_is_a_bug_and_no_reason_to_try_again(folder, code, again):
+    outcome, _ = run(folder, f"import os; {code}")
+    assert (outcome.status, outcome.exit_code, outcome.again) == ("killed", 138, again)
+
+
+def test_a_rank_killed_from_outside_is_a_killed_run(folder):
+    outcome, record = run(folder, "from nbutils.errors import RankKilled\nraise RankKilled('Rank 1 was ended first')")
+    assert (outcome.status, outcome.exit_code, outcome.again) == ("killed", 138, True)
+    assert record.manifest["error"]["message"] == "Rank 1 was ended first"
+
+
+SLEEP = "import time\nprint('asleep')\ntime.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("limits", "kind", "message"),
+    [
+        (Resources(cell_minutes=0.025), "CellTimeout", "the cell took longer than cell_minutes 0.025. Give it more"),
+        (Resources(run_minutes=0.05), "TimeLimit", "the variant took longer than run_minutes 0.05. Give it more"),
+    ],
+)
+def test_a_limit_ends_the_run_and_is_named(folder, limits, kind, message):
+    run(folder, WRITE)
+    start = time.monotonic()
+    outcome, record = run(folder, "import time; time.sleep(1)", SLEEP, "never = 1", limits=limits)
+    assert time.monotonic() - start < 20
+    assert (outcome.status, outcome.exit_code, outcome.again) == ("failed", 1, False)
+    assert outcome.message.startswith(f"{kind}: {message}")
+    assert outcome.log == ("asleep",) or kind == "TimeLimit"
+    assert (record.status, record.newer["error"]["type"]) == ("finished", kind)  # the good result stands
+    attempt = folder / ".attempts" / "variant"
+    assert cells_of(attempt)[-1] == ("never = 1", "pending")
+    assert message in (attempt / "notebook.ipynb").read_text()
+
+
+def test_a_training_that_reaches_a_limit_saves_first_and_is_gone_on_with(folder):
+    train = """
+from nbutils.stopping import noted
+import pathlib, time
+saved = pathlib.Path(run_folder, "checkpoints"); print("found", saved.exists())
+with noted() as stop:
+    while not stop.asked and not saved.exists(): time.sleep(0.01)
+    time.sleep(0.5)
+    saved.mkdir(exist_ok=True)
+    if stop.asked: raise RuntimeError("whatever a notebook makes of it")
+"""
+    outcome, record = run(folder, train, limits=Resources(cell_minutes=0.03))
+    assert (outcome.status, record.manifest["error"]["type"]) == ("failed", "CellTimeout")
+    outcome, record = run(folder, train, limits=Resources(cell_minutes=1))
+    assert outcome.status == "finished"
+    assert "found True" in (record.folder / "notebook.ipynb").read_text()
+
+
+@contextmanager
+def small_disk(folder: Path, size: str):
+    """A file system of so many bytes at `folder`; the test is skipped where this process may not mount one."""
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this process may not mount a file system")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+FILL = "with open(run_folder + '/big', 'wb') as file:\n    while True: file.write(bytes(4096))"
+
+
+def test_a_full_disk_is_recorded_on_it_and_keeps_the_good_result(folder):
+    with small_disk(folder, "1200k"):
+        _, good = run(folder, WRITE)
+        outcome, record = run(folder, FILL, "never = 1")
+        assert (outcome.status, outcome.exit_code, outcome.again) == ("failed", 2, False)
+        told = f"RunError: {folder}/.attempts/variant cannot be written (No space left on device). Make room or mend it"
+        assert outcome.message.startswith(told)
+        assert (record.key, record.status, record.newer["status"]) == (good.key, "finished", "failed")
+        assert record.newer["attempts"][-1]["exit_code"] == 2
+        assert (record.folder / "out.txt").read_text() == "0.5 0"
+        (folder / ".attempts" / "variant" / "big").unlink()
+        outcome, record = run(folder, "x = 1")
+        assert (outcome.status, record.newer) == ("finished", None)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(folder):
+    folder.write_text("a file")
+    with pytest.raises(
+        RunError, match=r"runs cannot be written \((File exists|Not a directory)\). Name another folder"
+    ):
+        run(folder, "x = 1")
+    folder.unlink()
+    with small_disk(folder, "16k"), pytest.raises(RunError, match=r"cannot be written \(No space left on device\)"):
+        run(folder, "x = 1")
 
 
 def test_what_a_dead_kernel_left_behind_is_ended(folder):
@@ -194,7 +306,10 @@ def is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):  # it ended between the two looks
+        return False
 
 
 def test_two_runners_never_share_a_run_and_a_dead_one_is_seen(folder):
@@ -214,6 +329,34 @@ def test_two_runners_never_share_a_run_and_a_dead_one_is_seen(folder):
         time.sleep(0.1)
     outcome, record = run(folder, "x = 1")
     assert (outcome.status, [a["status"] for a in record.manifest["attempts"]]) == ("finished", ["killed", "finished"])
+
+
+RANKS = """
+from nbutils.launching import launch
+from pathlib import Path
+from threading import Thread
+def hold_the_lock():
+    while len([*Path(run_folder).glob("rank*.pid")]) < 2: time.sleep(0.05)
+    time.sleep(0.5)
+    sum(range(10**13))  # compiled code that never lets go of the interpreter
+Thread(target=hold_the_lock).start()
+launch(sum, range(10**13), processes=2, log_folder=Path(run_folder))
+"""
+
+
+def test_nothing_outlives_a_killed_runner(folder):
+    """Neither a kernel in compiled code nor its two ranks, nor what a cell has started."""
+    child = "import subprocess\nopen(run_folder + '/child', 'w').write(str(subprocess.Popen(['sleep', '300']).pid))"
+    with start_cli(folder, PID, child, RANKS) as runner:
+        attempt = folder / ".attempts" / "variant"
+        processes = [int(wait_for(attempt / name)) for name in ("pid", "child", "rank0.pid", "rank1.pid")]
+        time.sleep(1.5)
+        assert all(map(is_alive, processes))
+        runner.kill()
+        deadline = time.monotonic() + 5
+        while any(map(is_alive, processes)):
+            assert time.monotonic() < deadline, [*map(is_alive, processes)]
+            time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

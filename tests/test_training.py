@@ -4,6 +4,8 @@ python -m pytest tests/test_training.py
 """
 
 import math
+import os
+import signal
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, TrainerState, TrainingArguments, set_seed
 
-from nbutils.errors import ModelError
+from nbutils.errors import ModelError, RankKilled
 from nbutils.evaluation import evaluate
 from nbutils.launching import RankFailed, launch
 from nbutils.models import build_config
@@ -240,6 +242,31 @@ def test_two_ranks_agree_after_a_step_and_with_one_rank_on_the_same_batch(tmp_pa
     both, one = (pd.read_csv(folder / "metrics.csv") for folder in (tmp_path, tmp_path / "alone"))
     for column in ("loss", "ce_loss", "cosine_loss", "tokens_seen", "eval_ce_loss", "eval_loss", "eval_token_acc"):
         np.testing.assert_allclose(both[column], one[column], rtol=1e-4, err_msg=column)
+
+
+def all_reduce_until_somebody_is_gone(ending: str) -> None:
+    """Rank 1 ends in the middle of what both do together; rank 0 then sees a closed connection, no more."""
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    for step in range(10_000):
+        if rank == 1 and step == 20:
+            if ending == "error":
+                raise ValueError("diverged")
+            os.kill(os.getpid(), getattr(signal, ending))
+        torch.distributed.all_reduce(torch.ones(8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("ending", "raised", "message"),
+    [
+        ("error", RankFailed, "Rank 1 failed first: ValueError: diverged"),
+        ("SIGKILL", RankKilled, "Rank 1 was ended first, by SIGKILL, most often because the machine ran out of memory"),
+    ],
+)
+def test_the_rank_that_ended_first_is_named_whatever_the_others_saw(tmp_path, ending, raised, message):
+    with pytest.raises(raised, match=message):
+        launch(all_reduce_until_somebody_is_gone, ending, processes=2, log_folder=tmp_path)
 
 
 @pytest.mark.slow

@@ -49,26 +49,32 @@ def find_commands(where: str, text: str, variables: Mapping[str, str] | None = N
     Raises PlanError where our parser refuses one.
     """
     return [
-        Command(before, words, after, _parse(where, words))
+        Command(before, tuple(words), after, _parse(where, given, words))
         for line in text.replace("\\\n", " ").splitlines()
         if not line.lstrip().startswith("#")
-        for before, words, after in _in_line(line, variables or {})
+        for before, given, after in _in_line(line)
+        for words in [[_value(word, variables or {}) for word in given]]
     ]
 
 
-def _in_line(line: str, variables: Mapping[str, str]) -> Iterator[tuple[str, tuple[str, ...], str]]:
+def _value(word: str, variables: Mapping[str, str]) -> str:
+    return VARIABLE.sub(lambda found: variables.get(found[1] or found[2], UNKNOWN), word)
+
+
+def _in_line(line: str) -> Iterator[tuple[str, list[str], str]]:
+    """(what stands before, its words, what ends it) of each command of ours in the line."""
     for match in START.finditer(line):
         lexer = shlex.shlex(line[match.end() :], posix=True, punctuation_chars=True)
         words = []
         try:
             while (word := lexer.get_token()) is not None and not set(word) <= set("();<>|&"):
-                words.append(VARIABLE.sub(lambda found: variables.get(found[1] or found[2], UNKNOWN), word))
+                words.append(word)
         except ValueError:  # a quotation that began before the command ends in it
             word = ""
-        yield line[: match.start()].strip(), tuple(words), word or ""
+        yield line[: match.start()].strip(), words, word or ""
 
 
-def _parse(where: str, words: tuple[str, ...]) -> argparse.Namespace:
+def _parse(where: str, given: list[str], words: list[str]) -> argparse.Namespace:
     from nbutils.__main__ import parser
 
     told = io.StringIO()
@@ -79,5 +85,5 @@ def _parse(where: str, words: tuple[str, ...]) -> argparse.Namespace:
         last = told.getvalue().strip().splitlines()[-1].split("error: ")[-1].rstrip(".")
         help_for = " ".join(["python -m nbutils", *words[:1], "--help"])
         raise PlanError(
-            f"{where}: `{shlex.join(['python', '-m', 'nbutils', *words])}` is no command: {last}. See `{help_for}`."
+            f"{where}: `{' '.join(['python -m nbutils', *given])}` is no command: {last}. See `{help_for}`."
         ) from None

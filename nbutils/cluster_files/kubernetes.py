@@ -96,14 +96,15 @@ def _check_ray_job(where: str, content: Mapping[str, Any]) -> list[str]:
         raise PlanError(f"{where}: spec.shutdownAfterJobFinishes is not true, so that idle GPUs stay taken. Set it.")
     if spec.get("backoffLimit", 0) != 0:
         raise PlanError(f"{where}: spec.backoffLimit is {spec['backoffLimit']!r}. Give 0: the batch itself retries.")
-    cluster = part(where, content, "spec", "rayClusterSpec")
-    head = _pod(where, part(where, cluster, "headGroupSpec", "template"))
-    groups = part(where, cluster, "workerGroupSpecs", kind=list)
+    head = _pod(where, part(where, content, "spec", "rayClusterSpec", "headGroupSpec", "template"))
+    groups = part(where, content, "spec", "rayClusterSpec", "workerGroupSpecs", kind=list)
+    places = [f"{where}: spec.rayClusterSpec.workerGroupSpecs[{position}]" for position in range(len(groups))]
     workers = [
-        _pod(where, part(where, group, "template"), part(where, group, "replicas", kind=int)) for group in groups
+        _pod(where, part(place, group, "template"), part(place, group, "replicas", kind=int))
+        for place, group in zip(places, groups, strict=True)
     ]
     pods = [head, *workers]
-    version = _check_versions(where, cluster, pods)
+    version = _check_versions(where, content, pods)
     claim, place = _check_shared(pods)
     for pod in pods:
         _check_grace(pod)
@@ -135,9 +136,9 @@ def _check_engine(where: str, command: Command) -> None:
         raise PlanError(f"{where}: without an address the batch starts a Ray of its own. Add --address auto.")
 
 
-def _check_versions(where: str, cluster: Mapping[str, Any], pods: list[Pod]) -> str:
+def _check_versions(where: str, content: Mapping[str, Any], pods: list[Pod]) -> str:
     version = re.search(r"^ray(?:\[[^]]*\])?==(\S+)", RAY_REQUIREMENTS.read_text(encoding="utf-8"), re.MULTILINE)[1]
-    given = part(where, cluster, "rayVersion", kind=str)
+    given = part(where, content, "spec", "rayClusterSpec", "rayVersion", kind=str)
     if given != version:
         raise PlanError(f"{where}: rayVersion is {given!r}. Give {version!r}, as {RAY_REQUIREMENTS.name} does.")
     for pod in pods:
@@ -225,21 +226,20 @@ def _widest(variants: list[Variant]) -> int:
 
 
 def _check_job(where: str, content: Mapping[str, Any]) -> list[str]:
-    spec = part(where, content, "spec")
     pod = _pod(where, part(where, content, "spec", "template"))
     variables = {each.get("name"): str(each.get("value", "")) for each in pod.container.get("env") or []}
     text = "\n".join(map(str, [*(pod.container.get("command") or []), *(pod.container.get("args") or [])]))
     command = _only(pod.where, find_commands(pod.where, text, variables), "run")
     if not command.before.endswith("exec"):
         raise PlanError(f"{pod.where}: SIGTERM reaches the shell alone. Write `exec python -m nbutils run ...`.")
-    if part(where, spec, "completionMode", kind=str) != "Indexed":
-        raise PlanError(f"{where}: spec.completionMode is {spec['completionMode']!r}. Give 'Indexed'.")
-    _check_failure_policy(where, spec, pod)
+    if part(where, content, "spec", "completionMode", kind=str) != "Indexed":
+        raise PlanError(f"{where}: spec.completionMode is {content['spec']['completionMode']!r}. Give 'Indexed'.")
+    _check_failure_policy(where, content, pod)
     claim, place = _check_shared([pod])
     _check_grace(pod)
     plan = command.plan(where)
     variants = _job_variants(where, plan, variables.get("STAGE")) if plan else []
-    completions = part(where, spec, "completions", kind=int)
+    completions = part(where, content, "spec", "completions", kind=int)
     if plan and completions != len(variants):
         raise PlanError(
             f"{where}: spec.completions is {completions}, and there are {len(variants)} variants. Give that number."
@@ -248,7 +248,7 @@ def _check_job(where: str, content: Mapping[str, Any]) -> list[str]:
     if pod.limit(GPU) < gpus:
         raise PlanError(f"{pod.where}: a variant asks for {gpus} GPUs. Set the limit of {GPU} to it.")
     return [
-        f"{completions} variants, {spec.get('parallelism', 1)} at a time, each in a pod with {pod.limit(GPU):g} GPU",
+        f"{completions} variants, {content['spec'].get('parallelism', 1)} at a time, each on {pod.limit(GPU):g} GPU",
         f"claim {claim} at {place}; {_grace(pod):g} s to save",
     ]
 
@@ -261,11 +261,11 @@ def _job_variants(where: str, plan: Plan, stage: str | None) -> list[Variant]:
     return [variant for variant in plan.variants if variant.stage == stage]
 
 
-def _check_failure_policy(where: str, spec: Mapping[str, Any], pod: Pod) -> None:
+def _check_failure_policy(where: str, content: Mapping[str, Any], pod: Pod) -> None:
     if pod.spec.get("restartPolicy") != "Never":
         raise PlanError(f"{pod.where}: restartPolicy is not Never, which podFailurePolicy needs. Give Never.")
-    part(where, spec, "backoffLimitPerIndex", kind=int)
-    rules = part(where, spec, "podFailurePolicy", "rules", kind=list)
+    part(where, content, "spec", "backoffLimitPerIndex", kind=int)
+    rules = part(where, content, "spec", "podFailurePolicy", "rules", kind=list)
     conditions = {each.get("type"): rule.get("action") for rule in rules for each in rule.get("onPodConditions") or []}
     if conditions.get("DisruptionTarget") != "Ignore":
         raise PlanError(f"{where}: a pod that is evicted counts as a failure. Ignore onPodConditions DisruptionTarget.")

@@ -13,12 +13,13 @@ from nbutils.runner import RUN_AGAIN
 from nbutils.stopping import SAVE_SECONDS
 
 MARGIN_SECONDS = 30  # to end the kernel and write the record, once the state is saved
-OPTIONS = frozenset(
+OPTION_NAMES = (
     "account array chdir comment constraint cpus-per-gpu cpus-per-task error exclude exclusive export gpus "
     "gpus-per-node gpus-per-task gres hint job-name licenses mail-type mail-user mem mem-per-cpu mem-per-gpu nice "
     "nodelist nodes ntasks ntasks-per-node open-mode output partition prefer qos requeue reservation signal time "
-    "time-min tmp wait-all-nodes".split()
+    "time-min tmp wait-all-nodes"
 )
+OPTIONS = frozenset(OPTION_NAMES.split())
 SIGNAL = re.compile(r"(?P<batch>B:)?(?P<name>[A-Z0-9]+)(?:@(?P<seconds>\d+))?")
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>\d+))?(?::(?P<seconds>\d+))?")
 
@@ -30,10 +31,14 @@ def check_script(path: Path) -> str:
     options = _read_options(where, text)
     if not options:
         raise PlanError(f"{where} has no #SBATCH line, so it is no batch script of Slurm; only those can be checked.")
-    seconds = _check_signal(where, options, text)
     _check_requeue(where, options, text)
     commands = find_commands(where, text)
-    _check_run(where, [command for command in commands if command.name == "run"])
+    runs = [command for command in commands if command.name == "run"]
+    if not runs:
+        raise PlanError(f"{where} has no `python -m nbutils run`, so its tasks run no variant. Add it.")
+    seconds = _check_signal(where, options)
+    for run in runs:
+        _check_heard(where, options["signal"], text, run)
     for command in commands:
         command.plan(where)
     told = " ".join(f"--{name}" + (f"={value}" if value else "") for name, value in options.items())
@@ -79,8 +84,8 @@ def _read_options(where: str, text: str) -> dict[str, str]:
     return options
 
 
-def _check_signal(where: str, options: dict[str, str], text: str) -> float:
-    """Seconds between the signal and the time limit. Raises PlanError where they are too few, or nobody hears it."""
+def _check_signal(where: str, options: dict[str, str]) -> float:
+    """Seconds between the signal and the time limit. Raises PlanError where they are too few to save in."""
     needed = SAVE_SECONDS + MARGIN_SECONDS
     cure = f"Give --signal=B:TERM@{needed + MARGIN_SECONDS:g}: a training may need {SAVE_SECONDS:g} s to save."
     found = SIGNAL.fullmatch(options.get("signal", ""))
@@ -89,11 +94,6 @@ def _check_signal(where: str, options: dict[str, str], text: str) -> float:
     seconds = float(found["seconds"] or 60)
     if seconds < needed:
         raise PlanError(f"{where}: --signal comes {seconds:g} s before the time limit. {cure}")
-    if not found["batch"]:
-        raise PlanError(f"{where}: --signal without B: goes to the steps that srun started, and there is none. {cure}")
-    name = found["name"].removeprefix("SIG")
-    if not re.search(rf"^\s*trap\s.*\b(?:SIG)?{name}\b", text, re.MULTILINE):
-        raise PlanError(f"{where}: no trap hears the signal {name}. Add one that sends SIGTERM to the runner.")
     limit = _seconds(options.get("time", ""))
     if limit is None:
         raise PlanError(f"{where}: --time is {options.get('time', 'missing')!r}. Give --time=hours:minutes:seconds.")
@@ -131,12 +131,17 @@ def _check_requeue(where: str, options: dict[str, str], text: str) -> None:
         )
 
 
-def _check_run(where: str, commands: list[Command]) -> None:
-    if not commands:
-        raise PlanError(f"{where} has no `python -m nbutils run`, so its tasks run no variant. Add it.")
-    for command in commands:
-        if command.after != "&":
-            raise PlanError(
-                f"{where}: `python -m nbutils run` is not in the background, and bash hears a signal only when it has "
-                "ended. End its line with & and `wait` for it."
-            )
+def _check_heard(where: str, given: str, text: str, run: Command) -> None:
+    """Raise PlanError where the signal does not reach the runner. With B: it comes to the shell, else to steps."""
+    if not given.startswith("B:"):
+        if "srun" not in run.before.split():
+            raise PlanError(f"{where}: without B: --signal goes to what srun starts. Write srun python -m nbutils run.")
+        return
+    name = given.removeprefix("B:").split("@")[0].removeprefix("SIG")
+    if not re.search(rf"^\s*trap\s.*\b(?:SIG)?{name}\b", text, re.MULTILINE):
+        raise PlanError(f"{where}: no trap hears the signal {name}. Add one that sends SIGTERM to the runner.")
+    if run.after != "&":
+        raise PlanError(
+            f"{where}: `python -m nbutils run` is not in the background, and bash hears a signal only when it has "
+            "ended. End its line with & and `wait` for it."
+        )

@@ -18,7 +18,7 @@
 #     GPUS=0     of each task (what the plan asks for; one for each training process where it does not say)
 #     OUT=...    folder of the plan's runs (runs/<plan>)
 #
-# Was run with stand-ins for sbatch and scontrol, on no real cluster.
+# Was run with stand-ins for sbatch, srun and scontrol, on no real cluster.
 set -euo pipefail
 [ ! -d .venv/bin ] || PATH="$PWD/.venv/bin:$PATH"
 
@@ -53,13 +53,15 @@ submit() {
     done
 }
 
-# The runner is a child that is waited for: bash runs a trap only between commands, and an srun would need its own.
+# Two signals say that a task has to go: before the time limit one comes to this shell, which hears it only while it waits
+# and passes it on; at preemption one comes to what srun started.
 run_task() {
     local plan=$1 out=$2 names=$3 notebook variant runner="" stopped="" status=0 restarts=0
     IFS=$'\t' read -r _ notebook variant _ < <(sed -n "${SLURM_ARRAY_TASK_ID}p" "$names")
     export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
     trap 'stopped=yes; [ -z "$runner" ] || kill -TERM "$runner" || true' TERM
-    python -m nbutils run "$notebook" --params "$plan" --variant "$variant" --out "$out" &
+    srun --ntasks=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+        python -m nbutils run "$notebook" --params "$plan" --variant "$variant" --out "$out" &
     runner=$!
     [ -z "$stopped" ] || kill -TERM "$runner" || true
     while kill -0 "$runner" 2>/dev/null; do wait "$runner" || true; done # a signal ends the wait, not the runner

@@ -1,0 +1,325 @@
+"""Files for clusters: each mistake is told with its place, cause and cure, and the scripts do what they say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from stand_in_slurm import WAITING, install, tasks
+from tiny_notebooks import write_notebook, write_plan
+
+from nbutils.attempts import Place
+from nbutils.cluster_files import check_cluster_file, is_cluster_file
+from nbutils.errors import PlanError, WorkbookError
+from nbutils.listing import variant_names
+from nbutils.places import PARAMS, ROOT
+from nbutils.plans import load_plan
+from nbutils.runs import load_runs
+from nbutils.yamlfile import read_yaml
+
+CLUSTER = PARAMS / "cluster"
+SLURM = CLUSTER / "slurm.sh"
+DATA = 'run_folder: str = ""  # r\n'
+STUDY = 'run_folder: str = ""  # r\nbefore_folder: str = ""  # a run\nseed: int = 0  # of all\n'
+PLAN = """\
+name: p
+stages:
+  - {name: data, notebook: {here}/data.ipynb, resources: {gpus: 2, cpus: 3}}
+  - {name: study, notebook: {here}/study.ipynb, needs: {before_folder: data}, matrix: {seed: [1, 2]}}
+  - {name: after, notebook: {here}/after.ipynb, needs: {before_folder: study}, matrix: {seed: [1, 2]}}
+"""
+# Seed 1 is a bug; seed 2 is stopped the first time, by the signal before the time limit.
+CELL = """\
+import time
+from pathlib import Path
+if seed == 1: raise ValueError("a bug")
+once = Path("{folder}/once")
+if not once.exists():
+    once.touch()
+    Path("{folder}/{waiting}").touch()
+    time.sleep(100)
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    write_notebook(tmp_path / "data.ipynb", "x = 1", parameters=DATA)
+    write_notebook(tmp_path / "study.ipynb", CELL.format(folder=tmp_path / "slurm", waiting=WAITING), parameters=STUDY)
+    write_notebook(tmp_path / "after.ipynb", "x = 1", parameters=STUDY)
+    return write_plan(tmp_path / "p.yaml", PLAN)
+
+
+# ---- what check says -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("slurm.sh", "B:TERM@360"),
+        ("kuberay.yaml", "2 pods with 4 GPU"),
+        ("runai.yaml", "--engine ray --address auto"),
+        ("job.yaml", "20 variants, 8 at a time"),
+    ],
+)
+def test_the_example_files_pass(name, words):
+    assert is_cluster_file(CLUSTER / name)
+    assert words in check_cluster_file(CLUSTER / name)
+
+
+def test_a_plan_is_no_cluster_file(tmp_path):
+    assert not any(is_cluster_file(path) for path in PARAMS.glob("*.yaml"))
+    (tmp_path / "torn.yaml").write_text("name: [\n")
+    assert not is_cluster_file(tmp_path / "torn.yaml")
+    assert not is_cluster_file(tmp_path / "none.yaml")
+
+
+def refused(tmp_path: Path, name: str, old: str, new: str, words: str) -> None:
+    """A copy of an example file with `new` in the place of `old`, everywhere, is refused with these words."""
+    text = (CLUSTER / name).read_text()
+    assert old in text
+    path = tmp_path / name
+    path.write_text(text.replace(old, new))
+    with pytest.raises(WorkbookError) as refusal:
+        check_cluster_file(path)
+    assert words in str(refusal.value)
+    assert "Traceback" not in str(refusal.value)
+
+
+BATCH = "batch params/babylm.yaml --engine ray --address auto"
+HOOK = "command: [bash, /workbook/params/cluster/stop_runners.sh, /workbook/runs]"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("kind: RayJob", "kind: RayJobs", "kind is 'RayJobs'. Did you mean 'RayJob'?"),
+        ("ray.io/v1", "ray.io/v1alpha1", "apiVersion of a RayJob is 'ray.io/v1alpha1'. Give 'ray.io/v1'"),
+        ("  name: babylm\n", "  label: x\n", "metadata.name is missing. Give text"),
+        ("batch params", "bach params", "spec.entrypoint: `python -m nbutils bach params/babylm.yaml"),
+        ("--engine", "--engin-e", "is no command: unrecognized arguments: --engin-e ray. See `python -m nbutils batch"),
+        ("--engine ray", "--engine local", "the batch would stay in one pod. Add --engine ray"),
+        (" --address auto", "", "starts a Ray of its own. Add --address auto"),
+        ("babylm.yaml --", "babylmm.yaml --", "There is no file params/babylmm.yaml. Did you mean 'babylm.yaml'?"),
+        (BATCH, "check quick", "`python -m nbutils batch` stands there 0 times"),
+        ("shutdownAfterJobFinishes: true", "shutDownAfter: true", "idle GPUs stay taken. Set it"),
+        ("backoffLimit: 0", "backoffLimit: 3", "spec.backoffLimit is 3. Give 0: the batch itself retries"),
+        ('rayVersion: "2.60.0"', 'rayVersion: "2.9.0"', "rayVersion is '2.9.0'. Give '2.60.0'"),
+        (":2.60.0-py311", ":2.9.0-py311", "is not of Ray 2.60.0. Name that version in its tag"),
+        ("volumeMounts: *mounts", "volumeMounts: []", "ray-worker mounts no persistentVolumeClaim"),
+        ("*mounts", "[{name: workbook, mountPath: /work}]", "share no claim at the same place"),
+        ("*folder", "/home/ray", "workingDir is '/home/ray', not in the shared '/workbook'. Give that"),
+        ("Seconds: *grace", "Seconds: 30", "terminationGracePeriodSeconds is 30, and a training may need 300"),
+        (HOOK, "command: [ray, stop]", "Ray ends its tasks a second after SIGTERM, with nothing saved"),
+        ("nvidia.com/gpu: 4", "nvidia.com/gpu: 0", "teacher asks for 1 GPUs and 0 cores, and no worker has both"),
+        ("replicas: 2", "replicas: two", "workerGroupSpecs[0]: replicas is 'two'. Give a whole"),
+        ("nvidia.com/gpu: 4", "nvidia.com/gpu: four", "the limit of nvidia.com/gpu is 'four'. Give a number"),
+        (
+            "containers:\n            - name: ray-head",
+            "containers: []\n          x:\n            - name: x",
+            "is []. Give",
+        ),
+    ],
+)
+def test_a_mistake_in_a_ray_job_is_told(tmp_path, old, new, words):
+    refused(tmp_path, "kuberay.yaml", old, new, words)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (
+            "          schedulerName: runai-scheduler\n          term",
+            "          term",
+            "ray-head: schedulerName is not 'runai-scheduler'",
+        ),
+        ("metadata: {labels: *labels}", "metadata: {}", "the label runai/queue differs (none, team-a)"),
+    ],
+)
+def test_a_mistake_for_run_ai_is_told(tmp_path, old, new, words):
+    refused(tmp_path, "runai.yaml", old, new, words)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("exec python", "python", "SIGTERM reaches the shell alone. Write `exec python -m nbutils run"),
+        ("Indexed", "NonIndexed", "spec.completionMode is 'NonIndexed'. Give 'Indexed'"),
+        ("completions: 20", "completions: 19", "spec.completions is 19, and there are 20 variants"),
+        ("value: students", "value: student", "STAGE is 'student'. Give a stage of babylm: data, teacher"),
+        ("restartPolicy: Never", "restartPolicy: OnFailure", "restartPolicy is not Never"),
+        ("  backoffLimitPerIndex: 2", "  backoffLimit: 2", "spec.backoffLimitPerIndex is missing"),
+        ("type: DisruptionTarget", "type: Ready", "evicted counts as a failure. Ignore onPodConditions"),
+        ("values: [75]", "values: [76]", "podFailurePolicy does Count on exit code 75. Give the action Ignore"),
+        ("values: [1, 2]", "values: [1]", "podFailurePolicy does Count on exit code 2. Give the action FailIndex"),
+        ("values: [1, 2]", "values: [1, 2, 138]", "does FailIndex on exit code 138. Give the action Count"),
+        ("nvidia.com/gpu: 1", "nvidia.com/gpu: 0", "a variant asks for 1 GPUs. Set the limit of nvidia.com/gpu"),
+        ("--variant", "--varriant", "nbutils run $notebook --params $PLAN --varriant $variant` is no command"),
+    ],
+)
+def test_a_mistake_in_an_indexed_job_is_told(tmp_path, old, new, words):
+    refused(tmp_path, "job.yaml", old, new, words)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("submit() {", "submit() ", "is not bash: line"),
+        ("#SBATCH --requeue", "#SBATCH --reque", "line 5: '--reque' is no option known here"),
+        ("#SBATCH --requeue\n", "", "a task whose node fails is lost. Add #SBATCH --requeue"),
+        ("#SBATCH --open-mode=append\n", "", "a requeued task empties its log"),
+        ("#SBATCH --requeue\n", "set -e\n#SBATCH --requeue\n", "line 6: Slurm reads no #SBATCH line after the first"),
+        ("#SBATCH", "# SBATCH", "has no #SBATCH line, so it is no batch script of Slurm"),
+        ("TERM@360", "TERM@120", "--signal comes 120 s before the time limit. Give --signal=B:TERM@360"),
+        ("TERM@360", "TERM", "--signal comes 60 s before the time limit"),
+        ("#SBATCH --signal=B:TERM@360\n", "", "--signal is 'missing'. Give --signal=B:TERM@360"),
+        ("B:TERM", "B:USR1", "no trap hears the signal USR1"),
+        ("--time=12:00:00", "--time=5", "--time is 300 s, and the signal comes 360 s before it"),
+        ("--time=12:00:00", "--time=soon", "--time is 'soon'. Give --time=hours:minutes:seconds"),
+        ('--out "$out" &', '--out "$out"', "is not in the background, and bash hears a signal only when it has ended"),
+        ("75 | 143)", "143)", "nothing requeues a task that ends with exit code 75"),
+        ("--params", "--parms", "is no command: the following arguments are required: --params"),
+        ("nbutils run", "nbutils check", "no `python -m nbutils run`, so its tasks run no variant"),
+    ],
+)
+def test_a_mistake_in_a_batch_script_is_told(tmp_path, old, new, words):
+    if "nbutils check" in new:
+        old, new = 'run "$notebook" --params "$plan" --variant "$variant" --out "$out" &', 'check "$plan" &'
+    refused(tmp_path, "slurm.sh", old, new, words)
+
+
+def test_a_signal_to_the_step_needs_a_step(tmp_path):
+    """Without B: it comes to what srun starts, so that neither a trap nor the background is needed."""
+    text = SLURM.read_text().replace("=B:TERM@", "=TERM@").replace('--out "$out" &', '--out "$out"')
+    path = tmp_path / "slurm.sh"
+    path.write_text(text)
+    assert "TERM@360" in check_cluster_file(path)
+    path.write_text(text.replace("srun --ntasks=1", "nice"))
+    with pytest.raises(PlanError, match=r"without B: --signal goes to what srun starts\. Write srun python"):
+        check_cluster_file(path)
+
+
+def test_a_script_that_is_not_there_is_told(tmp_path):
+    with pytest.raises(PlanError, match=r"none\.sh cannot be read: No such file"):
+        check_cluster_file(tmp_path / "none.sh")
+
+
+# ---- what the scripts do ---------------------------------------------------------------------------------------------
+
+
+def test_names_are_told_at_once_and_in_order(plan):
+    rows = [line.split("\t") for line in variant_names(load_plan(plan)).splitlines()]
+    assert [row[2] for row in rows] == ["data", "study-seed1", "study-seed2", "after-seed1", "after-seed2"]
+    assert rows[0] == ["data", str(plan.parent / "data.ipynb"), "data", "-", "2", "3"]
+    assert (rows[1][0], rows[1][3:]) == ("study", ["data", "0", "-"])
+    start = time.perf_counter()
+    command = [sys.executable, "-X", "importtime", "-m", "nbutils", "check", str(plan), "--names"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert time.perf_counter() - start < 2
+    assert done.stdout.splitlines()[0].split("\t") == rows[0]
+    assert not {"torch", "pandas", "numpy"} & {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+
+
+@pytest.mark.slow
+def test_a_plan_runs_to_its_end_as_arrays(plan, tmp_path):
+    """A bug is not tried again and blocks what needs it alone; what is stopped before the time limit goes on."""
+    environment = install(tmp_path / "slurm") | {"OUT": str(tmp_path / "runs"), "AT_ONCE": "4"}
+    command = ["bash", str(SLURM), str(plan), "--partition=gpu"]
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    ended = tasks(tmp_path / "slurm")
+    codes = {f"{task['options']['job-name']} {task['task']}": task["codes"] for task in ended}
+    assert codes == {"data 1": [0], "study 1": [1], "study 2": [75, 0], "after 1": [2], "after 2": [0]}
+    runs = {run.variant: run for run in load_runs(tmp_path / "runs")}
+    assert {name: run.status for name, run in runs.items()} == {
+        "data": "finished",
+        "study-seed1": "failed",
+        "study-seed2": "finished",
+        "after-seed2": "finished",
+    }
+    assert [each["status"] for each in runs["study-seed2"].manifest["attempts"]] == ["preempted", "finished"]
+    data, study, *_, after = [task["options"] for task in ended]
+    assert (data["gres"], data["cpus-per-task"], data["partition"]) == ("gpu:2", "3", "gpu")
+    assert "gres" not in study
+    assert (study["array"], study["dependency"], after["dependency"]) == ("1-2%4", "afterany:1", "afterany:2")
+    logs = {path.name: path.read_text() for path in (tmp_path / "runs" / ".slurm").glob("*/*.log")}
+    assert "study-seed2: exit code 75, back into the queue" in logs["study-2.log"]
+    assert "study-seed2: finished" in logs["study-2.log"]  # after it, in the same file
+    assert "after-seed1 needs study-seed1 for before_folder, which is failed" in logs["after-1.log"]
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeued"),
+    [
+        (0, 0, False),
+        (1, 0, False),
+        (2, 0, False),
+        (75, 0, True),
+        (75, 50, True),
+        (143, 0, True),
+        (138, 1, True),
+        (138, 2, False),
+        (137, 0, True),
+    ],
+)
+def test_a_task_is_requeued_by_its_exit_code(tmp_path, code, restarts, requeued):
+    """Memory kills come again: after two of them it is enough."""
+    environment = install(tmp_path / "slurm")
+    runner = tmp_path / "slurm" / "bin" / "python"
+    runner.write_text(f"#!/bin/sh\nexit {code}\n")
+    runner.chmod(0o755)
+    (tmp_path / "names").write_text("a\tb\tc\t-\t0\t-\nstudy\tstudy.ipynb\tstudy-seed1\t-\t0\t-\n")
+    variables = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_RESTART_COUNT": str(restarts)}
+    command = ["bash", str(SLURM), "p.yaml", "runs", str(tmp_path / "names")]
+    done = subprocess.run(command, env=environment | variables, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == code
+    assert (tmp_path / "slurm" / "requeue-7_2").exists() == requeued
+    assert done.stdout == (f"study-seed1: exit code {code}, back into the queue\n" if requeued else "")
+
+
+def test_a_script_without_a_plan_tells_its_usage(tmp_path):
+    done = subprocess.run(["bash", str(SLURM), "none.yaml"], env=install(tmp_path), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "usage: bash params/cluster/slurm.sh PLAN.yaml" in done.stderr
+
+
+def test_an_index_of_the_job_is_a_variant_of_its_stage(plan, tmp_path):
+    container = read_yaml(CLUSTER / "job.yaml")["spec"]["template"]["spec"]["containers"][0]
+    runner = tmp_path / "bin" / "python"
+    runner.parent.mkdir()
+    runner.write_text(f'#!/bin/sh\n[ "$3" = run ] && echo "$@" || exec "{sys.executable}" "$@"\n')
+    runner.chmod(0o755)
+    variables = {"PLAN": str(plan), "STAGE": "after", "JOB_COMPLETION_INDEX": "1"}
+    variables |= {"PATH": f"{runner.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(container["command"], env=os.environ | variables, cwd=ROOT, capture_output=True, text=True)
+    given = f"-m nbutils run {tmp_path}/after.ipynb --params {plan} --variant after-seed2\n"
+    assert (done.stdout, done.stderr) == (given, "")
+
+
+@pytest.mark.slow
+def test_a_pod_that_goes_stops_its_own_runners_and_waits_for_them(tmp_path):
+    notebook = write_notebook(tmp_path / "study.ipynb", "open(run_folder + '/on', 'w')\nimport time\ntime.sleep(100)")
+    (tmp_path / "flat.yaml").write_text("seed: 1\n")
+    place = Place(tmp_path / "runs" / "p", "study")
+    command = [sys.executable, "-m", "nbutils", "run", str(notebook), "--params", str(tmp_path / "flat.yaml")]
+    command += ["--variant", place.variant, "--out", str(place.plan_folder)]
+    with (
+        subprocess.Popen(["sleep", "100"]) as other,
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as runner,
+    ):
+        deadline = time.monotonic() + 30
+        while not (place.attempt / "on").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        # locks that nobody holds, or somebody on another machine, name processes that are none of ours
+        lock = place.plan_folder / ".locks" / "ended"
+        lock.write_text(f"process {other.pid} on {os.uname().nodename}")
+        subprocess.run(["bash", str(CLUSTER / "stop_runners.sh"), str(tmp_path / "runs")], check=True, timeout=30)
+        assert not place.is_locked()
+        assert runner.wait(10) == 75
+        assert other.poll() is None
+        other.kill()
+    assert place.result()["status"] == "preempted"

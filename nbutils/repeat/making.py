@@ -15,6 +15,7 @@ from nbutils.errors import RunError
 from nbutils.files import write_json
 from nbutils.manifest import FINISHED, Manifest, find_manifest, read_manifest
 from nbutils.places import RUNS, relative, resolve
+from nbutils.plaintext import visible
 from nbutils.progress import duration, text_table
 from nbutils.repeat.circumstances import SHORT, Change, changes
 from nbutils.repeat.numbers import FileDifference, compare_runs
@@ -57,7 +58,7 @@ class Repeat:
 
     def told(self) -> str:
         """What a reader at the terminal wants to know, in a few lines."""
-        return "\n".join([self._ending(), *self._numbers(), "", *self._explanations()]).rstrip()
+        return visible("\n".join([self._ending(), *self._numbers(), "", *self._explanations()]).rstrip())
 
     def _ending(self) -> str:
         name, folder = f"{self.plan}/{self.outcome.variant}", relative(self.outcome.folder)

@@ -1,0 +1,233 @@
+"""Two sides beside each other, as text for a terminal and as a page that looks like the report."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+
+from nbutils.measures import UNKNOWN
+from nbutils.plaintext import escaped, visible
+from nbutils.report.comparison import Comparison, MeanRow, Told, VerdictRow
+from nbutils.report.export import export
+from nbutils.report.log import text as markdown
+from nbutils.report.page import details, table
+
+COLUMNS = 110  # of a terminal
+INDENT, GAP = "  ", "  "
+LEAST_LABEL = 16  # characters of what a row is called
+MOST_CHANGES, MOST_NAMES = 15, 6  # lines and names of the text; the page has all
+UNPAIRED = "B − A: difference of means; intervals need two folders of runs."
+PAIRED = "B − A: mean over the seeds that both have, with its 95 % interval. Exploratory: no contrast asked for it,"
+WORDS = "and the interval is not corrected for the number of rows. Undecided: it holds 0."
+NOT_KNOWN = "A report's numbers tell no parameters, packages or machine: give two folders of runs to compare those."
+NOTHING_ELSE = "Nothing: plan, parameters, code, packages and machine are the same."
+NO_VERDICTS = "No contrast was planned."
+NO_MEANS = "No run has a number to compare."
+
+
+def as_text(comparison: Comparison) -> str:
+    """The comparison in lines of at most COLUMNS characters."""
+    blocks = [
+        [f"A  {comparison.first.told()}", f"B  {comparison.second.told()}"],
+        ["VERDICTS", *(_verdict_lines(comparison.verdicts) or [INDENT + NO_VERDICTS])],
+        [*_mean_lines(comparison)],
+        ["RUNS", *(INDENT + line for line in _run_lines(comparison, MOST_NAMES))],
+        ["WHAT ELSE IS DIFFERENT", *_change_lines(comparison)],
+    ]
+    return "\n\n".join("\n".join(_cut(line) for line in block) for block in blocks)
+
+
+def _cut(line: str, width: int = COLUMNS) -> str:
+    """A line in which all is seen, no longer than `width`."""
+    line = visible(line).replace("\n", " ").replace("\t", " ").rstrip()
+    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
+
+
+def _verdict_lines(rows: Sequence[VerdictRow]) -> list[str]:
+    both = [row for row in rows if Told() not in (row.first, row.second)]
+    lines = []
+    for row in both:
+        lines.append(f"{row.contrast}: {row.measure.axis}")
+        lines += [INDENT + _verdict_line(name, told) for name, told in (("A", row.first), ("B", row.second))]
+    return lines + _alone("contrasts", [(row.contrast, row.second == Told()) for row in rows if row not in both])
+
+
+def _alone(what: str, names: Iterable[tuple[str, bool]]) -> list[str]:
+    """What the page alone has the numbers of, since there is nothing to put beside it: (name, whether of A)."""
+    names = list(dict.fromkeys(names))
+    lines = []
+    for side, of_first in (("A", True), ("B", False)):
+        own = [name for name, is_of_first in names if is_of_first == of_first]
+        if own:
+            lines.append(f"{what} in {side} alone, on the page: {', '.join(own)}")
+    return lines
+
+
+def _verdict_line(side: str, told: Told) -> str:
+    pairs = f"{told.pairs} pairs" if told.pairs != UNKNOWN else ""
+    return f"{side}  {told.outcome:<38}{told.difference:>12}  {told.interval:<28}{pairs}"
+
+
+def _mean_lines(comparison: Comparison) -> list[str]:
+    """The means, an arm's under its name, in columns as wide as their widest entry."""
+    one_sided = _one_sided(comparison)
+    rows = [row for row in comparison.means if row.study not in one_sided]
+    alone = _alone("studies", one_sided.items())
+    if not rows:
+        return ["MEANS", *(alone or [INDENT + NO_MEANS])]
+    header = ("", "A", "B", "B − A", "interval", "pairs", "reading")[: 7 if comparison.paired else 4]
+    cells = [_cells(row)[: len(header)] for row in rows]
+    widths = [max(len(each[i]) for each in (header, *cells)) for i in range(1, len(header))]
+    label = max(LEAST_LABEL, COLUMNS - len(INDENT) - sum(widths) - len(GAP) * len(widths))
+    label = min(label, max(len(each[0]) for each in cells))
+    lines = ["MEANS", _mean_line(header, label, widths)]
+    for (study, arm), members in groupby(zip(rows, cells, strict=True), key=lambda pair: (pair[0].study, pair[0].arm)):
+        lines.append(study if study.endswith(arm) else f"{study}: {arm}")
+        lines += [_mean_line(each, label, widths) for _, each in members]
+    return [*lines, *((PAIRED, WORDS) if comparison.paired else (UNPAIRED,)), *alone]
+
+
+def _one_sided(comparison: Comparison) -> dict[str, bool]:
+    """The studies that one side alone has, and whether that is the first."""
+    first, second = comparison.first.means, comparison.second.means
+    return {study: study in first for study in (*first, *second) if (study in first) != (study in second)}
+
+
+def _cells(row: MeanRow) -> tuple[str, ...]:
+    return row.measure.label, row.first, row.second, row.difference, row.interval, row.pairs, row.reading
+
+
+def _mean_line(cells: Sequence[str], label: int, widths: Sequence[int]) -> str:
+    numbers = [f"{cell:>{width}}" for cell, width in zip(cells[1:], widths, strict=True)]
+    return INDENT + GAP.join([f"{_cut(cells[0], label):<{label}}", *numbers])
+
+
+def _run_lines(comparison: Comparison, most: int) -> list[str]:
+    first, second = comparison.alone()
+    lines = [f"finished on both sides: {len(comparison.first.finished) - len(first)}"]
+    for side, names in (("A", first), ("B", second)):
+        more = f" and {len(names) - most} more" if len(names) > most else ""
+        lines.append(f"in {side} alone: {len(names)}" + f" ({', '.join(names[:most])}{more})" * bool(names))
+    return lines
+
+
+def _change_lines(comparison: Comparison) -> list[str]:
+    found = comparison.changes
+    if not found:
+        return [INDENT + (NOT_KNOWN if found is None else NOTHING_ELSE)]
+    rows = [("", "A", "B"), *((each.what, each.first, each.second) for each in found[:MOST_CHANGES])]
+    widest = [34, 35, 35]
+    cut = [[_cut(cell, width) for cell, width in zip(row, widest, strict=True)] for row in rows]
+    widths = [max(len(row[i]) for row in cut) for i in range(3)]
+    lines = [INDENT + GAP.join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) for row in cut]
+    more = len(found) - MOST_CHANGES
+    return [*lines, f"{INDENT}and {more} more, on the page"] if more > 0 else lines
+
+
+def write_page(comparison: Comparison, html_file: Path) -> Path:
+    """Write the comparison as one safe HTML file, by the report's own way from notebook to page; returns its path."""
+    import nbformat
+    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+    title = f"# {markdown(comparison.first.name)} beside {markdown(comparison.second.name)}"
+    cells = []
+    for number, (heading, content) in enumerate([(title, _opening(comparison)), *_sections(comparison)]):
+        shown = new_output("display_data", {"text/html": content})
+        cells.append(new_markdown_cell(heading, id=f"heading-{number}"))
+        cells.append(new_code_cell("", outputs=[shown], id=f"content-{number}"))
+    with tempfile.TemporaryDirectory() as folder:
+        notebook = Path(folder) / "comparison.ipynb"
+        nbformat.write(new_notebook(cells=cells), notebook)
+        return export(notebook, html_file)
+
+
+def _opening(comparison: Comparison) -> str:
+    sides = (("A", comparison.first), ("B", comparison.second))
+    return "".join(f'<p class="lead"><strong>{name}</strong> {escaped(side.told())}</p>' for name, side in sides)
+
+
+def _sections(comparison: Comparison) -> list[tuple[str, str]]:
+    return [
+        ("## Verdicts", _verdict_table(comparison.verdicts)),
+        ("## Means", _mean_tables(comparison)),
+        ("## Runs", _runs(comparison)),
+        ("## What else is different", _change_table(comparison)),
+    ]
+
+
+def _verdict_table(rows: Sequence[VerdictRow]) -> str:
+    if not rows:
+        return _note(NO_VERDICTS)
+    frame = pd.DataFrame(
+        {
+            "Contrast": row.contrast,
+            "Measure": row.measure.label + (f"\n({row.measure.difference_unit})" if row.measure.unit else ""),
+            "A": _verdict_cell(row.first),
+            "B": _verdict_cell(row.second),
+        }
+        for row in rows
+    )
+    caption = (
+        "Each side's verdict from its own runs: the outcome, treatment minus control with its interval, and pairs of "
+        "seeds. Shaded: the sides differ in the outcome."
+    )
+    differs = [row.first.outcome != row.second.outcome for row in rows]
+    return table(frame, caption, differs, text=frame.columns).data
+
+
+def _verdict_cell(told: Told) -> str:
+    if told.outcome == UNKNOWN:
+        return UNKNOWN
+    return f"{told.outcome}\n{told.difference}\n{_bracketed(told.interval)}\n({told.pairs} pairs)"
+
+
+def _bracketed(interval: str) -> str:
+    return "(no interval)" if interval == UNKNOWN else interval
+
+
+def _mean_tables(comparison: Comparison) -> str:
+    if not comparison.means:
+        return _note(NO_MEANS)
+    parts = [f"<p>{escaped(f'{PAIRED} {WORDS}' if comparison.paired else UNPAIRED)}</p>"]
+    for study, members in groupby(comparison.means, key=lambda row: row.study):
+        rows = [_mean_row(row, comparison.paired) for row in members]
+        parts.append(f"<h3>{escaped(study)}</h3>{table(pd.DataFrame(rows), '', text=('Arm', 'Measure')).data}")
+    return "".join(parts)
+
+
+def _mean_row(row: MeanRow, paired: bool) -> dict[str, str]:
+    better = f"\n({row.measure.better} is better)" if row.measure.better else ""
+    cells = {"Arm": row.arm, "Measure": row.measure.axis + better, "A": row.first, "B": row.second}
+    if not paired:
+        return cells | {"B − A": row.difference}
+    difference = f"{row.difference}\n{row.interval}" if row.interval != UNKNOWN else row.difference
+    return cells | {"B − A": difference, "Pairs": row.pairs, "Reading": row.reading}
+
+
+def _runs(comparison: Comparison) -> str:
+    first, second = comparison.alone()
+    counts = _run_lines(comparison, 0)
+    parts = [f"<p>{escaped(counts[0].capitalize())}.</p>"]
+    for side, names in (("A", first), ("B", second)):
+        if names:
+            content = "".join(f"<li>{escaped(name)}</li>" for name in names)
+            parts.append(details(f"{len(names)} finished in {side} alone", f"<ul>{content}</ul>"))
+    return "".join(parts)
+
+
+def _change_table(comparison: Comparison) -> str:
+    found = comparison.changes
+    if not found:
+        return _note(NOT_KNOWN if found is None else NOTHING_ELSE)
+    frame = pd.DataFrame({"What": each.what, "A": each.first, "B": each.second} for each in found)
+    both = [name for name in comparison.first.manifests if name in comparison.second.manifests]
+    of = f"Of the {len(both)} runs that both sides have." if both else "Of all runs: the sides have none in common."
+    return table(frame, f"{of} Several values: not all runs of the side have the same.", text=frame.columns).data
+
+
+def _note(words: str) -> str:
+    return f'<p class="note">{escaped(words)}</p>'

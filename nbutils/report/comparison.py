@@ -1,0 +1,212 @@
+"""Two reports, or two sets of runs, side by side: verdicts, means, runs that one alone has, what else is different.
+
+    print(compare(Path("runs/quick"), Path("runs/quick-again")))
+
+Of two folders of runs, means are compared over the seeds that both have, with Student's 95 % interval. No contrast
+asked for that: it is exploratory and not corrected. Without an interval nothing is called better or worse.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nbutils import statistics
+from nbutils.arms import Arm, number
+from nbutils.measures import UNKNOWN, Measure, measure
+from nbutils.places import REPORTS, relative, resolve
+from nbutils.repeat.circumstances import Change, changes
+from nbutils.report.export import ReportError
+from nbutils.report.sides import Side, read_sides
+
+SAME, UNDECIDED = "same", "undecided"
+LONGEST_NAME = 60  # of a side, in the file's name
+
+
+@dataclass(frozen=True)
+class Told:
+    """One side's verdict on a contrast, as text: all dashes where that side does not have it."""
+
+    outcome: str = UNKNOWN
+    difference: str = UNKNOWN
+    interval: str = UNKNOWN
+    pairs: str = UNKNOWN
+
+
+@dataclass(frozen=True)
+class VerdictRow:
+    """A planned contrast, and what the runs of each side say to it."""
+
+    contrast: str
+    measure: Measure
+    first: Told
+    second: Told
+
+
+@dataclass(frozen=True)
+class MeanRow:
+    """An arm's mean in a measure on both sides. `reading` is what the interval of the difference supports."""
+
+    study: str
+    arm: str
+    measure: Measure
+    first: str
+    second: str
+    difference: str
+    interval: str
+    pairs: str
+    reading: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All that is told of two sides. `changes` are None where a side is a report, which does not know them."""
+
+    first: Side
+    second: Side
+    verdicts: tuple[VerdictRow, ...]
+    means: tuple[MeanRow, ...]
+    changes: tuple[Change, ...] | None
+
+    @property
+    def paired(self) -> bool:
+        """Whether both sides are runs, so that means can be compared by seeds."""
+        return self.first.evidence is not None and self.second.evidence is not None
+
+    def alone(self) -> tuple[list[str], list[str]]:
+        """The finished runs that only the first side has, and those that only the second has."""
+        first, second = self.first.finished, self.second.finished
+        return [name for name in first if name not in second], [name for name in second if name not in first]
+
+
+def compare(a: Path, b: Path, html_file: Path | None = None) -> str:
+    """`a` and `b`, each a report or a folder of runs, side by side in text of 110 columns; writes the same as HTML.
+
+    html_file: default reports/<a>-beside-<b>.html. Raises ReportError, with cause and cure, where one of them is
+    neither, both are the same, or the file cannot be written.
+    """
+    from nbutils.report.beside import as_text, write_page
+
+    comparison = compare_sides(*read_sides(a, b))
+    path = resolve(html_file) if html_file else REPORTS / f"{_slug(comparison)}.html"
+    taken = [side.path.with_suffix(".html") for side in (comparison.first, comparison.second) if not side.evidence]
+    if path in taken:
+        raise ReportError(f"{relative(path)} is one of the two reports. Name another file for the comparison.")
+    return f"{as_text(comparison)}\n\n{relative(write_page(comparison, path))}"
+
+
+def compare_sides(first: Side, second: Side) -> Comparison:
+    """All that is told of two sides."""
+    known = first.evidence is not None and second.evidence is not None
+    return Comparison(
+        first,
+        second,
+        tuple(_verdict_rows(first.verdicts, second.verdicts)),
+        tuple(_mean_rows(first, second)),
+        tuple(_changes(first, second)) if known else None,
+    )
+
+
+def _slug(comparison: Comparison) -> str:
+    names = (re.sub(r"[^\w.-]+", "-", side.name)[:LONGEST_NAME] for side in (comparison.first, comparison.second))
+    return "-beside-".join(names)
+
+
+def _verdict_rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[VerdictRow]:
+    for name in dict.fromkeys([*first, *second]):
+        sides = [side.get(name) for side in (first, second)]
+        quantity = measure(str(next(side.get("metric") for side in sides if side)))
+        yield VerdictRow(name, quantity, *(_told(side, quantity) for side in sides))
+
+
+def _told(verdict: Mapping[str, Any] | None, quantity: Measure) -> Told:
+    if verdict is None:
+        return Told()
+    difference, low, high = (number(verdict.get(name)) for name in ("difference", "low", "high"))
+    return Told(
+        str(verdict.get("outcome", UNKNOWN)),
+        quantity.difference(difference),
+        quantity.difference_interval(low, high),
+        str(verdict.get("pairs", UNKNOWN)),
+    )
+
+
+def _mean_rows(first: Side, second: Side) -> Iterator[MeanRow]:
+    arms = first.arms, second.arms
+    means = first.means, second.means
+    for study in dict.fromkeys([*means[0], *means[1]]):
+        of_study = [side.get(study, {}) for side in means]
+        for arm in dict.fromkeys([*of_study[0], *of_study[1]]):
+            of_arm = [side.get(arm, {}) for side in of_study]
+            for metric in dict.fromkeys([*of_arm[0], *of_arm[1]]):
+                values = [number(side.get(metric)) for side in of_arm]
+                runs = [side.get((study, arm)) for side in arms]
+                yield MeanRow(study, arm, measure(metric), *_mean_cells(metric, values, runs))
+
+
+def _mean_cells(metric: str, means: Sequence[float], arms: Sequence[Arm | None]) -> tuple[str, ...]:
+    """Both means, their difference, its interval, pairs of seeds, and what the interval supports."""
+    quantity = measure(metric)
+    difference, interval, pairs = means[1] - means[0], (math.nan, math.nan), UNKNOWN
+    differences = _differences(metric, *arms) if None not in arms else []
+    if differences:
+        difference, interval = float(np.mean(differences)), statistics.mean_interval(differences)
+    if None not in arms:
+        pairs = str(len(differences))
+    return (
+        *map(quantity.number, means),
+        quantity.difference(difference),
+        quantity.difference_interval(*interval),
+        pairs,
+        _reading(quantity, *interval),
+    )
+
+
+def _differences(metric: str, first: Arm, second: Arm) -> list[float]:
+    """Second minus first for every seed that both have."""
+    theirs = second.by_seed(metric)
+    return [theirs[seed] - value for seed, value in first.by_seed(metric).items() if seed in theirs]
+
+
+def _reading(quantity: Measure, low: float, high: float) -> str:
+    """What an interval of second minus first supports; a dash where there is none."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return UNKNOWN
+    if low == high == 0:
+        return SAME
+    if low <= 0 <= high:
+        return UNDECIDED
+    higher = low > 0
+    if not quantity.better:
+        return "B higher" if higher else "B lower"
+    return "B better" if higher == (quantity.better == "higher") else "B worse"
+
+
+def _changes(first: Side, second: Side) -> list[Change]:
+    """What differs between two sets of runs: their plans, then the facts of the runs that both have, else of all."""
+    found = _plan_changes(first, second)
+    sides = first.manifests, second.manifests
+    both = [name for name in sides[0] if name in sides[1]]
+    of_both = [[side[name] for name in both or side] for side in sides]
+    return found + changes(*of_both)
+
+
+def _plan_changes(first: Side, second: Side) -> list[Change]:
+    found = []
+    if set(first.runs) != set(second.runs):
+        counts = (
+            f"{len(side.runs)}, {len(set(side.runs) - set(other.runs))} of them alone"
+            for side, other in ((first, second), (second, first))
+        )
+        found.append(Change("planned runs", *counts))
+    contrasts = [{name: asdict(each.contrast) for name, each in side.judged.items()} for side in (first, second)]
+    for name in (name for name in contrasts[0] if name in contrasts[1]):
+        ours, theirs = contrasts[0][name], contrasts[1][name]
+        found += [Change(f"{name}: {f}", str(ours[f]), str(theirs[f])) for f in ours if ours[f] != theirs[f]]
+    return found

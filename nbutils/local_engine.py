@@ -145,14 +145,14 @@ class LocalEngine:
         for variant in variants:
             share, cores = self._share(variant), environment.cores()
             if share.gpus > len(self.gpus):
-                there = f"there are {len(self.gpus)} ({', '.join(self.gpus)})" if self.gpus else "there is none"
+                there = f"{_count(len(self.gpus))} ({', '.join(self.gpus)})" if self.gpus else "there is none"
                 raise PlanError(
-                    f"{variant.name} asks for {share.gpus} GPUs and here {there}. Let its stage ask for fewer, with "
+                    f"{variant.name} asks for {share.gpus} GPU{'s' * (share.gpus > 1)} and here {there}. Let its stage ask for fewer, with "
                     "processes or `resources: {gpus: ...}`, or run it where there are as many."
                 )
             if share.cores > cores:
                 raise PlanError(
-                    f"{variant.name} asks for {share.cores} cores and here there are {cores}. Let its stage ask for "
+                    f"{variant.name} asks for {share.cores} cores and here {_count(cores)}. Let its stage ask for "
                     "fewer, with `resources: {cpus: ...}`, or run it where there are as many."
                 )
 
@@ -259,6 +259,10 @@ class LocalEngine:
         again = code != PYTHON_ERROR
         seconds = time.monotonic() - runner.start
         return Outcome(name, KILLED, KERNEL_DIED if again else BROKEN, message, seconds, again=again)
+
+
+def _count(number: int) -> str:
+    return f"is {number}" if number == 1 else f"are {number}"
 
 
 def _thread_variables(threads: int) -> dict[str, str]:

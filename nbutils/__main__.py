@@ -14,26 +14,20 @@ import argparse
 import logging
 import shlex
 import sys
-from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+from nbutils.arguments import make_parser
 from nbutils.errors import PlanError, WorkbookError, did_you_mean
 from nbutils.places import REPORTS, RUNS, relative, resolve
 
+if TYPE_CHECKING:
+    from nbutils.engine import Engine
+    from nbutils.plans import Plan, Variant
+
 INTERRUPTED = 130  # what shells say of a command ended by Ctrl-C
-EXAMPLES = """examples:
-  python -m nbutils check params/quick.yaml --gpu A100     what a plan would run, and what that would cost
-  python -m nbutils batch params/quick.yaml --workers 2    run all of it that is not finished
-  python -m nbutils batch quick --only 'cosine-alpha0.5-*' some of it, and what that needs
-  python -m nbutils run 04_cosine_mixing --params quick --variant cosine-alpha0.5-seed1-noise_seed0
-  python -m nbutils status quick                           what is finished, running, failed, waiting
-  python -m nbutils report                                 run folders become reports/<ISO week>.html, results.md
-"""
-RUN_HELP = """exit codes: 0 finished, now or before; 1 a cell failed; 2 a mistake in parameters, data or model; 75
-asked to stop (SIGTERM, Ctrl-C), run it again and it goes on from what it saved; 138 the kernel died. Safe to repeat: a
-finished run is not run again, and two runners never share a run."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,19 +47,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """List a plan's variants with their parameters and costs, or check a file for a cluster; starts nothing."""
+    """List a plan's variants with their parameters and costs, or check a cluster's file; starts nothing."""
     from nbutils.cluster_files import check_cluster_file, is_cluster_file
     from nbutils.cost import check_gpu
     from nbutils.listing import plan_listing, variant_names
     from nbutils.plans import find_plan, load_plan
 
+    check_gpu(args.gpu, args.utilisation)
     file = find_plan(args.plan)
     if is_cluster_file(file):
         print(check_cluster_file(file))
     elif args.names:
         print(variant_names(load_plan(file)))
     else:
-        check_gpu(args.gpu, args.utilisation)
         print(plan_listing(load_plan(file), args.gpu, args.utilisation))
     return 0
 
@@ -76,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     from nbutils.runner import run_variant
     from nbutils.stopping import leave_quickly
 
+    if args.manifest:
+        return _repeat(args)
     variant, plan, folder = _requested(args)
     leave_quickly()
     outcome = run_variant(variant, plan, folder)
@@ -89,20 +85,14 @@ def run(args: argparse.Namespace) -> int:
 def batch(args: argparse.Namespace) -> int:
     """Run all variants of a plan that are not finished."""
     from nbutils.batch import Batch, register_plan, select
-    from nbutils.hosting import PRELOADED
-    from nbutils.local_engine import LocalEngine, default_workers
     from nbutils.plans import find_plan, load_plan
     from nbutils.progress import make_display
     from nbutils.runner import RUN_AGAIN
     from nbutils.stopping import Stopped
 
-    if args.workers is not None and args.workers < 1:
-        raise PlanError(f"--workers is {args.workers}. Give the number of variants to run at a time, at least 1.")
     plan = load_plan(find_plan(args.plan))
     folder = resolve(args.out) if args.out else RUNS / plan.name
-    preloaded = () if args.fresh_kernels else PRELOADED
-    engine = LocalEngine(plan.name, folder, args.workers or default_workers(), preloaded=preloaded)
-    work = Batch(plan, folder, select(plan, args.only), engine)
+    work = Batch(plan, folder, select(plan, args.only), _engine(args, plan, folder), args.retries)
     work.check()
     register_plan(plan, folder)
     try:
@@ -116,14 +106,21 @@ def batch(args: argparse.Namespace) -> int:
 
 def status(args: argparse.Namespace) -> int:
     """Show the table of one plan's variants, or of all plans with runs."""
+    from nbutils.batch import is_going_on
     from nbutils.plans import find_plan, load_plan
-    from nbutils.status import folder_status, plan_status
+    from nbutils.status import folder_status, plan_folders, plan_status, watch
 
     if args.plan is None:
-        print(folder_status(resolve(args.out) if args.out else RUNS))
+        folder = resolve(args.out) if args.out else RUNS
+        show, folders = (lambda: folder_status(folder, fit=True)), (lambda: plan_folders(folder))
     else:
         plan = load_plan(find_plan(args.plan))
-        print(plan_status(plan, resolve(args.out) if args.out else RUNS / plan.name))
+        folder = resolve(args.out) if args.out else RUNS / plan.name
+        show, folders = (lambda: plan_status(plan, folder, fit=True)), (lambda: [folder])
+    if args.watch:
+        watch(show, going_on=lambda: any(map(is_going_on, folders())))
+    else:
+        print(show())
     return 0
 
 
@@ -137,6 +134,8 @@ def report(args: argparse.Namespace) -> int:
     from nbutils.report import export, write_log, write_metrics, write_summary
     from nbutils.studies import gather
 
+    if args.compare:
+        return _compare(args)
     notebook = find_notebook("08_report")
     week = f"{date.today():%G-W%V}"
     html = resolve(args.out) if args.out else REPORTS / f"{week}.html"
@@ -157,8 +156,63 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _requested(args: argparse.Namespace) -> tuple[Any, str, Path]:
+def _engine(args: argparse.Namespace, plan: Plan, folder: Path) -> Engine:
+    """The engine that `batch` was asked for. Raises PlanError for options that fit no other."""
+    from nbutils.hosting import PRELOADED
+    from nbutils.local_engine import LocalEngine, default_workers
+
+    if args.retries < 0:
+        raise PlanError(f"--retries is {args.retries}. Give 0, for no second attempt, or more.")
+    if args.workers is not None and args.workers < 1:
+        raise PlanError(f"--workers is {args.workers}. Give the number of variants to run at a time, at least 1.")
+    if args.engine == "ray":
+        from nbutils.ray_engine import RayEngine
+
+        local = {"--workers": args.workers, "--gpus": args.gpus, "--fresh-kernels": args.fresh_kernels}
+        for option, value in local.items():
+            if value:
+                raise PlanError(
+                    f"{option} is for this machine alone: Ray shares out what its nodes have. Leave it out."
+                )
+        return RayEngine(plan, folder, args.address)
+    if args.address:
+        raise PlanError(f"--address {args.address} is that of a Ray cluster. Add --engine ray, or leave it out.")
+    gpus = None if args.gpus is None else tuple(filter(None, (each.strip() for each in args.gpus.split(","))))
+    preloaded = () if args.fresh_kernels else PRELOADED
+    return LocalEngine(plan.name, folder, args.workers or default_workers(gpus), gpus, preloaded)
+
+
+def _repeat(args: argparse.Namespace) -> int:
+    """Run what a manifest says once more; 0 where its numbers came out the same."""
+    from nbutils.repeat import repeat
+
+    if args.notebook or args.params or args.variant:
+        raise PlanError("--from names the notebook, its parameters and the variant. Leave those out, or --from.")
+    repeated = repeat(Path(args.manifest), resolve(args.out) if args.out else None)
+    print(repeated.told())
+    return repeated.exit_code
+
+
+def _compare(args: argparse.Namespace) -> int:
+    """Two reports or two sets of runs, side by side."""
+    from nbutils.report.comparison import compare
+
+    print(compare(*map(Path, args.compare), resolve(args.out) if args.out else None))
+    return 0
+
+
+def _requested(args: argparse.Namespace) -> tuple[Variant, str, Path]:
     """(variant, plan name, folder of the plan's runs) that `run` was asked for."""
+    from nbutils.resources import read_resources
+
+    variant, plan, folder = _found(args)
+    limits = {"run_minutes": args.run_minutes, "cell_minutes": args.cell_minutes}
+    given = read_resources("run", {name: minutes for name, minutes in limits.items() if minutes is not None})
+    changed = {name: getattr(given, name) for name in limits if limits[name] is not None}
+    return replace(variant, resources=replace(variant.resources, **changed)), plan, folder
+
+
+def _found(args: argparse.Namespace) -> tuple[Variant, str, Path]:
     from nbutils.batch import register_plan
     from nbutils.notebooks import find_notebook
     from nbutils.plans import SLUG, find_plan, load_plan
@@ -183,67 +237,12 @@ def _requested(args: argparse.Namespace) -> tuple[Any, str, Path]:
     return flat_variant(notebook, args.variant, given), file.stem, resolve(args.out) if args.out else RUNS / file.stem
 
 
+COMMANDS = (check, run, batch, status, report)
+
+
 def parser() -> argparse.ArgumentParser:
-    """All commands with their arguments; what stands in files for clusters is checked with it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m nbutils",
-        description="Run notebooks from plan files and report on their runs.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command, add_arguments in COMMANDS.items():
-        epilog = RUN_HELP if command is run else None
-        sub = commands.add_parser(command.__name__, help=command.__doc__, description=command.__doc__, epilog=epilog)
-        sub.set_defaults(command=command)
-        add_arguments(sub.add_argument)
-    return parser
-
-
-PLAN_HELP = "a plan file, or the name of one in params/"
-OUT_HELP = "folder that holds the plan's runs, each in a folder of its own (default: runs/<plan>)"
-
-
-def _check_arguments(add: Callable[..., Any]) -> None:
-    add("plan", metavar="PLAN", help=f"{PLAN_HELP}; or a file for a cluster, such as params/cluster/slurm.sh")
-    add("--names", action="store_true", help="the variants alone, with tabs between stage, notebook, name and needs")
-    add("--gpu", default="A100", help="GPU to estimate hours for (default: %(default)s)")
-    add("--utilisation", type=float, default=0.4, help="fraction of its peak in use (default: %(default)s)")
-
-
-def _run_arguments(add: Callable[..., Any]) -> None:
-    add("notebook", metavar="NOTEBOOK", help="name or path, such as 04_cosine_mixing")
-    add("--params", metavar="FILE", required=True, help="a plan, or a YAML file of `name: value` lines")
-    add("--variant", metavar="NAME", required=True, help="a variant of the plan, or a name for this run")
-    add("--out", metavar="FOLDER", help=OUT_HELP)
-
-
-def _batch_arguments(add: Callable[..., Any]) -> None:
-    add("plan", metavar="PLAN", help=PLAN_HELP)
-    add("--workers", type=int, help="variants at a time (default: half the cores, but 2 of 2; 1 with a GPU)")
-    add("--only", metavar="PATTERN", default="*", help="variants by name, as 'cosine-*-seed1', and all they need")
-    add("--out", metavar="FOLDER", help=OUT_HELP)
-    add("--fresh-kernels", action="store_true", help="kernels import for themselves, not forked from one that has")
-
-
-def _status_arguments(add: Callable[..., Any]) -> None:
-    add("plan", metavar="PLAN", nargs="?", help=f"{PLAN_HELP} (default: all plans with runs)")
-    add("--out", metavar="FOLDER", help=f"with PLAN: {OUT_HELP}; without: the folder of all plans")
-
-
-def _report_arguments(add: Callable[..., Any]) -> None:
-    add("--runs", metavar="FOLDER", default=str(RUNS), help="folder of all plans' runs (default: runs)")
-    add("--plan", default="", help="one plan's name (default: every plan with runs)")
-    add("--out", metavar="FILE", help="the HTML file (default: reports/<ISO week>.html)")
-
-
-COMMANDS = {
-    check: _check_arguments,
-    run: _run_arguments,
-    batch: _batch_arguments,
-    status: _status_arguments,
-    report: _report_arguments,
-}
+    """The parser of the whole command line."""
+    return make_parser(COMMANDS)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ NOT_IN_KEY = frozenset(
     {
         *(
             "__main__",
+            "arguments",
             "batch",
             "progress",
             "runner",

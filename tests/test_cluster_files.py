@@ -181,7 +181,7 @@ def test_a_mistake_in_an_indexed_job_is_told(tmp_path, old, new, words):
         ("--time=12:00:00", "--time=soon", "--time is 'soon'. Give --time=hours:minutes:seconds"),
         ('--out "$out" &', '--out "$out"', "is not in the background, and bash hears a signal only when it has ended"),
         ("75 | 143)", "143)", "nothing requeues a task that ends with exit code 75"),
-        ("--params", "--parms", "is no command: the following arguments are required: --params"),
+        ("--params", "--parms", "is no command: unrecognized arguments: --parms"),
         ("nbutils run", "nbutils check", "no `python -m nbutils run`, so its tasks run no variant"),
     ],
 )

@@ -11,12 +11,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from nbutils.attempts import Place
 from nbutils.errors import LockedRunError, WorkbookError
-from nbutils.manifest import FAILED
+from nbutils.manifest import FAILED, KILLED
+from nbutils.places import relative
 from nbutils.plans import Variant
 from nbutils.preflight import check_inputs
-from nbutils.runner import REFUSED, Outcome, run_variant
+from nbutils.runner import BROKEN, KERNEL_DIED, REFUSED, Outcome, run_variant
 
+PYTHON_ERROR = 1  # the exit code of a process that an exception ended
 HELD = "held"  # no ending: another runner, not of this batch, is at work on the variant
 
 
@@ -58,3 +61,11 @@ def run_in_batch(variant: Variant, plan: str, plan_folder: Path) -> Outcome:
     except WorkbookError as error:
         outcome = Outcome(variant.name, FAILED, REFUSED, f"{type(error).__name__}: {error}")
     return replace(outcome, seconds=time.monotonic() - start)
+
+
+def runner_died(name: str, plan_folder: Path, code: int, seconds: float) -> Outcome:
+    """Of a runner that said nothing; an exception is a mistake of ours, all else came from outside."""
+    log = relative(Place(plan_folder, name).log)
+    message = f"the runner itself ended (exit code {code}); its log is {log}"
+    again = code != PYTHON_ERROR
+    return Outcome(name, KILLED, KERNEL_DIED if again else BROKEN, message, seconds, again=again)

@@ -23,19 +23,18 @@ from typing import Any
 
 from nbutils import environment
 from nbutils.attempts import LOGS, Place
-from nbutils.engine import run_in_batch
+from nbutils.engine import run_in_batch, runner_died
 from nbutils.errors import PlanError
 from nbutils.hosting import PRELOADED, kernel_host, use_host
-from nbutils.manifest import FAILED, KILLED
+from nbutils.manifest import FAILED
 from nbutils.places import relative
 from nbutils.plans import Variant
-from nbutils.runner import BROKEN, KERNEL_DIED, Outcome
+from nbutils.runner import BROKEN, Outcome
 from nbutils.stopping import SAVE_SECONDS
 
 STOP_SECONDS = SAVE_SECONDS + 15  # a runner has to end its kernel and write its record; then it is killed
 HOST_LOG = ".kernel-host"  # beside the logs of the runners
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-PYTHON_ERROR = 1  # the exit code of a process that an exception ended
 
 
 def default_workers(gpus: Sequence[str] | None = None) -> int:
@@ -249,16 +248,8 @@ class LocalEngine:
             except (EOFError, OSError):  # it ended before it could say how, or while it did
                 outcome = None
         runner.process.join()
-        return outcome or self._death(runner)
-
-    def _death(self, runner: Runner) -> Outcome:
-        """Of a runner that said nothing; an exception is a mistake of ours, all else came from outside."""
-        name, code = runner.variant.name, runner.process.exitcode
-        log = relative(Place(self.plan_folder, name).log)
-        message = f"the runner itself ended (exit code {code}); its log is {log}"
-        again = code != PYTHON_ERROR
         seconds = time.monotonic() - runner.start
-        return Outcome(name, KILLED, KERNEL_DIED if again else BROKEN, message, seconds, again=again)
+        return outcome or runner_died(name, self.plan_folder, runner.process.exitcode, seconds)
 
 
 def _count(number: int) -> str:

@@ -1,9 +1,10 @@
-# make report | test | lab | lint; each installs what is missing first. make streaming adds what storage mds needs.
+# make report | test | lab | lint; each installs what is missing first. make streaming adds what storage mds needs, make
+# ray what `batch --engine ray` does.
 PYTHON ?= python3
 PLAN ?= params/quick.yaml
 BIN := .venv/bin
 
-.PHONY: install streaming report test lab lint
+.PHONY: install streaming ray report test lab lint
 
 install: .venv/installed
 
@@ -16,6 +17,10 @@ install: .venv/installed
 # Optional: blocks stored as MosaicML's MDS shards. Its own pins hold back nothing that is used here.
 streaming: install
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-streaming.txt
+
+# Optional: batches on a Ray cluster.
+ray: install
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-ray.txt
 
 # The report is written even when a variant failed: it says which and why.
 report: install

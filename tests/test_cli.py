@@ -36,12 +36,25 @@ def call(capsys, *arguments: object) -> tuple[int, str, str]:
         (("check", "{here}/bad.yaml"), "bad.yaml, line 2, column 1, is not YAML"),
         (("check", "{here}/p.yaml", "--gpu", "A101"), "no data on a GPU 'A101'. Did you mean 'A10"),
         (("batch", "{here}/p.yaml", "--workers", "0"), "--workers is 0. Give the number"),
+        (("batch", "{here}/p.yaml", "--retries", "-1"), "--retries is -1. Give 0, for no second attempt, or more."),
+        (("batch", "{here}/p.yaml", "--address", "auto"), "--address auto is that of a Ray cluster. Add --engine ray"),
+        (
+            ("batch", "{here}/p.yaml", "--engine", "ray", "--gpus", "0"),
+            "--gpus is for this machine alone: Ray shares out what its nodes have. Leave it out.",
+        ),
         (("batch", "{here}/p.yaml", "--only", "x*"), "No variant of plan 'p' matches 'x*'"),
         (("status", "{here}/q.yaml"), "There is no file"),
         (
             ("run", "stdy", "--params", "{here}/p.yaml", "--variant", "study-seed1"),
             "There is no notebook notebooks/stdy",
         ),
+        (
+            ("run", "{here}/study", "--params", "{here}/p.yaml", "--variant", "study-seed1", "--cell-minutes", "0"),
+            "run: resources cell_minutes is 0.0. Give a number of minutes above 0.",
+        ),
+        (("run", "--from", "{here}/nowhere/manifest.json"), "There is no manifest"),
+        (("run", "study", "--from", "{here}/manifest.json"), "Leave those out, or --from."),
+        (("report", "--compare", "{here}/a", "{here}/b"), "{here}/a"),
         (
             ("run", "{here}/study", "--params", "{here}/p.yaml", "--variant", "study-seed3"),
             "no variant 'study-seed3'. Did",
@@ -64,16 +77,42 @@ def test_a_mistake_is_one_line_and_exit_code_2(here, capsys, arguments, words):
     (here / "list.yaml").write_text("- 1\n")
     (here / "empty.yaml").write_text("")
     code, out, err = call(
-        capsys, *(each.replace("{here}", str(here)) for each in arguments), *OUT.get(arguments[0], ())
+        capsys,
+        *(each.replace("{here}", str(here)) for each in arguments),
+        *(OUT.get(arguments[0], ()) if "--from" not in arguments else ()),
     )
     assert (code, out) == (2, "")
     assert err.startswith("error: ")
     assert err.count("\n") == 1
-    assert words in err
+    assert words.replace("{here}", str(here)) in err
     assert not list(ROOT.glob("runs/p"))
 
 
 OUT = {"run": ("--out", "nowhere"), "batch": ("--out", "nowhere")}
+
+
+def test_run_must_know_what_to_run(capsys):
+    with pytest.raises(SystemExit) as leaving:
+        cli.main(["run", "04_cosine_mixing", "--variant", "a"])
+    assert leaving.value.code == 2
+    assert "run needs NOTEBOOK, --params and --variant, or --from with the manifest.json" in capsys.readouterr().err
+
+
+def test_names_for_scripts_and_files_for_clusters(here, capsys):
+    code, told, _ = call(capsys, "check", here / "p.yaml", "--names")
+    assert (code, [line.split("\t")[2] for line in told.splitlines()]) == (0, ["study-seed1", "study-seed2"])
+    code, told, _ = call(capsys, "check", "params/cluster/slurm.sh")
+    assert (code, "a batch script of Slurm" in told) == (0, True)
+
+
+@pytest.mark.slow
+def test_limits_of_the_command_line_reach_the_run(here, capsys):
+    write_notebook(here / "study.ipynb", "import time; time.sleep(60)")
+    words = ("run", here / "study", "--params", here / "p.yaml", "--variant", "study-seed1", "--out", here / "runs")
+    code, _, error = call(capsys, *words, "--cell-minutes", "0.02")
+    assert (code, "CellTimeout: the cell took longer than cell_minutes 0.02" in error) == (1, True)
+    code, table, _ = call(capsys, "status", here / "p.yaml", "--out", here / "runs", "--watch")  # ends: nothing runs
+    assert (code, "CellTimeout" in table) == (0, True)
 
 
 @pytest.mark.slow

@@ -44,6 +44,8 @@ NOT_IN_KEY = frozenset(
             "engine",
             "local_engine",
             "ray_engine",
+            "ray_cluster",
+            "ray_worker",
             "resources",
             "cluster_files",
             "repeat",

@@ -1,0 +1,169 @@
+"""A Ray cluster, looked at and connected to: one that exists, or one of this machine alone.
+
+Ray tries for two minutes to reach a cluster that is not there and then kills the process, so a process of its own looks
+first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from nbutils import environment
+from nbutils.errors import RunError
+from nbutils.local_engine import machine_gpus
+from nbutils.places import ROOT
+
+LOCAL = "local"  # the address of a cluster of this machine alone
+CONNECT_SECONDS = 5.0
+LOOK_SECONDS = 60.0  # to import Ray and ask a cluster, on a busy machine
+STORE_BYTES = 80 << 20  # about the least Ray takes; nothing of a run goes through its object store
+LONGEST_FOLDER = 24  # characters; Ray adds up to 80 for its sockets, whose paths may have 107
+GROUP = "ray.io/node-group"  # a label of nodes that KubeRay or Ray's launcher started; they start more when asked
+WHICH = (
+    "Give host:port of its head, the port being that of `ray start --head` (6379 where none was said), and let this "
+    "machine have its versions of Ray and Python; or leave out --address and RAY_ADDRESS to use this machine alone."
+)
+QUIET = {"log_to_driver": False, "logging_level": "error"}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What its nodes have, (GPUs, cores) of each. grows: something may start more when they are asked for."""
+
+    nodes: tuple[tuple[int, int], ...]
+    grows: bool = False
+
+    def gpus(self) -> int:
+        """In all."""
+        return sum(gpus for gpus, _ in self.nodes)
+
+    def has_node_for(self, gpus: int, cpus: int) -> bool:
+        """Whether one of the nodes, with nothing else on it, has so many."""
+        return any(node[0] >= gpus and node[1] >= cpus for node in self.nodes)
+
+    def told(self) -> str:
+        """What the nodes have, each kind once."""
+        kinds = sorted(set(self.nodes), reverse=True)
+        return " or ".join(f"{gpus} GPUs and {cpus} cores" for gpus, cpus in kinds[:4]) or "nothing"
+
+
+def import_ray() -> ModuleType:
+    """The module `ray`. Raises RunError where it is not installed."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+    except ImportError as error:
+        reason = "is not installed" if error.name == "ray" else f"cannot be imported ({error})"
+        raise RunError(f"Ray {reason}. Install it with `make ray`, or leave --engine ray out.") from None
+    return ray
+
+
+def look_at(address: str) -> Cluster:
+    """The cluster at `address`, which is one of this machine alone, not started yet, where it is `local`.
+
+    Raises RunError where it cannot be reached, has another version of Ray or Python, or lets nobody in.
+    """
+    if address == LOCAL:
+        return Cluster(((len(machine_gpus()), environment.cores()),))
+    _check_address(address)
+    command = [sys.executable, "-c", "from nbutils.ray_cluster import tell; tell()", address]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LOOK_SECONDS, cwd=ROOT)
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.TimeoutExpired, IndexError, ValueError):
+        raise RunError(f"Nothing at {address} answers as a Ray cluster does. {WHICH}") from None
+    if "error" in found:
+        raise RunError(f"The Ray cluster at {address} cannot be used: {found['error']} {WHICH}")
+    return Cluster(tuple(map(tuple, found["nodes"])), found["grows"])
+
+
+def _check_address(address: str) -> None:
+    """Raises RunError for an address of another kind, or where nothing listens."""
+    if address == "auto":
+        return
+    if "://" in address:
+        raise RunError(
+            f"{address} is an address for clients outside the cluster. The batch runs on a machine of the cluster, "
+            "which sees the folder of the runs. Start it there, with --address auto."
+        )
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise RunError(f"{address!r} is no address of a Ray cluster. Give host:port, as 10.0.0.5:6379, or auto.")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise RunError(f"No Ray cluster at {address}: {getattr(error, 'strerror', '') or error}. {WHICH}") from None
+
+
+def tell() -> None:
+    """For `look_at`, in a process of its own: print what the cluster at the address of the command line has."""
+    try:
+        ray = import_ray()
+        ray.init(address=sys.argv[1], **QUIET)
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        found = {
+            "nodes": [[int(node["Resources"].get(name, 0)) for name in ("GPU", "CPU")] for node in alive],
+            "grows": any(GROUP in node["Labels"] for node in alive),
+        }
+    except Exception as error:
+        found = {"error": first_line(error)}
+    print(json.dumps(found), flush=True)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of Ray says, without the pages that follow."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def connected(ray: ModuleType, address: str, cluster: Cluster) -> Iterator[None]:
+    """Within, Ray can be used. Afterwards a cluster of this machine alone has ended, with all its processes.
+
+    Raises RunError where Ray does not start.
+    """
+    with ExitStack() as stack:
+        settings: dict[str, Any] = {"address": address, **QUIET}
+        if address == LOCAL:
+            ((gpus, cpus),) = cluster.nodes
+            folder = tempfile.mkdtemp(prefix="ray-", dir=_short_folder())
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            settings |= {"num_gpus": gpus, "num_cpus": cpus, "object_store_memory": STORE_BYTES, "_temp_dir": folder}
+            settings |= {"include_dashboard": False}
+        stack.callback(ray.shutdown, wait_for_processes=True)
+        try:
+            with _handlers_kept():
+                ray.init(**settings)
+        except Exception as error:
+            where = "on this machine" if address == LOCAL else f"with the cluster at {address}"
+            raise RunError(f"Ray does not start {where}: {first_line(error)} Try again.") from None
+        ray._private.worker.print_to_stdstream = lambda *said, **how: None  # pages about each node that is lost
+        yield
+
+
+def _short_folder() -> str:
+    base = tempfile.gettempdir()
+    return base if len(base) <= LONGEST_FOLDER else "/tmp"
+
+
+@contextmanager
+def _handlers_kept() -> Iterator[None]:
+    """Ray sets its own for SIGTERM, which would end the batch without a word to its runners."""
+    former = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, former or signal.SIG_DFL)

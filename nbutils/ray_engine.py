@@ -1,0 +1,188 @@
+"""The variants of a batch on a Ray cluster: one that exists, or one of this machine alone that ends with the batch.
+
+    python -m nbutils batch params/quick.yaml --engine ray --address 10.0.0.5:6379 --out /shared/runs/quick
+
+The nodes share the folder of the runs and have the same checkout and packages; the batch itself runs on one of them.
+Ray finds a place for each variant (GPUs, cores), and nbutils/ray_worker.py runs it there. A variant whose node is lost
+is queued again, however often that happens, and goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+import uuid
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from nbutils.engine import runner_died
+from nbutils.errors import PlanError, RunError
+from nbutils.keys import nbutils_sha256
+from nbutils.manifest import KILLED
+from nbutils.places import relative
+from nbutils.plans import Plan, Variant
+from nbutils.ray_cluster import LOCAL, Cluster, connected, first_line, import_ray, look_at
+from nbutils.ray_worker import STOP_SECONDS, Ended, Task, work
+from nbutils.runner import KERNEL_DIED, Outcome
+
+MARKS = ".ray"  # in the plan's folder: a folder for each batch at work, which its nodes must see
+FORCE_SECONDS = 10.0  # for Ray to end what does not stop
+SAME_PLACES = "Every node needs the same checkout, at the same path, and the same packages as the batch."
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RayEngine:
+    """Runs variants of `plan` on a Ray cluster; results lie in `plan_folder` (nbutils/engine.py says what methods do).
+
+    address: `host:port` of the cluster's head, `auto` for one that this machine belongs to, `local` for one of this
+    machine alone; empty: what RAY_ADDRESS says, else `local`.
+    """
+
+    plan: Plan
+    plan_folder: Path
+    address: str = ""
+    _cluster: Cluster | None = field(default=None, init=False)
+    _tasks: dict[Any, Task] = field(default_factory=dict, init=False)  # by Ray's reference to what they return
+    _begun: set[str] = field(default_factory=set, init=False)
+    _ray: ModuleType | None = field(default=None, init=False)
+    _open: ExitStack = field(default_factory=ExitStack, init=False)
+
+    def __post_init__(self) -> None:
+        self.address = self.address or os.environ.get("RAY_ADDRESS") or LOCAL
+        self._marks = self.plan_folder / MARKS / uuid.uuid4().hex
+
+    @property
+    def workers(self) -> int:
+        """Variants that run now: Ray decides."""
+        return max(1, len(self._begun))
+
+    def __enter__(self) -> RayEngine:
+        self._ray = import_ray()
+        self._cluster = self._cluster or look_at(self.address)
+        self._code = nbutils_sha256()
+        with ExitStack() as stack:
+            stack.callback(self._remove_marks)
+            try:
+                self._marks.mkdir(parents=True)
+            except OSError as error:
+                reason = error.strerror or error
+                raise RunError(f"{relative(self._marks)} cannot be made ({reason}). Mend it, then run again.") from None
+            stack.enter_context(connected(self._ray, self.address, self._cluster))
+            self._function = self._ray.remote(max_retries=0, retry_exceptions=False)(work)
+            self._open = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._open:
+            self.stop()
+
+    def check(self, variants: list[Variant]) -> None:
+        """Raise PlanError where one asks for more than any node has, unless the cluster may start others.
+
+        Raises RunError where Ray is not installed or the cluster does not answer. Asks nobody for no variants.
+        """
+        if not variants:
+            return
+        import_ray()
+        self._cluster = look_at(self.address)
+        for variant in variants:
+            gpus, cpus = self._request(variant)
+            if self._cluster.has_node_for(gpus, cpus):
+                continue
+            told = f"{variant.name} asks for {gpus} GPUs and {cpus} cores on one machine, and the Ray cluster at "
+            told += f"{self.address} has machines with {self._cluster.told()}."
+            if not self._cluster.grows:
+                raise PlanError(
+                    f"{told} Let its stage ask for fewer, with processes or `resources: {{gpus: ..., cpus: ...}}`, or "
+                    "start Ray on a larger machine first."
+                )
+            logger.warning("%s It waits until the cluster starts one that has.", told)
+
+    def has_room(self, variant: Variant) -> bool:
+        """Always: Ray has a queue, and a cluster that grows does so by what it finds there."""
+        return True
+
+    def start(self, variant: Variant) -> None:
+        """Queue it."""
+        gpus, cpus = self._request(variant)
+        folder = self.plan_folder.resolve()
+        self._submit(Task(variant, self.plan.name, folder, self._marks.resolve(), self._code, gpus, cpus))
+
+    def is_at_work(self, name: str) -> bool:
+        """Whether it has begun on a node, as known since the last `wait`."""
+        return name in self._begun
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """What has ended since the last call. Raises RunError where a node cannot be used, or Ray itself fails."""
+        outcomes = [self._take(reference) for reference in self._ended(seconds)]
+        at_work = {task.variant.name for task in self._tasks.values()}
+        self._begun = at_work & {each.name for each in self._marks.iterdir()}
+        return [outcome for outcome in outcomes if outcome]
+
+    def stop(self) -> None:
+        """Cancel all tasks, which gives their runners time to save; after STOP_SECONDS or a second Ctrl-C, end them."""
+        try:
+            for reference in self._tasks:
+                self._ray.cancel(reference)
+            self._await_end(STOP_SECONDS)
+        finally:
+            for reference in self._tasks:
+                self._ray.cancel(reference, force=True)
+            self._await_end(FORCE_SECONDS)
+            self._tasks.clear()
+            self._begun.clear()
+
+    def _await_end(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._tasks and time.monotonic() < deadline:
+            for reference in self._ended(1.0):
+                self._tasks.pop(reference)
+
+    def _ended(self, seconds: float) -> list[Any]:
+        """References to the tasks that have ended; waits so long where none has."""
+        references = list(self._tasks)
+        if not references:
+            time.sleep(seconds)
+        elif self._ray.wait(references, timeout=seconds)[0]:
+            return self._ray.wait(references, num_returns=len(references), timeout=0)[0]
+        return []
+
+    def _request(self, variant: Variant) -> tuple[int, int]:
+        """(GPUs, cores) to ask Ray for."""
+        return variant.resources.gpus_for(variant.params, self._cluster.gpus()), variant.resources.cpus or 1
+
+    def _submit(self, task: Task) -> None:
+        function = self._function.options(num_gpus=task.gpus, num_cpus=task.cpus, name=task.variant.name)
+        self._tasks[function.remote(task)] = task
+
+    def _take(self, reference: Any) -> Outcome | None:
+        """The outcome of a task that has ended; None where its node was lost and it is queued again."""
+        task = self._tasks.pop(reference)
+        name, errors = task.variant.name, self._ray.exceptions
+        (self._marks / name).unlink(missing_ok=True)
+        try:
+            ended: Ended = self._ray.get(reference)
+        except errors.NodeDiedError:
+            logger.warning("%s: its node was lost. It is queued again and goes on from its newest checkpoint.", name)
+            self._submit(task)
+            return None
+        except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
+            message = f"Ray's worker ended while it ran, as where memory is short: {first_line(error)}"
+            return Outcome(name, KILLED, KERNEL_DIED, message, again=True)
+        except errors.RayError as error:
+            raise RunError(f"Ray failed to run {name}: {first_line(error)} {SAME_PLACES}") from None
+        if ended.problem:
+            raise RunError(ended.problem)
+        return ended.outcome or runner_died(name, self.plan_folder, ended.exit_code, ended.seconds)
+
+    def _remove_marks(self) -> None:
+        with suppress(OSError):
+            shutil.rmtree(self._marks)
+            self._marks.parent.rmdir()  # another batch may have its own there

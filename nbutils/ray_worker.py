@@ -1,0 +1,164 @@
+"""What happens on a node of a Ray cluster for one variant: a runner is started there, watched, and asked to stop.
+
+The runner is a process of its own, `python -m nbutils.ray_worker`, which does what a runner of this machine's engine
+does. It ends with Ray's worker, and the kernel ends with the runner.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from nbutils.attempts import Place
+from nbutils.keys import nbutils_sha256
+from nbutils.manifest import FAILED
+from nbutils.places import ROOT, relative
+from nbutils.plans import Variant
+from nbutils.processes import end_with_parent
+from nbutils.runner import BROKEN, Outcome
+from nbutils.stopping import SAVE_SECONDS
+
+STOP_SECONDS = SAVE_SECONDS + 15  # a runner has to end its kernel and write its record; then it is killed
+LOOK_SECONDS = 0.2  # between looks at the runner and at whether it is to stop
+SHARED_SECONDS = 10.0  # a network file system may take so long to show a folder made on another machine
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One variant to run in `plan_folder`.
+
+    marks: a folder made by the batch, of a name that no other has: a node that does not see it shares no folder with
+    the batch. A file there says that the variant has begun. code: nbutils_sha256 of the batch.
+    """
+
+    variant: Variant
+    plan: str
+    plan_folder: Path
+    marks: Path
+    code: str
+    gpus: int
+    cpus: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a task ended. outcome: None where the runner could not say. problem: why nothing can run on this node."""
+
+    outcome: Outcome | None = None
+    exit_code: int = 0
+    seconds: float = 0.0
+    problem: str = ""
+
+
+def work(task: Task) -> Ended:
+    """Run the variant on this node; a request to cancel lets it save what it has and write its record first."""
+    with _asked_to_stop() as asked:
+        problem = _problem(task)
+        if problem:
+            return Ended(problem=problem)
+        (task.marks / task.variant.name).touch()
+        start = time.monotonic()
+        log = Place(task.plan_folder, task.variant.name).log
+        try:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            file = log.open("wb")
+        except OSError as error:
+            reason = error.strerror or error
+            message = f"{relative(log)} cannot be written ({reason}). Make room or mend it, then run again."
+            return Ended(Outcome(task.variant.name, FAILED, BROKEN, message))
+        with file, tempfile.TemporaryFile() as request, tempfile.TemporaryFile() as answer:
+            pickle.dump(task, request)
+            request.seek(0)
+            code = _watch(_start(task, request, answer, file), asked)
+            answer.seek(0)
+            outcome = pickle.load(answer) if code == 0 else None
+        return Ended(outcome, code, time.monotonic() - start)
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[list[int]]:
+    """A list that is not empty once Ray wants to cancel the task: it says so as Ctrl-C does, in the main thread."""
+    asked: list[int] = []
+    former = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def _problem(task: Task) -> str:
+    """Why this node cannot be used for the batch, empty where it can."""
+    machine = platform.node()
+    deadline = time.monotonic() + SHARED_SECONDS
+    while not task.marks.is_dir():
+        if time.monotonic() > deadline:
+            return (
+                f"{machine}, a node of the Ray cluster, does not see the batch's folder {task.plan_folder}. Put the "
+                "runs on a file system that all nodes share, with --out, or take the node out of the cluster."
+            )
+        time.sleep(LOOK_SECONDS)
+    if nbutils_sha256() != task.code:
+        return (
+            f"{machine}, a node of the Ray cluster, has another nbutils in {ROOT} than the batch. Give all nodes the "
+            "same checkout, best on a file system that they share."
+        )
+    return ""
+
+
+def _start(task: Task, request: IO[bytes], answer: IO[bytes], log: IO[bytes]) -> subprocess.Popen:
+    variables = {**os.environ, **dict.fromkeys(THREADS, str(task.cpus)), "TOKENIZERS_PARALLELISM": "false"}
+    if not task.gpus:
+        variables["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all of them in sight
+    return subprocess.Popen(
+        [sys.executable, "-m", "nbutils.ray_worker", str(os.getpid()), str(answer.fileno())],
+        stdin=request,
+        stdout=log,
+        stderr=log,
+        cwd=ROOT,
+        env=variables,
+        pass_fds=[answer.fileno()],
+        start_new_session=True,
+    )
+
+
+def _watch(runner: subprocess.Popen, asked: list[int]) -> int:
+    """The runner's exit code, once it has ended."""
+    deadline = 0.0
+    while True:
+        try:
+            return runner.wait(LOOK_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        if asked and not deadline:
+            runner.terminate()
+            deadline = time.monotonic() + STOP_SECONDS
+        elif asked and time.monotonic() > deadline:
+            runner.kill()
+
+
+def main() -> None:
+    """The runner: a task from standard input, its outcome to the file whose descriptor is given."""
+    end_with_parent(int(sys.argv[1]))()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # Ray blocks it for all it starts; kernels hear it
+    task = pickle.load(sys.stdin.buffer)
+    from nbutils.engine import run_in_batch
+
+    outcome = run_in_batch(task.variant, task.plan, task.plan_folder)
+    with os.fdopen(int(sys.argv[2]), "wb") as answer:
+        pickle.dump(outcome, answer)
+
+
+if __name__ == "__main__":
+    main()

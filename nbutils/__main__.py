@@ -205,10 +205,10 @@ def _requested(args: argparse.Namespace) -> tuple[Variant, str, Path]:
     """(variant, plan name, folder of the plan's runs) that `run` was asked for."""
     from nbutils.resources import read_resources
 
-    variant, plan, folder = _found(args)
     limits = {"run_minutes": args.run_minutes, "cell_minutes": args.cell_minutes}
     given = read_resources("run", {name: minutes for name, minutes in limits.items() if minutes is not None})
     changed = {name: getattr(given, name) for name in limits if limits[name] is not None}
+    variant, plan, folder = _found(args)
     return replace(variant, resources=replace(variant.resources, **changed)), plan, folder
 
 

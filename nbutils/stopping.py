@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import gc
+import math
 import os
 import signal
 import time
@@ -27,6 +28,7 @@ DRIVEN_FOLDER = "WORKBOOK_RUN_FOLDER"  # environment variable: the folder of the
 MARK = ".training"  # begins the name of a file in that folder while a stop is obeyed after a step
 SOON_SECONDS = 6.0  # a kernel that does not train has so long to end by itself
 SAVE_SECONDS = 300.0  # one that trains: a step, an evaluation, gigabytes on a slow disk; schedulers rarely wait longer
+ECHO_SECONDS = 2.0  # a scheduler that signals all processes of a job asks each of them more than once
 TICK_SECONDS = 0.1
 AGAIN = "asked to stop. Run it again."
 TIME_LIMIT, CELL_TIMEOUT = "TimeLimit", "CellTimeout"  # types of error in a run's record
@@ -131,9 +133,13 @@ def kernel_stopped(run_folder: Path, send: Callable[[int], bool], limits: Resour
     Reaching one of `limits` asks it in the same way. `send` sends a signal to the kernel, SIGKILL to all it started,
     and is False where there is none: then a signal raises Stopped at once. A kernel that takes too long is killed.
     """
-    watch = Watch()
+    watch, last = Watch(), -math.inf
 
     def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        since, last = time.monotonic() - last, time.monotonic()
+        if watch.asked and number == signal.SIGTERM and since < ECHO_SECONDS:
+            return
         if watch.asked or not send(signal.SIGTERM):
             watch.asked = True
             raise Stopped

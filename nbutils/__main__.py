@@ -112,11 +112,11 @@ def status(args: argparse.Namespace) -> int:
 
     if args.plan is None:
         folder = resolve(args.out) if args.out else RUNS
-        show, folders = (lambda: folder_status(folder, fit=True)), (lambda: plan_folders(folder))
+        show, folders = (lambda: folder_status(folder, fit=args.watch)), (lambda: plan_folders(folder))
     else:
         plan = load_plan(find_plan(args.plan))
         folder = resolve(args.out) if args.out else RUNS / plan.name
-        show, folders = (lambda: plan_status(plan, folder, fit=True)), (lambda: [folder])
+        show, folders = (lambda: plan_status(plan, folder, fit=args.watch)), (lambda: [folder])
     if args.watch:
         watch(show, going_on=lambda: any(map(is_going_on, folders())))
     else:

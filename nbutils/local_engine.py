@@ -144,10 +144,11 @@ class LocalEngine:
         for variant in variants:
             share, cores = self._share(variant), environment.cores()
             if share.gpus > len(self.gpus):
+                asked = f"{share.gpus} GPU{'s' * (share.gpus > 1)}"
                 there = f"{_count(len(self.gpus))} ({', '.join(self.gpus)})" if self.gpus else "there is none"
                 raise PlanError(
-                    f"{variant.name} asks for {share.gpus} GPU{'s' * (share.gpus > 1)} and here {there}. Let its stage ask for fewer, with "
-                    "processes or `resources: {gpus: ...}`, or run it where there are as many."
+                    f"{variant.name} asks for {asked} and here {there}. Let its stage ask for fewer, with processes or "
+                    "`resources: {gpus: ...}`, or run it where there are as many."
                 )
             if share.cores > cores:
                 raise PlanError(

@@ -34,10 +34,10 @@ PASSING = re.compile(r"step \d+ of \d+|\b\d+ (?:s|min|h)\b|\s+")  # what is anot
 Row = tuple[str, str, int, str, str]
 
 
-def plan_status(plan: Plan, plan_folder: Path, fit: bool = False) -> str:
+def plan_status(plan: Plan, plan_folder: Path, fit: int = 0) -> str:
     """The table of all variants of `plan`, in its order, then of runs that the plan no longer has.
 
-    fit: leave out what a terminal has no room for, finished variants first.
+    fit: leave out what a terminal has no room for, finished variants first, where so many tables share it; 0: nothing.
     """
     runs = {run.variant: run for run in load_runs(plan_folder)} if plan_folder.is_dir() else {}
     code, going_on = nbutils_sha256(), is_going_on(plan_folder)
@@ -50,8 +50,9 @@ def plan_status(plan: Plan, plan_folder: Path, fit: bool = False) -> str:
 
 
 def folder_status(runs_folder: Path, fit: bool = False) -> str:
-    """The tables of all plans with runs in `runs_folder`."""
-    tables = [_recorded_status(folder, fit) for folder in plan_folders(runs_folder)]
+    """The tables of all plans with runs in `runs_folder`; `fit`: leave out what a terminal has no room for."""
+    folders = plan_folders(runs_folder)
+    tables = [_recorded_status(folder, fit * len(folders)) for folder in folders]
     return "\n\n".join(filter(None, tables)) or "No runs yet. Start some: python -m nbutils batch params/quick.yaml"
 
 
@@ -104,7 +105,7 @@ def _repeat(show: Callable[[], str], seconds: float, going_on: Callable[[], bool
         time.sleep(seconds)
 
 
-def _recorded_status(plan_folder: Path, fit: bool) -> str:
+def _recorded_status(plan_folder: Path, fit: int) -> str:
     try:
         return plan_status(load_plan(plan_folder / PLAN_FILE), plan_folder, fit)
     except WorkbookError:  # runs of no plan, or of one that its notebooks have outgrown
@@ -146,12 +147,12 @@ def _duration(manifest: Manifest) -> str:
     return duration((end - datetime.fromisoformat(last["start"])).total_seconds())
 
 
-def _table(name: str, rows: list[Row], going_on: bool, fit: bool) -> str:
+def _table(name: str, rows: list[Row], going_on: bool, fit: int) -> str:
     counts = Counter(row[1] for row in rows)
     others = [f"{number} {status}" for status, number in counts.items() if status != FINISHED]
     at_work = [] if going_on or len(rows) == counts[FINISHED] else ["no batch is at work"]
     headline = ", ".join([f"{name}: {counts[FINISHED]} of {len(rows)} finished", *others, *at_work])
-    shown = _fitting(rows, shutil.get_terminal_size().lines - 4) if fit and sys.stdout.isatty() else rows
+    shown = _fitting(rows, shutil.get_terminal_size().lines // fit - 4) if fit and sys.stdout.isatty() else rows
     left_out = Counter(row[1] for row in rows) - Counter(row[1] for row in shown)
     more = ", ".join(f"{number} {status}" for status, number in left_out.items())
     return "\n".join(

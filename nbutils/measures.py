@@ -150,7 +150,7 @@ TASK_MEASURES = {
     "_gold_bits_per_byte": Measure("{}: bits per byte of the gold answer", "", "lower"),
 }
 # In the names of what a clock or a meter of memory read: the same run gives another number each time.
-OF_THE_MACHINE = ("seconds", "per_second", "memory", "mib", "times_faster", "time_ratio", "bars_missed")
+OF_THE_MACHINE = ("seconds", "per_second", "memory", "mib", "times_faster", "time_ratio", "time_bar", "bars_missed")
 TASKS = {
     "hellaswag": "HellaSwag",
     "piqa": "PIQA",

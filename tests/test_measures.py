@@ -9,7 +9,7 @@ import math
 
 import pytest
 
-from nbutils.measures import UNKNOWN, Measure, measure, p_text, percent
+from nbutils.measures import UNKNOWN, Measure, is_of_the_machine, measure, p_text, percent
 
 
 def test_splits_are_named_and_units_kept():
@@ -117,3 +117,9 @@ def test_axis_ticks_are_short():
 @pytest.mark.parametrize(("p", "text"), [(0.0421, "0.042"), (0.0004, "< 0.001"), (math.nan, UNKNOWN)])
 def test_p_values(p, text):
     assert p_text(p) == text
+
+
+def test_what_a_clock_or_a_meter_of_memory_read_is_known_by_its_name():
+    read = ("train_seconds", "tokens_per_second", "peak_memory_mib", "times_faster", "cosine_mix_time_ratio")
+    assert all(map(is_of_the_machine, read))
+    assert not any(map(is_of_the_machine, ("eval_ce_loss", "times_smaller", "steps", "second_teacher_loss", "seed")))

@@ -52,7 +52,9 @@ def changes(first: Iterable[Manifest], second: Iterable[Manifest]) -> list[Chang
         values = [tuple(dict.fromkeys(facts.get(name, ABSENT) for facts in side)) for side in sides]
         if set(values[0]) != set(values[1]):
             found.append(Change(name, _together(*values), _together(*reversed(values))))
-    return found
+    return sorted(
+        found, key=lambda change: ABSENT in (change.first, change.second)
+    )  # what has changed, then what is new
 
 
 def _together(values: tuple[str, ...], others: tuple[str, ...]) -> str:

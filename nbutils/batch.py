@@ -191,7 +191,9 @@ class Batch:
         retry = self.retrying.get(variant.name)
         if (retry and retry.seconds_left()) or not all(map(self._is_done, variant.needs.values())):
             return False
-        return not self._is_held(variant.name, display) and self.engine.has_room(variant)
+        if variant.name in self.held and self._is_held(variant.name, display):
+            return False
+        return self.engine.has_room(variant) and not self._is_held(variant.name, display)
 
     def _is_held(self, name: str, display: Display) -> bool:
         """Whether somebody else's runner is at work on it. When that ends the variant is looked at anew."""
@@ -224,7 +226,7 @@ class Batch:
         seconds = min(self.backoff_seconds * 2**made, LONGEST_BACKOFF_SECONDS)
         retry = Retry(name, variant.stage, time.monotonic() + seconds, made + 1, self.retries)
         self.retrying[name] = retry
-        display.put_off(name, outcome.status, f"{outcome.message}; {retry.told()}", self.tally())
+        display.put_off(name, outcome.status, f"{outcome.message.rstrip('.')}; {retry.told()}", self.tally())
 
     def _end(self, outcome: Outcome, display: Display) -> None:
         self.outcomes[outcome.variant] = outcome

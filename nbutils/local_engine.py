@@ -293,7 +293,7 @@ def _work(
     log = Place(plan_folder, variant.name).log
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("w", encoding="utf-8") as file:
+        with log.open("a", encoding="utf-8") as file:  # earlier attempts', and of another batch's runner at work
             os.dup2(file.fileno(), sys.stdout.fileno())
             os.dup2(file.fileno(), sys.stderr.fileno())
     except OSError as error:

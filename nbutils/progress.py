@@ -85,7 +85,8 @@ class Tally:
         shown = [stage for stage in self.waiting if stage in expected]
         if not left and not shown:
             return "time left not known yet"
-        seconds = max([(sum(left) + sum(expected[stage] for stage in shown)) / self.workers, *left])
+        later = [each.seconds_left() + expected.get(each.stage, 0) for each in self.retrying]
+        seconds = max([(sum(left) + sum(expected[stage] for stage in shown)) / self.workers, *left, *later])
         complete = len(left) == len(self.running) and len(shown) == len(self.waiting)
         return f"{'about' if complete else 'at least'} {duration(seconds)} left"
 

@@ -25,7 +25,7 @@ from nbutils.files import now, read_json
 from nbutils.keys import nbutils_sha256, read_inputs, run_key
 from nbutils.local_engine import LocalEngine, default_workers
 from nbutils.plans import load_plan
-from nbutils.progress import LogDisplay, Running, Tally, duration, make_display, read_steps, text_table
+from nbutils.progress import LogDisplay, Retry, Running, Tally, duration, make_display, read_steps, text_table
 from nbutils.runner import Outcome, place_needs
 from nbutils.runs import load_runs
 from nbutils.status import folder_status, plan_status
@@ -244,6 +244,10 @@ def test_time_left_is_worked_out_and_never_invented(tmp_path):
     (tmp_path / "progress.json").write_text('{"step": 100, "steps": 400}')
     by_steps = Tally(2, 1, running=[running("a", 20, tmp_path)], waiting=["a"])
     assert by_steps.time_left() == "about 2 min 20 s left"  # 60 s for this one, 80 s for the next
+    retry = Retry("a-2", "a", time.monotonic() + 500, 1, 3)
+    assert Tally(1, 2, waiting=["a"], known=known, retrying=[retry]).headline() == (
+        "0 of 1 finished, 1 to be tried again, about 9 min 20 s left"  # 500 s until then, and a minute
+    )
     ended = [Outcome("x", "finished", 0), Outcome("y", "failed", 1), Outcome("z", "finished", 0, skipped=True)]
     assert Tally(3, 2, ended=ended).headline() == "2 of 3 finished, 1 failed"
 

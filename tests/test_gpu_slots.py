@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from itertools import combinations
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from small_batches import LIGHT, endings, run_batch, study_plan
 from tiny_notebooks import write_notebook
 
 from nbutils import environment
+from nbutils.attempts import Place
 from nbutils.errors import PlanError
 from nbutils.local_engine import LocalEngine, default_workers, machine_gpus
 from nbutils.runs import load_runs
@@ -78,6 +81,26 @@ def test_a_wide_variant_is_not_passed_over_for_ever(tmp_path):
     early, wide, late = stage("early", 1, [0.5, 1.5]), stage("wide", 2, [0.2]), stage("late", 1, [0.2, 0.2, 0.2])
     noted = run(tmp_path, ("0", "1"), 2, early, wide, late)
     assert noted["wide0"]["start"] < min(noted[f"late{number}"]["start"] for number in range(3))
+
+
+@pytest.mark.slow
+def test_nothing_is_kept_for_a_variant_that_somebody_else_has_begun(tmp_path):
+    """It was next in line when another runner took its lock, which goes on until all others have ended."""
+    late = [tmp_path / "runs" / f"late-seed{number}-seconds0.2" / "result.json" for number in (0, 1)]
+
+    def hold() -> None:
+        with Place(tmp_path / "runs", "wide-seed0-seconds0.2").lock():
+            deadline = time.monotonic() + 30
+            while not all(path.is_file() for path in late) and time.monotonic() < deadline:
+                time.sleep(0.05)
+
+    other = Thread(target=hold)
+    other.start()
+    early, wide = stage("early", 1, [0.5]), stage("wide", 2, [0.2])
+    noted = run(tmp_path, ("0", "1"), 2, early, wide, stage("late", 1, [0.2, 0.2]))
+    other.join()
+    assert max(noted["late0"]["end"], noted["late1"]["end"]) < noted["wide0"]["start"]
+    assert "waiting  wide-seed0-seconds0.2: another runner is at work on it" in (tmp_path / "display").read_text()
 
 
 @pytest.mark.slow

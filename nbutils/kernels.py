@@ -29,12 +29,13 @@ from nbutils.environment import memory_kills
 from nbutils.files import atomic_write
 from nbutils.hosting import THRIFT, short_temporary_folder
 from nbutils.stopping import Watch
-from nbutils.warm_kernels import peak_memory_mib, provisioner
+from nbutils.warm_kernels import exit_code, peak_memory_mib, provisioner
 
 LOG_LINES = 20
 IOPUB_SECONDS = 60  # the default of 4 fails a cell whose output is slow to arrive on a busy machine
 START_SECONDS = 180  # many kernels that start at once on few cores
 FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # what ends a kernel that is not at fault
+NEVER_READY = "Kernel died before replying to kernel_info"  # a RuntimeError of jupyter_client, of no kind of its own
 AUTOSAVE_SECONDS = 60  # the whole notebook is written each time
 _STARTED: list[AsyncKernelManager] = []  # by the `execute` at work in this process
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
@@ -85,13 +86,12 @@ def execute(
             )
         except PapermillExecutionError:
             pass  # the saved notebook has the error, and is read below
-        except DeadKernelError:
-            code = managers[-1].provisioner.process.returncode
-            memory = memory_kills() > killed_before
+        except BaseException as error:
+            if not isinstance(error, DeadKernelError) and str(error) != NEVER_READY:
+                _mark_unfinished(output)
+                raise
+            code, memory = exit_code(managers[-1].provisioner), memory_kills() > killed_before
             raise KernelDied(_mark_death(output, _death(code, memory)) | {"crash": -code not in FROM_OUTSIDE}) from None
-        except BaseException:
-            _mark_unfinished(output)
-            raise
     failure = _failure(nbformat.read(output, as_version=4))
     if failure:
         raise NotebookFailed(failure)
@@ -221,7 +221,8 @@ def _mark_cells(saved: nbformat.NotebookNode, failed: int) -> None:
 
 def _last_started(saved: nbformat.NotebookNode) -> int:
     started = [index for index, cell in enumerate(saved.cells) if cell.metadata.get("papermill", {}).get("start_time")]
-    return started[-1] if started else 0
+    first = next((index for index, cell in enumerate(saved.cells) if cell.cell_type == "code"), 0)
+    return started[-1] if started else first
 
 
 def _save(saved: nbformat.NotebookNode, output: Path) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 from nbutils import environment
 from nbutils.attempts import LOGS, Place
 from nbutils.engine import run_in_batch, runner_died
-from nbutils.errors import PlanError
+from nbutils.errors import PlanError, RunError
 from nbutils.hosting import PRELOADED, kernel_host, use_host
 from nbutils.manifest import FAILED
 from nbutils.places import relative
@@ -33,6 +33,7 @@ from nbutils.runner import BROKEN, Outcome
 from nbutils.stopping import SAVE_SECONDS
 
 STOP_SECONDS = SAVE_SECONDS + 15  # a runner has to end its kernel and write its record; then it is killed
+FORKS, FORK_SECONDS = 5, 0.2  # tries at a runner, and what lies between them
 HOST_LOG = ".kernel-host"  # beside the logs of the runners
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -176,12 +177,8 @@ class LocalEngine:
         variables = self._variables | _thread_variables(self._threads(variant))
         if self._told_gpus:
             variables[VISIBLE] = ",".join(gpus)
-        with _signals_held_back():
-            ours, theirs = self._context.Pipe(duplex=False)
-            arguments = (theirs, variant, self.plan, self.plan_folder, variables, self._host)
-            process = self._context.Process(target=_work, args=arguments, name=variant.name)
-            process.start()
-            theirs.close()  # so that the end of the process is the end of the pipe
+        with signals_held_back():
+            process, ours = self._fork(variant, variables)
             self._runners[variant.name] = Runner(variant, process, ours, share, gpus, time.monotonic())
         if self._next and self._next.variant == variant.name:
             self._next = None
@@ -215,6 +212,25 @@ class LocalEngine:
                     process.kill()
                     process.join()
             self._runners.clear()
+
+    def _fork(self, variant: Variant, variables: Mapping[str, str]) -> tuple[BaseProcess, Connection]:
+        """A runner's process and what brings its outcome. Raises RunError where none can be had."""
+        left = FORKS
+        while True:
+            ours, theirs = self._context.Pipe(duplex=False)
+            arguments = (theirs, variant, self.plan, self.plan_folder, variables, self._host)
+            process = self._context.Process(target=_work, args=arguments, name=variant.name)
+            left -= 1
+            try:
+                process.start()
+                return process, ours
+            except (OSError, EOFError) as error:  # the process that runners are forked from was killed
+                ours.close()
+                if not left:
+                    raise RunError(f"No runner can be started ({error}). Run the batch again, to go on.") from None
+                time.sleep(FORK_SECONDS)  # once the system knows that it has ended, the next start makes another
+            finally:
+                theirs.close()  # so that the end of the process is the end of the pipe
 
     def _cores_each(self) -> int:
         return max(1, environment.cores() // self.workers)
@@ -262,7 +278,7 @@ def _thread_variables(threads: int) -> dict[str, str]:
 
 
 @contextmanager
-def _signals_held_back() -> Iterator[None]:
+def signals_held_back() -> Iterator[None]:
     """Within, Ctrl-C and SIGTERM wait: a process that was started and is not known yet could not be stopped."""
     came: list[int] = []
     former: dict[int, Any] = {}

@@ -41,6 +41,12 @@ def provisioner(manager: KernelManager) -> LocalProvisioner | None:
     return warm
 
 
+def exit_code(provisioner: Any) -> int:
+    """How the process of an ended kernel ended, also where jupyter_client has forgotten it; -N: by signal N."""
+    process = provisioner.process or getattr(provisioner, "started", None)
+    return process.returncode if process else -signal.SIGKILL
+
+
 def peak_memory_mib(provisioner: Any) -> float | None:
     """What the process of an ended kernel had taken at most, as the system counted; None where no host forked it."""
     kernel = getattr(provisioner, "kernel", None)
@@ -122,6 +128,7 @@ class WarmProvisioner(LocalProvisioner):
 
     host: Path
     kernel: WarmKernel | None = None
+    started: WarmKernel | subprocess.Popen | None = None
 
     async def launch_kernel(self, cmd: list[str], **settings: Any) -> KernelConnectionInfo:
         """Start the kernel that `cmd` would: an ipykernel with these arguments."""
@@ -129,10 +136,12 @@ class WarmProvisioner(LocalProvisioner):
         folder = str(settings.get("cwd") or Path.cwd())
         arguments = cmd[cmd.index("ipykernel_launcher") :]
         try:
-            self.process = self.kernel = WarmKernel(self.host, arguments, environment, folder, (1, 2))
+            self.process = self.started = self.kernel = WarmKernel(self.host, arguments, environment, folder, (1, 2))
         except HostUnavailable as reason:
             _log.warning("This kernel imports for itself: the kernel host forks none, because %s.", reason)
-            return await super().launch_kernel(cmd, **settings, preexec_fn=end_with_parent(os.getpid()))
+            info = await super().launch_kernel(cmd, **settings, preexec_fn=end_with_parent(os.getpid()))
+            self.started = self.process
+            return info
         self.pid = self.pgid = self.process.pid
         self.cwd = folder
         return self.connection_info

@@ -10,12 +10,16 @@ import csv
 import hashlib
 import json
 import random
+import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tiny_notebooks import write_notebook
+
+from nbutils.attempts import PREVIOUS
 
 STEPS, SAVED_EVERY = 8, 3
 ROWS = 500
@@ -174,3 +178,69 @@ def _notebook(path: Path, whole: bool) -> None:
 def _must(holds: bool, path: Path, told: str) -> None:
     if not holds:
         raise Damaged(f"{path} {told}")
+
+
+# ---- over time -------------------------------------------------------------------------------------------------------
+
+
+class Fault(AssertionError):
+    """Something that must not happen."""
+
+
+@dataclass
+class Looker:
+    """Reads every published run as often as it changes and remembers what was there."""
+
+    folder: Path
+    names: list[str]
+    last: dict[str, Published] = field(default_factory=dict)
+    seen: dict[str, tuple[int, int] | None] = field(default_factory=dict)
+    counts: Counter = field(default_factory=Counter)
+
+    def look(self) -> None:
+        """Raise Fault where a run that was finished is gone, other or half."""
+        for name in self.names:
+            stamp = self._stamp(self.folder / name)
+            if stamp is None or stamp != self.seen.get(name):
+                self._read(name)
+                self.seen[name] = stamp
+
+    def _read(self, name: str) -> None:
+        """A run may be moved while it is read: what counts is one that is the same before and after."""
+        for _ in range(200):
+            places = [self.folder / name, self.folder / PREVIOUS / name]
+            place = next((each for each in places if each.is_dir()), None)
+            stamp = self._stamp(place) if place else None
+            try:
+                now = read_published(place) if stamp else None
+            except (OSError, Damaged) as error:
+                if stamp == self._stamp(place):
+                    raise Fault(f"{name} is half: {type(error).__name__}: {error}") from error
+                continue
+            if now is None and name in self.last:
+                time.sleep(0.005)
+                continue
+            self._compare(name, now)
+            return
+        raise Fault(f"{name} was {self.last[name]} and is lost")
+
+    def _compare(self, name: str, now: Published | None) -> None:
+        before = self.last.get(name)
+        if now is None or now == before:
+            return
+        if before and before.status == "finished":
+            better = now.status == "finished" and now.attempts > before.attempts and now.generation >= before.generation
+            if not better:
+                raise Fault(f"{name} was {before} and is {now}")
+            self.counts["replaced"] += 1
+        self.counts[now.status] += 1
+        self.counts["resumed"] += now.resumed
+        self.last[name] = now
+
+    @staticmethod
+    def _stamp(folder: Path) -> tuple[int, int] | None:
+        try:
+            status = (folder / "manifest.json").stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_ino, status.st_mtime_ns

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nbutils.objectives.products import add_matrix_product, matrix_product
+from nbutils.objectives.products import add_matrix_product, matrix_product, product_precision
 from nbutils.objectives.teacher_target import TeacherTarget
 
 IGNORE_INDEX = -100  # a label that no term scores, as everywhere in PyTorch: padding
@@ -213,12 +213,14 @@ def walk(
     labels: Tensor,
     positions: Tensor,
     teacher: TeacherTarget | None = None,
+    rows: int = 0,
 ) -> Iterator[tuple[Tensor, Chunk]]:
     """Yield (indices, Chunk) over `positions`; logits are (rows, vocab) in float32 or wider.
 
-    Arguments: hidden (positions, width), weight and embeddings (vocab, width), labels (positions,).
+    Arguments: hidden (positions, width), weight and embeddings (vocab, width), labels (positions,); rows, positions a
+    chunk holds at most, 0 for as many as `chunk_rows` says.
     """
-    rows = chunk_rows(len(weight), len(positions), hidden.device.type)
+    rows = rows or chunk_rows(len(weight), len(positions), hidden.device.type)
     teacher = None if teacher is None else teacher.in_precision(hidden.dtype)
     wide = torch.promote_types(hidden.dtype, torch.float32)
     buffers = Buffers(min(rows, len(positions)), len(weight), wide, hidden.device)
@@ -247,7 +249,7 @@ def chunked_head(
         teacher: what the teacher says at every position, for terms that use it; no gradient reaches it.
     Returns: loss, a scalar with gradients to hidden, weight and embeddings; {name: detached sum}.
     """
-    hidden = _product_precision(hidden)
+    hidden = product_precision(hidden)
     active = [term for term in terms if term.weight != 0]
     teacher = teacher if any(term.term.uses_teacher for term in active) else None
     if not any(term.term.uses_embeddings for term in active):
@@ -303,12 +305,6 @@ class _ChunkedHead(torch.autograd.Function):
         )
 
 
-def _product_precision(hidden: Tensor) -> Tensor:
-    """`hidden` in the precision autocast would multiply it in; layer norms hand it over in float32."""
-    device = hidden.device.type
-    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
-
-
 def _largest(counts: Sequence[Tensor], like: Tensor) -> Tensor:
     """The largest count, at least 1: the one divisor left to backward, so that no stored gradient is tiny."""
     wide = torch.promote_types(like.dtype, torch.float32)
@@ -328,7 +324,7 @@ def term_values(
 
     Shapes as in `chunked_head`. What evaluation calls, in the same chunks.
     """
-    hidden = _product_precision(hidden)
+    hidden = product_precision(hidden)
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         masks = {name: term.rows(labels) for name, term in measures.items()}
         needed = torch.stack(list(masks.values())).any(0).nonzero().squeeze(-1)

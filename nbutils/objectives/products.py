@@ -6,6 +6,12 @@ import torch
 from torch import Tensor
 
 
+def product_precision(hidden: Tensor) -> Tensor:
+    """`hidden` in the precision autocast would multiply it in; layer norms hand it over in float32."""
+    device = hidden.device.type
+    return hidden.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else hidden
+
+
 def matrix_product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """left @ right in float32 or wider; half-precision factors are multiplied exactly and summed there.
 

@@ -1,0 +1,139 @@
+"""What a run with a judge may be asked for; without torch, so that a plan is checked before anything is loaded.
+
+method        learns from                                             needs
+text          human text alone: the control                           -
+sft           the teacher's corrections of its samples                teacher
+simpo         correction preferred to sample, and corrections         teacher
+simpo_judge   the better of its own samples, by the judge's score     judge
+three_way     human text preferred to correction, that to sample      teacher
+ppo           rewards: the judge's score of each story                judge
+rloo          the same, each sample against the others of its prompt  judge
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from nbutils.errors import ParameterError, did_you_mean
+
+CORRECTED = ("sft", "simpo", "three_way")  # methods whose completions a teacher corrects
+JUDGED = ("simpo_judge", "ppo", "rloo")  # methods that learn from scores
+ON_POLICY = ("ppo", "rloo")
+PAIRED = ("simpo", "simpo_judge", "three_way")  # methods that learn from preferences
+METHODS = ("text", "sft", "simpo", "simpo_judge", "three_way", "ppo", "rloo")
+NO_JUDGE = "none"
+STORY, CONTEXTS = "story", "contexts"
+AT_LEAST_ONE = ("rounds", "prompts_per_round", "samples_per_prompt", "prompt_tokens", "response_tokens", "passes")
+WEIGHTS = ("sft_weight", "gamma", "score_margin", "kl_coefficient", "value_weight", "length_weight")
+
+
+@dataclass(frozen=True)
+class Interaction:
+    """The settings of rounds, samples and learning; the names are the notebook's parameters.
+
+    A round draws samples for its prompts with the student as it is, has them scored or corrected, and trains on them.
+    passes: over a round's examples; of SimPO on corrections `sft_passes` of supervised learning come first.
+    beta, gamma: of SimPO (gamma is absolute, not the ratio). kl_*, clip, ...: of PPO and RLOO.
+    """
+
+    method: str = "simpo"
+    prompts: str = CONTEXTS  # contexts: beginnings of training blocks; story: one written prompt
+    rounds: int = 4
+    prompts_per_round: int = 32
+    samples_per_prompt: int = 1
+    prompt_tokens: int = 32
+    response_tokens: int = 32
+    temperature: float = 1.0
+    top_p: float = 0.8
+    passes: int = 2
+    sft_passes: int = 0
+    beta: float = 2.0
+    gamma: float = 1.0
+    sft_weight: float = 0.2
+    score_margin: float = 0.0
+    length_weight: float = 0.4
+    kl_coefficient: float = 0.2
+    kl_target: float = 6.0
+    kl_horizon: int = 10_000
+    kl_stop: float = 0.0  # 0: never
+    clip: float = 0.2
+    value_clip: float = 0.2
+    value_weight: float = 0.1
+    discount: float = 1.0
+    trace: float = 0.95
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any]) -> Interaction:
+        """The settings among a notebook's parameters."""
+        return cls(**{each.name: params[each.name] for each in fields(cls) if each.name in params})
+
+    @property
+    def needs_judge(self) -> bool:
+        """Whether it learns from scores."""
+        return self.method in JUDGED
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether it learns from corrections."""
+        return self.method in CORRECTED
+
+    @property
+    def all_passes(self) -> int:
+        """Over a round's examples, of both kinds."""
+        return self.passes + (self.sft_passes if self.method in ("simpo", "three_way") else 0)
+
+    @property
+    def examples_per_round(self) -> int:
+        """Rows of one pass: at most so many, fewer where scores failed or tied."""
+        each = {"three_way": 3, "ppo": self.samples_per_prompt, "rloo": self.samples_per_prompt}
+        return self.prompts_per_round * each.get(self.method, 1)
+
+    def check(self) -> None:
+        """Raise ParameterError, naming the notebook's parameter, where a value cannot be."""
+        for name, given, words in (("method", self.method, METHODS), ("prompts", self.prompts, (CONTEXTS, STORY))):
+            if given not in words:
+                raise ParameterError(f"{name} is {given!r}. {did_you_mean(given, words)}")
+        for name in AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise ParameterError(f"{name} is {getattr(self, name)}; give a whole number, at least 1.")
+        for name in WEIGHTS:
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ParameterError(f"{name} is {getattr(self, name)}; give a number of at least 0.")
+        for name in ("temperature", "beta", "clip", "value_clip", "kl_target", "kl_horizon"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ParameterError(f"{name} is {getattr(self, name)}; give a number above 0.")
+        for name in ("top_p", "discount", "trace"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ParameterError(f"{name} is {getattr(self, name)}; it lies above 0 and is at most 1.")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.method in ("simpo_judge", "rloo") and self.samples_per_prompt < 2:
+            raise ParameterError(
+                f"method {self.method} compares samples of one prompt. Set samples_per_prompt to 2 or more."
+            )
+        if self.method in (*CORRECTED, "text") and self.samples_per_prompt != 1:
+            raise ParameterError(f"method {self.method} takes one sample of a prompt. Set samples_per_prompt to 1.")
+        if self.prompts == STORY and self.method not in JUDGED:
+            raise ParameterError(
+                f"method {self.method} needs human text after its prompts, and the story prompt has none. Set prompts "
+                "to contexts."
+            )
+
+
+def check_interaction(params: Mapping[str, Any]) -> None:
+    """Check the parameters of a variant of 06_interaction. Raises ParameterError."""
+    from nbutils.interaction.correction import check_corrector
+    from nbutils.interaction.judges import check_judge
+
+    asked = Interaction.of(params)
+    asked.check()
+    if asked.needs_judge and params["judge"] == NO_JUDGE:
+        raise ParameterError(f"method {asked.method} learns from scores, and judge is 'none'. Name one, as rule.")
+    for name in ("judge", "second_judge"):
+        if params[name] != NO_JUDGE:
+            check_judge(params[name], params["rubric"])
+    if asked.needs_teacher:
+        check_corrector(params["correcting_teacher"])

@@ -57,4 +57,5 @@ def _is_nothing(character: str) -> bool:
 
 def escape(character: str) -> str:
     r"""A character as its code: \u202e."""
-    return f"\\u{ord(character):04x}"
+    code = ord(character)
+    return f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from nbutils.figures.style import COLOURS, DASHES, QUIET, arm_legend, canvas, empty, styled
 from nbutils.figures.training import POINTS, STEPS, curve_frame, draw_by_arm, draw_curves
 from nbutils.measures import measure
+from nbutils.plaintext import visible
 from nbutils.statistics import mean_interval
 from nbutils.studies import Arm, Study
 
@@ -154,7 +155,9 @@ def _contributions(arm: Arm) -> pd.DataFrame:
             if column in metrics.columns and run.params.get(weight):
                 logged = metrics[["step", column]].dropna().set_axis(["x", "value"], axis=1)
                 logged = _binned(logged).rename(columns={"x": "step"})
-                pieces.append(logged.assign(value=logged["value"] * run.params[weight], term=label, seed=run.variant))
+                pieces.append(
+                    logged.assign(value=logged["value"] * run.params[weight], term=label, seed=visible(run.variant))
+                )
     return pd.concat(pieces) if pieces else pd.DataFrame(columns=["step", "value", "term", "seed"])
 
 

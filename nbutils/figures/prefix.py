@@ -233,7 +233,9 @@ def _is_example(example: Any) -> bool:
     if not isinstance(example, dict) or not isinstance(example.get("tokens"), list) or not example["tokens"]:
         return False
     weights = example.get("weights")
-    return "gold" in example and isinstance(weights, list) and len(weights) == len(example["tokens"])
+    if "gold" not in example or not isinstance(weights, list) or len(weights) != len(example["tokens"]):
+        return False
+    return all(isinstance(weight, int | float) for weight in weights)
 
 
 def _bars(example: dict[str, Any]) -> list[tuple[str, float]]:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from nbutils.figures.style import QUIET, arm_legend, canvas, empty, log_axis, look, styled
 from nbutils.measures import measure
+from nbutils.plaintext import visible
 from nbutils.statistics import mean_interval
 from nbutils.studies import FINAL, Study, number
 
@@ -109,7 +110,7 @@ def curve_frame(study: Study, column: str) -> pd.DataFrame:
             metrics = run.metrics()
             if column in metrics.columns:
                 piece = metrics[["step", column]].dropna().set_axis(["step", "value"], axis=1)
-                pieces.append(piece.assign(arm=arm.label, seed=run.variant))
+                pieces.append(piece.assign(arm=arm.label, seed=visible(run.variant)))
     frame = pd.concat(pieces) if pieces else pd.DataFrame(columns=["step", "value", "arm", "seed"])
     if frame.empty or frame["step"].nunique() <= POINTS:
         return frame

@@ -13,7 +13,7 @@ from nbutils.manifest import MANIFEST
 from nbutils.measures import UNKNOWN, measure, p_text
 from nbutils.places import resolve
 from nbutils.plaintext import escaped
-from nbutils.report.page import details, side_by_side, stacked, table
+from nbutils.report.page import details, frame_of, side_by_side, stacked, table
 from nbutils.report.tables import mean_and_interval, seeds
 from nbutils.report.teachers import without_teacher
 from nbutils.runs import Run, load_runs
@@ -53,7 +53,7 @@ def answer_table(study: Study) -> HTML:
     if limits:
         caption += f" The references themselves get {np.mean(limits):.4f} in it: short texts get less than 1."
     marked = [False] * teachers + [arm is study.control for arm in study.arms]
-    return stacked(table(pd.DataFrame(rows), caption, marked), _signatures(study))
+    return stacked(table(frame_of(rows), caption, marked), _signatures(study))
 
 
 def _signatures(study: Study) -> HTML:
@@ -64,7 +64,7 @@ def _signatures(study: Study) -> HTML:
             told.setdefault(signature, set()).add(measure(name).label)
     rows = [{"Measure": ", ".join(sorted(names)), "Signature": signature} for signature, names in told.items()]
     note = "Scores with another signature are other measures."
-    return HTML(details("Signatures", table(pd.DataFrame(rows), note, text=rows[0]).data) if rows else "")
+    return HTML(details("Signatures", table(frame_of(rows), note, text=rows[0]).data) if rows else "")
 
 
 def bootstrap_table(study: Study) -> HTML:
@@ -98,7 +98,7 @@ def bootstrap_table(study: Study) -> HTML:
         "and p. It says how far other questions would move the difference, and nothing about other seeds; the "
         "verdicts are read from seeds."
     )
-    return table(pd.DataFrame(rows), note)
+    return table(frame_of(rows), note)
 
 
 def answer_samples(study: Study) -> HTML:

@@ -7,12 +7,11 @@ from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from IPython.display import HTML
 
 from nbutils.measures import UNKNOWN
 from nbutils.plaintext import escaped
-from nbutils.report.page import details, side_by_side, table
+from nbutils.report.page import details, frame_of, side_by_side, table
 from nbutils.studies import Arm, Evidence, Study
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def failed_runs(evidence: Evidence) -> HTML:
         unplanned += [f"{plan.name}/{run.variant}" for run in plan.unplanned]
     parts = []
     if rows:
-        parts.append(table(pd.DataFrame(rows), "The cell is the one that raised the error.", text=rows[0]).data)
+        parts.append(table(frame_of(rows), "The cell is the one that raised the error.", text=rows[0]).data)
     parts += _named("planned runs have not been made yet", absent)
     parts += _named("runs in the folder are not in their plan and were left out", unplanned)
     return HTML("".join(parts) or "<p>None: every planned run finished.</p>")
@@ -145,12 +144,12 @@ def manifest(evidence: Evidence) -> HTML:
         {"Run": f"{run.plan}/{run.variant}", **{name: value for name, value in own.items() if name not in shared}}
         for run, own in zip(runs, facts, strict=True)
     ]
-    common = pd.DataFrame([{"Fact": name, "Value": value} for name, value in shared.items()])
+    common = frame_of([{"Fact": name, "Value": value} for name, value in shared.items()])
     parts = []
     if shared:
         all_alike = table(common, "The same for every run.", text=common.columns)
         parts.append(details(f"What all {len(runs)} runs share", all_alike.data))
-    each = table(pd.DataFrame(rows), "Hashes are cut to twelve characters; manifest.json has them whole.", text=rows[0])
+    each = table(frame_of(rows), "Hashes are cut to twelve characters; manifest.json has them whole.", text=rows[0])
     parts.append(details(f"{len(runs)} runs, one by one", each.data))
     for study in [*evidence.studies, *evidence.teachers]:
         parts.append(details(f"Parameters of {study.name}", _parameters(study).data))
@@ -208,5 +207,5 @@ def _parameters(study: Study) -> HTML:
     for name in names:
         values = dict.fromkeys(str(run.params.get(name, UNKNOWN)) for run in runs)
         rows.append({"Parameter": name, "Value": ", ".join(values)})
-    frame = pd.DataFrame(rows, columns=["Parameter", "Value"])
-    return table(frame, "As resolved: defaults, then the plan's values.", text=frame.columns)
+    told = "As resolved: defaults, then the plan's values."
+    return table(frame_of(rows), told, text=("Parameter", "Value")) if rows else HTML("<p>No runs.</p>")

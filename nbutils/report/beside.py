@@ -7,14 +7,12 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-import pandas as pd
-
 from nbutils.measures import UNKNOWN
 from nbutils.plaintext import escaped, visible
 from nbutils.report.comparison import Comparison, MeanRow, Told, VerdictRow
 from nbutils.report.export import export
 from nbutils.report.log import text as markdown
-from nbutils.report.page import details, table
+from nbutils.report.page import details, frame_of, table
 
 COLUMNS = 110  # of a terminal
 INDENT, GAP = "  ", "  "
@@ -162,7 +160,7 @@ def _sections(comparison: Comparison) -> list[tuple[str, str]]:
 def _verdict_table(rows: Sequence[VerdictRow]) -> str:
     if not rows:
         return _note(NO_VERDICTS)
-    frame = pd.DataFrame(
+    frame = frame_of(
         {
             "Contrast": row.contrast,
             "Measure": row.measure.label + (f"\n({row.measure.difference_unit})" if row.measure.unit else ""),
@@ -195,7 +193,7 @@ def _mean_tables(comparison: Comparison) -> str:
     parts = [f"<p>{escaped(f'{PAIRED} {WORDS}' if comparison.paired else UNPAIRED)}</p>"]
     for study, members in groupby(comparison.means, key=lambda row: row.study):
         rows = [_mean_row(row, comparison.paired) for row in members]
-        parts.append(f"<h3>{escaped(study)}</h3>{table(pd.DataFrame(rows), '', text=('Arm', 'Measure')).data}")
+        parts.append(f"<h3>{escaped(study)}</h3>{table(frame_of(rows), '', text=('Arm', 'Measure')).data}")
     return "".join(parts)
 
 
@@ -223,7 +221,7 @@ def _change_table(comparison: Comparison) -> str:
     found = comparison.changes
     if not found:
         return _note(NOT_KNOWN if found is None else NOTHING_ELSE)
-    frame = pd.DataFrame({"What": each.what, "A": each.first, "B": each.second} for each in found)
+    frame = frame_of({"What": each.what, "A": each.first, "B": each.second} for each in found)
     both = [name for name in comparison.first.manifests if name in comparison.second.manifests]
     of = f"Of the {len(both)} runs that both sides have." if both else "Of all runs: the sides have none in common."
     return table(frame, f"{of} Several values: not all runs of the side have the same.", text=frame.columns).data

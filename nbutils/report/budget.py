@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from IPython.display import HTML
 
 from nbutils.composite import is_longer
 from nbutils.measures import UNKNOWN, measure
-from nbutils.report.page import table
+from nbutils.report.page import frame_of, table
 from nbutils.report.teachers import has_teacher
 from nbutils.smoothing_results import smooths
 from nbutils.statistics import mean_interval
@@ -58,7 +57,7 @@ def budget_table(study: Study) -> HTML:
         rows[-1]["Equal time: Δ\n(× longer control's time)"] = against
     if not rows:
         return HTML('<p class="note">No arm but the control has finished.</p>')
-    return table(pd.DataFrame(rows), _note(study, metric, longer, from_curves) + _tokens_note(unequal))
+    return table(frame_of(rows), _note(study, metric, longer, from_curves) + _tokens_note(unequal))
 
 
 def _note(study: Study, metric: str, longer: Sequence[Arm], from_curves: bool) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pandas as pd
 from IPython.display import HTML
 
 from nbutils.composite import RULE, composite
 from nbutils.measures import UNKNOWN, measure
-from nbutils.report.page import table
+from nbutils.report.page import frame_of, table
 from nbutils.report.tables import difference_lines
 from nbutils.studies import Study
 
@@ -30,4 +29,4 @@ def composite_table(study: Study) -> HTML:
         if study.reports(f"{metrics[-1]}_tuned"):
             row["Above the\ntuned control"] = TUNED[outcome.beats_tuned]
         rows.append(row | {"Pairs": str(outcome.pairs)})
-    return table(pd.DataFrame(rows), RULE, text=("Arm", "Outcome"))
+    return table(frame_of(rows), RULE, text=("Arm", "Outcome"))

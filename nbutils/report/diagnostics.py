@@ -7,7 +7,8 @@ import pandas as pd
 from IPython.display import HTML
 
 from nbutils.measures import UNKNOWN, measure
-from nbutils.report.page import details, table
+from nbutils.plaintext import visible
+from nbutils.report.page import details, frame_of, table
 from nbutils.report.tables import measure_table, seeds
 from nbutils.studies import Arm, Study
 
@@ -75,7 +76,7 @@ def stability_table(study: Study) -> HTML:
         "Mean over runs, and the worst of them. Unstable early: in the first fifth of the steps a gradient norm above "
         "5 × its running median, or training cross entropy more than 0.5 nats above its lowest value so far."
     )
-    return table(pd.DataFrame(rows), note, [arm is study.control for arm in study.arms])
+    return table(frame_of(rows), note, [arm is study.control for arm in study.arms])
 
 
 def audit_findings(study: Study) -> HTML:
@@ -84,7 +85,7 @@ def audit_findings(study: Study) -> HTML:
     rows = [(arm, audit) for arm, audit in rows if len(audit)]
     if not rows:
         return HTML(NO_AUDIT)
-    frame = pd.DataFrame([{"Arm": arm.label, **finding(audit)} for arm, audit in rows])
+    frame = frame_of([{"Arm": arm.label, **finding(audit)} for arm, audit in rows])
     note = (
         "The trained gradient against the textbook's, and the objective's direction against cross entropy's, over "
         "parameters at the start, middle and end of every run; the value shown is the one that says most."
@@ -156,13 +157,13 @@ def audit_table(study: Study) -> HTML:
             )
     if not rows:
         return HTML(NO_AUDIT)
-    all_steps = table(pd.DataFrame(rows), "Means over the runs of an arm.", text=("Arm", "Space", "Term"))
+    all_steps = table(frame_of(rows), "Means over the runs of an arm.", text=("Arm", "Space", "Term"))
     return HTML(details("Every audited step, term by term", all_steps.data))
 
 
 def audit_of(arm: Arm) -> pd.DataFrame:
     """audit.csv of all runs of an arm, with the column run; empty where none has one."""
-    frames = [run.audit().assign(run=run.variant) for run in arm.runs]
+    frames = [run.audit().assign(run=visible(run.variant)) for run in arm.runs]
     frames = [frame for frame in frames if len(frame)]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from IPython.display import HTML
 
 from nbutils import figures
@@ -18,7 +17,7 @@ from nbutils.figures.distillation import divisor, not_in_nats
 from nbutils.measures import UNKNOWN, Measure, measure
 from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
 from nbutils.report.answers import answers
-from nbutils.report.page import figure_of, heading, stacked, table
+from nbutils.report.page import figure_of, frame_of, heading, stacked, table
 from nbutils.report.tables import ACROSS_TOKENIZERS, mean_and_interval, measure_table, seeds
 from nbutils.report.teachers import PREFIX, against_control, has_teacher, is_taught, teacher_mean, without_teacher
 from nbutils.statistics import mean_interval
@@ -97,7 +96,7 @@ def teacher_table(study: Study) -> HTML:
         "Mean over runs. Rise after the best: last less best validation cross entropy, which over-fitting makes "
         f"large; the weights of the best step are kept. {ACROSS_TOKENIZERS}"
     )
-    return table(pd.DataFrame(rows), note)
+    return table(frame_of(rows), note)
 
 
 def _before_after(arm: Arm, split: str) -> str:
@@ -167,7 +166,7 @@ def student_table(study: Study) -> HTML:
         "teacher to the teacher, the share that this student gained over it, seed by seed; below 0 it lost. "
         + ACROSS_TOKENIZERS
     )
-    return table(pd.DataFrame(rows), note, [False] * teachers + [arm is study.control for arm in study.arms])
+    return table(frame_of(rows), note, [False] * teachers + [arm is study.control for arm in study.arms])
 
 
 def _teachers(study: Study, metric: str) -> dict[str, Arm]:
@@ -253,7 +252,7 @@ def compression_table(study: Study) -> HTML:
             ratio[SIZES[name][0]] = told
         rows.append(ratio)
     note = "Speeds of both models were measured in the student's run, in turns, so on one machine. Mean over runs."
-    return table(pd.DataFrame(rows), note)
+    return table(frame_of(rows), note)
 
 
 def _sizes(values: dict[str, float]) -> dict[str, str]:

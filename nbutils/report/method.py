@@ -6,12 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from IPython.display import HTML
 
 from nbutils.measures import UNKNOWN
 from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
-from nbutils.report.page import table
+from nbutils.report.page import frame_of, table
 from nbutils.studies import Evidence
 
 # Formulas in plain HTML: a report runs no script, and MathJax is one.
@@ -110,7 +109,7 @@ def _distillation(evidence: Evidence) -> str:
     if not rows:
         return ""
     note = "What each arm of distillation minimised. KL positions and reduction hold for the divergence alone."
-    return table(pd.DataFrame(rows), note, text=rows[0]).data
+    return table(frame_of(rows), note, text=rows[0]).data
 
 
 def objective_text(params: Mapping[str, Any]) -> str:
@@ -179,7 +178,7 @@ def _card(card: dict[str, Any]) -> str:
                 "Unigram cross entropy\n(nats per token)": _number(unigram, ".4f"),
             }
         )
-    splits = table(pd.DataFrame(rows), "The splits.").data if rows else ""
+    splits = table(frame_of(rows), "The splits.").data if rows else ""
     return f"<p>{escaped(text, LONGEST_PARAGRAPH)}</p>{splits}"
 
 
@@ -196,7 +195,7 @@ def _models(evidence: Evidence) -> str:
                 rows.setdefault(str(row), row)
     if not rows:
         return '<p class="note">No trained model lies beside the runs.</p>'
-    frame = pd.DataFrame(list(rows.values()))
+    frame = frame_of(rows.values())
     empty = [name for name in frame.columns if (frame[name] == UNKNOWN).all()]
     return table(frame.drop(columns=empty), "From config.json of the trained models.", text=("Model", "Family")).data
 

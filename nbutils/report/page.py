@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -10,7 +10,7 @@ from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from nbutils import figures
-from nbutils.plaintext import LONGEST_PARAGRAPH, escaped, shortened
+from nbutils.plaintext import LONGEST_PARAGRAPH, escaped, shortened, visible
 from nbutils.studies import Evidence, Study
 
 MOST_ARMS = 8  # as many as there are colours
@@ -97,12 +97,19 @@ def details(summary: str, content: str) -> str:
     return f"<details><summary>{escaped(summary)}</summary>{content}</details>"
 
 
+def frame_of(rows: Iterable[Mapping[str, object]] | Mapping[str, Sequence[object]]) -> pd.DataFrame:
+    """Rows, or columns by their titles, for `table`, every character visible: pandas holds no half of one."""
+    if isinstance(rows, Mapping):
+        return pd.DataFrame({visible(title): [*map(visible, column)] for title, column in rows.items()})
+    return pd.DataFrame([{visible(title): visible(value) for title, value in row.items()} for row in rows])
+
+
 def table(frame: pd.DataFrame, caption: str, marked: Sequence[bool] = (), text: Iterable[str] | None = None) -> HTML:
     """`frame` with every cell escaped; a newline starts a new line, one in brackets is set small.
 
     `marked` rows are shaded. Columns in `text` (default: the first) hold words, the others numbers.
     """
-    text = set(frame.columns[:1] if text is None else text)
+    text = {visible(name) for name in (frame.columns[:1] if text is None else text)}
     marked = list(marked) or [False] * len(frame)
     head = "".join(_cell("th", name, name in text) for name in frame.columns)
     body = ""

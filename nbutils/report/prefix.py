@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from IPython.display import HTML
 
 from nbutils import figures
@@ -18,7 +17,7 @@ from nbutils.measures import UNKNOWN, Measure, measure
 from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
 from nbutils.prefixes.settings import NO_SMOOTHING, leaves_no_gold_mass
 from nbutils.report.appendix import AS_TRAINED
-from nbutils.report.page import figure_of, heading, side_by_side, stacked, table
+from nbutils.report.page import figure_of, frame_of, heading, side_by_side, stacked, table
 from nbutils.report.tables import mean_and_interval, seeds
 from nbutils.report.tasks import task_table
 from nbutils.smoothing_results import (
@@ -128,7 +127,7 @@ def arm_table(study: Study) -> HTML:
         caption += f" With eps 1 {NO_GOLD_MASS.replace('its', 'the', 1).replace(' (eps 1)', '')}."
     if any(arm.borrowed_from for arm in study.arms):
         caption += " Cross entropy of another stage has nothing to un-smooth: its own stand for its un-smoothed ones."
-    return table(pd.DataFrame(rows), caption, [arm is cross_entropy(study) for arm in study.arms])
+    return table(frame_of(rows), caption, [arm is cross_entropy(study) for arm in study.arms])
 
 
 def _split(metrics: Iterable[str]) -> str:
@@ -176,7 +175,7 @@ def ceiling_table(study: Study) -> HTML:
         rows.append(row)
     if not rows:
         return HTML("")
-    return stacked(table(pd.DataFrame(rows), CEILING_CAPTION), HTML(f"<p>{escaped(ONE_HOT, LONGEST_PARAGRAPH)}</p>"))
+    return stacked(table(frame_of(rows), CEILING_CAPTION), HTML(f"<p>{escaped(ONE_HOT, LONGEST_PARAGRAPH)}</p>"))
 
 
 def _difference(values: list[float], quantity: Measure) -> str:

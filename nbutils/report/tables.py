@@ -12,7 +12,7 @@ from IPython.display import HTML
 from nbutils import statistics
 from nbutils.measures import UNKNOWN, Measure, measure
 from nbutils.plaintext import escaped
-from nbutils.report.page import table
+from nbutils.report.page import frame_of, table
 from nbutils.report.teachers import has_teacher
 from nbutils.smoothing_results import smooths
 from nbutils.studies import BEFORE, Arm, Study
@@ -44,7 +44,7 @@ def headline_table(study: Study) -> HTML:
         note += f". {EXPLORATORY} exploratory: no planned contrast asks this; 95 % interval, not corrected"
     note += f". {ACROSS_TOKENIZERS}" * any(name.endswith("bits_per_byte") for name in metrics)
     control = [arm is study.control for arm in study.arms]
-    return table(pd.DataFrame(rows), f"{note.removesuffix('.')}.", marked=control)
+    return table(frame_of(rows), f"{note.removesuffix('.')}.", marked=control)
 
 
 def _aside(study: Study) -> set[str]:
@@ -91,9 +91,7 @@ def cost_table(study: Study) -> HTML:
         times = [arm.results("train_seconds") for arm in study.arms]
         rows["time against\nthe control"] = [f"× {np.mean(t) / np.mean(control):.2f}" if t else UNKNOWN for t in times]
     marked = [arm is study.control for arm in study.arms]
-    return table(
-        pd.DataFrame(rows), "Mean and 95 % interval over seeds. Training only; evaluation not counted.", marked
-    )
+    return table(frame_of(rows), "Mean and 95 % interval over seeds. Training only; evaluation not counted.", marked)
 
 
 def measure_table(study: Study, names: Sequence[str], caption: str, absent: str) -> HTML:
@@ -108,7 +106,7 @@ def measure_table(study: Study, names: Sequence[str], caption: str, absent: str)
     rows = {"Arm": [arm.label for arm in study.arms], "Seeds": [seeds(arm) for arm in study.arms]}
     for metric in found:
         rows[measure(metric).axis] = [mean_and_interval(arm.results(metric), measure(metric)) for arm in study.arms]
-    return table(pd.DataFrame(rows), caption, [arm is study.control for arm in study.arms])
+    return table(frame_of(rows), caption, [arm is study.control for arm in study.arms])
 
 
 def document_table(study: Study) -> HTML:
@@ -136,7 +134,7 @@ def document_table(study: Study) -> HTML:
                 break
     if not rows:
         return HTML("<p>No run has kept its sums per document.</p>")
-    return table(pd.DataFrame(rows), "No comparison of arms can be read from it: they share the documents.")
+    return table(frame_of(rows), "No comparison of arms can be read from it: they share the documents.")
 
 
 def mean_and_interval(values: Sequence[float], quantity: Measure) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pandas as pd
 from IPython.display import HTML
 
 from nbutils import statistics
@@ -14,7 +13,7 @@ from nbutils.distillation_settings import NO_DIVERGENCE
 from nbutils.measures import UNKNOWN, Measure, measure, p_text, percent
 from nbutils.plaintext import LONGEST_PARAGRAPH, escaped, shortened
 from nbutils.report.diagnostics import not_applied
-from nbutils.report.page import code, heading, table
+from nbutils.report.page import code, frame_of, heading, table
 from nbutils.report.teachers import no_better
 from nbutils.smoothing_results import cautions
 from nbutils.studies import Arm, Evidence, Judged, Study
@@ -289,7 +288,7 @@ def verdict_table(study: Study) -> HTML:
     )
     if not rows:
         return HTML("<p>No contrast was planned for this stage.</p>")
-    return table(pd.DataFrame(rows), note, text=("Contrast", "Claim", "Measure", "Verdict"))
+    return table(frame_of(rows), note, text=("Contrast", "Claim", "Measure", "Verdict"))
 
 
 def _with_unit(quantity: Measure, value: float) -> str:

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from IPython.display import HTML
 
 from nbutils import statistics
 from nbutils.files import read_json, write_json
 from nbutils.measures import UNKNOWN, measure
-from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
+from nbutils.plaintext import LONGEST_PARAGRAPH, escaped, visible
 from nbutils.report.appendix import finished_at
 from nbutils.report.export import clean
-from nbutils.report.page import code, details, table
+from nbutils.report.page import code, details, frame_of, table
 from nbutils.report.tables import HEADLINE
 from nbutils.studies import Arm, Evidence, Judged, Study
 
@@ -109,7 +108,7 @@ def since_last(evidence: Evidence, folder: Path, week: str = "") -> HTML:
     if earlier is None:
         return HTML('<p class="note">There is no earlier report to compare with.</p>')
     now = summary(evidence, week)
-    then_runs, runs = earlier.get("runs", {}), now["runs"]
+    then_runs, runs = _records(earlier, "runs"), now["runs"]
     done = {name for name, run in runs.items() if run["state"] == FINISHED}
     done_then = {name for name, run in then_runs.items() if run.get("state") == FINISHED}
     failed = {name for name in runs.keys() - done if runs[name]["state"] != "not run yet"}
@@ -124,10 +123,10 @@ def since_last(evidence: Evidence, folder: Path, week: str = "") -> HTML:
     for what, names in told.items():
         if names:
             parts.append(details(f"Runs {what}", f"<p>{', '.join(map(escaped, sorted(names)))}</p>"))
-    rows = [*_changed_verdicts(earlier.get("verdicts", {}), now["verdicts"])]
-    rows += _changed_means(earlier.get("arms", {}), now["arms"])
+    rows = [*_changed_verdicts(_records(earlier, "verdicts"), now["verdicts"])]
+    rows += _changed_means(_records(earlier, "arms"), now["arms"])
     if rows:
-        parts.append(table(pd.DataFrame(rows), "What reads otherwise than then.", text=("What", "Measure")).data)
+        parts.append(table(frame_of(rows), "What reads otherwise than then.", text=("What", "Measure")).data)
     else:
         parts.append("<p>Every verdict and every mean that both reports have is the same.</p>")
     return HTML("".join(parts))
@@ -143,10 +142,13 @@ def note(folder: Path, week: str) -> HTML:
 
 def _rendered(markdown: str) -> str:
     """Markdown as HTML on the report's allow-list, its headings below those of the report."""
-    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+    from nbconvert.filters.markdown_mistune import InvalidNotebook, IPythonRenderer, MarkdownWithMath
 
-    renderer = IPythonRenderer(escape=False, exclude_anchor_links=True)
-    page = clean(MarkdownWithMath(renderer=renderer).render(markdown))
+    markdown, renderer = visible(markdown), IPythonRenderer(escape=False, exclude_anchor_links=True)
+    try:
+        page = clean(MarkdownWithMath(renderer=renderer).render(markdown))
+    except InvalidNotebook:  # it shows a picture kept in a notebook's cell, which a file has not
+        page = f"<pre>{escaped(markdown, len(markdown))}</pre>"
     return re.sub(r"<(/?)h[1-4]>", r"<\1h4>", page)
 
 
@@ -167,6 +169,12 @@ def _newest_before(folder: Path, week: str) -> dict[str, Any] | None:
         if isinstance(content, dict):
             return content
     return None
+
+
+def _records(content: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """The mappings by name in `content[name]`; what an edit by hand made of others is left out."""
+    found = content.get(name)
+    return {key: each for key, each in found.items() if isinstance(each, dict)} if isinstance(found, dict) else {}
 
 
 def _means(study: Study, arm: Arm) -> dict[str, float]:
@@ -196,7 +204,7 @@ def _changed_means(then: dict, now: dict) -> Iterable[dict[str, str]]:
     for study, arms in now.items():
         for arm, means in arms.items():
             for metric, value in means.items():
-                before, quantity = then.get(study, {}).get(arm, {}).get(metric), measure(metric)
+                before, quantity = _records(then, study).get(arm, {}).get(metric), measure(metric)
                 if isinstance(before, int | float) and quantity.number(before) != quantity.number(value):
                     yield {
                         "What": f"{study}, {arm}",

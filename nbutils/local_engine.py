@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from multiprocessing.connection import Connection, wait
@@ -199,18 +199,22 @@ class LocalEngine:
 
     def stop(self) -> None:
         """Ask every runner to stop; kill what has not after STOP_SECONDS, or at a second Ctrl-C."""
-        processes = [runner.process for runner in self._runners.values()]
-        for process in processes:
-            process.terminate()
+        for runner in self._runners.values():
+            runner.process.terminate()
+        left = {runner.connection: runner.process for runner in self._runners.values()}
         deadline = time.monotonic() + STOP_SECONDS
         try:
-            for process in processes:
-                process.join(max(0.0, deadline - time.monotonic()))
+            while left and (seconds := deadline - time.monotonic()) > 0:
+                for connection in wait(list(left), seconds):
+                    try:
+                        connection.recv()
+                    except (EOFError, OSError):  # the end of the process, also where multiprocessing knows of none
+                        left.pop(connection).join()
         finally:
-            for process in processes:
-                if process.is_alive():
-                    process.kill()
-                    process.join()
+            for process in left.values():
+                with suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+                process.join()
             self._runners.clear()
 
     def _fork(self, variant: Variant, variables: Mapping[str, str]) -> tuple[BaseProcess, Connection]:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from batch_processes import MARK, processes_of
+from batch_processes import MARK, by_role, processes_of
 from small_batches import LIGHT, STUDY, endings, run_batch, study_plan
 from tiny_notebooks import write_notebook
 
@@ -161,6 +161,23 @@ def test_a_second_ctrl_c_kills_what_does_not_stop(tmp_path):
     assert "asked 2 running variants to stop; a training saves its state first. Ask again to kill." in told
     assert wait_for(lambda: not processes_of(str(tmp_path)), 5), processes_of(str(tmp_path))
     assert len(re.findall(r"study-seed\d  killed ", plan_status(plan, tmp_path / "runs"))) == 2
+
+
+@pytest.mark.slow
+def test_a_batch_waits_for_runners_whose_forkserver_is_gone(tmp_path):
+    """multiprocessing then takes them for ended: they would be left to themselves while they save."""
+    slow = "import signal, time\ndef save(number, frame):\n    time.sleep(3)\n    raise KeyboardInterrupt\n"
+    slow += "signal.signal(signal.SIGTERM, save)\nopen(run_folder + '/ready', 'w')\ntime.sleep(100)"
+    write_notebook(tmp_path / "study.ipynb", slow, parameters=STUDY)
+    study_plan(tmp_path, "{name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 2]}}")
+    attempts = tmp_path / "runs" / ".attempts"
+    with start(tmp_path, "--workers", "2", "--fresh-kernels") as process:
+        assert wait_for(lambda: len(list(attempts.glob("*/ready"))) == 2, 60)
+        os.kill(by_role(processes_of(str(tmp_path)), process.pid)["forkserver"][0].pid, signal.SIGKILL)
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130  # not for the end of what it says: others may have its output, too
+        assert [run.status for run in load_runs(tmp_path / "runs")] == ["preempted"] * 2
 
 
 # ---- engines with a queue -------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -29,6 +29,7 @@ from nbutils.places import ROOT
 LOCAL = "local"  # the address of a cluster of this machine alone
 CONNECT_SECONDS = 5.0
 LOOK_SECONDS = 60.0  # to import Ray and ask a cluster, on a busy machine
+STARTS = 3  # tries
 STORE_BYTES = 80 << 20  # about the least Ray takes; nothing of a run goes through its object store
 LONGEST_FOLDER = 24  # characters; Ray adds up to 80 for its sockets, whose paths may have 107
 GROUP = "ray.io/node-group"  # a label of nodes that KubeRay or Ray's launcher started; they start more when asked
@@ -135,22 +136,50 @@ def connected(ray: ModuleType, address: str, cluster: Cluster) -> Iterator[None]
     Raises RunError where Ray does not start.
     """
     with ExitStack() as stack:
-        settings: dict[str, Any] = {"address": address, **QUIET}
         if address == LOCAL:
-            ((gpus, cpus),) = cluster.nodes
-            folder = tempfile.mkdtemp(prefix="ray-", dir=_short_folder())
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            settings |= {"num_gpus": gpus, "num_cpus": cpus, "object_store_memory": STORE_BYTES, "_temp_dir": folder}
-            settings |= {"include_dashboard": False}
-        stack.callback(ray.shutdown, wait_for_processes=True)
-        try:
-            with _handlers_kept():
-                ray.init(**settings)
-        except Exception as error:
-            where = "on this machine" if address == LOCAL else f"with the cluster at {address}"
-            raise RunError(f"Ray does not start {where}: {first_line(error)} Try again.") from None
+            _start(ray, cluster, stack)
+        else:
+            stack.callback(ray.shutdown)
+            _initialise(ray, address=address)
         ray._private.worker.print_to_stdstream = lambda *said, **how: None  # pages about each node that is lost
         yield
+
+
+def _start(ray: ModuleType, cluster: Cluster, stack: ExitStack) -> None:
+    """A cluster of this machine alone. Ray waits half a minute for its processes, which is little on a busy one."""
+    ((gpus, cpus),) = cluster.nodes
+    folder = tempfile.mkdtemp(prefix="ray-", dir=_short_folder())
+    stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    stack.callback(_end_all, folder)
+    stack.callback(ray.shutdown, wait_for_processes=True)
+    own = {"num_gpus": gpus, "num_cpus": cpus, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+    for attempt in range(1, STARTS + 1):
+        try:
+            _initialise(ray, address=LOCAL, _temp_dir=folder, **own)
+            return
+        except RunError:
+            ray.shutdown(wait_for_processes=True)
+            _end_all(folder)
+            if attempt == STARTS:
+                raise
+
+
+def _initialise(ray: ModuleType, **settings: Any) -> None:
+    try:
+        with _handlers_kept():
+            ray.init(**settings, **QUIET)
+    except Exception as error:
+        raise RunError(f"Ray does not start for {settings['address']}: {first_line(error)} Try again.") from None
+
+
+def _end_all(folder: str) -> None:
+    """End what Ray started in `folder` and forgot, as after a start that came to nothing."""
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if any(folder in word for word in process.cmdline()):
+                process.kill()
 
 
 def _short_folder() -> str:

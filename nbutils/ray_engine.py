@@ -15,7 +15,7 @@ import shutil
 import time
 import uuid
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 from nbutils.engine import runner_died
 from nbutils.errors import PlanError, RunError
 from nbutils.keys import nbutils_sha256
+from nbutils.local_engine import signals_held_back
 from nbutils.manifest import KILLED
 from nbutils.places import relative
 from nbutils.plans import Plan, Variant
@@ -121,7 +122,9 @@ class RayEngine:
 
     def wait(self, seconds: float) -> list[Outcome]:
         """What has ended since the last call. Raises RunError where a node cannot be used, or Ray itself fails."""
-        outcomes = [self._take(reference) for reference in self._ended(seconds)]
+        ended = self._ended(seconds)
+        with signals_held_back():
+            outcomes = [self._take(reference) for reference in ended]
         at_work = {task.variant.name for task in self._tasks.values()}
         self._begun = at_work & {each.name for each in self._marks.iterdir()}
         return [outcome for outcome in outcomes if outcome]
@@ -150,9 +153,11 @@ class RayEngine:
         references = list(self._tasks)
         if not references:
             time.sleep(seconds)
-        elif self._ray.wait(references, timeout=seconds)[0]:
+            return []
+        with signals_held_back():  # Ray would raise KeyboardInterrupt for each of them
+            if not self._ray.wait(references, timeout=seconds)[0]:
+                return []
             return self._ray.wait(references, num_returns=len(references), timeout=0)[0]
-        return []
 
     def _request(self, variant: Variant) -> tuple[int, int]:
         """(GPUs, cores) to ask Ray for."""
@@ -160,10 +165,11 @@ class RayEngine:
 
     def _submit(self, task: Task) -> None:
         function = self._function.options(num_gpus=task.gpus, num_cpus=task.cpus, name=task.variant.name)
-        self._tasks[function.remote(task)] = task
+        with signals_held_back():
+            self._tasks[function.remote(task)] = task
 
     def _take(self, reference: Any) -> Outcome | None:
-        """The outcome of a task that has ended; None where its node was lost and it is queued again."""
+        """The outcome of a task that has ended; None where it is queued again."""
         task = self._tasks.pop(reference)
         name, errors = task.variant.name, self._ray.exceptions
         (self._marks / name).unlink(missing_ok=True)
@@ -178,6 +184,10 @@ class RayEngine:
             return Outcome(name, KILLED, KERNEL_DIED, message, again=True)
         except errors.RayError as error:
             raise RunError(f"Ray failed to run {name}: {first_line(error)} {SAME_PLACES}") from None
+        if ended.other_code and nbutils_sha256() != task.code:  # somebody edits the checkout, which is not the node's
+            self._code = nbutils_sha256()
+            self._submit(replace(task, code=self._code))
+            return None
         if ended.problem:
             raise RunError(ended.problem)
         return ended.outcome or runner_died(name, self.plan_folder, ended.exit_code, ended.seconds)

@@ -32,6 +32,8 @@ from nbutils.stopping import SAVE_SECONDS
 STOP_SECONDS = SAVE_SECONDS + 15  # a runner has to end its kernel and write its record; then it is killed
 LOOK_SECONDS = 0.2  # between looks at the runner and at whether it is to stop
 SHARED_SECONDS = 10.0  # a network file system may take so long to show a folder made on another machine
+SHARE = "Put the runs on a file system that all nodes share, with --out, or take the node out of the cluster."
+SAME = "Give all nodes the same checkout, best on a file system that they share."
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -54,20 +56,26 @@ class Task:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a task ended. outcome: None where the runner could not say. problem: why nothing can run on this node."""
+    """How a task ended. outcome: None where the runner could not say.
+
+    problem: why nothing can run on this node. other_code: it has another nbutils than the task says, and ran nothing.
+    """
 
     outcome: Outcome | None = None
     exit_code: int = 0
     seconds: float = 0.0
     problem: str = ""
+    other_code: bool = False
 
 
 def work(task: Task) -> Ended:
     """Run the variant on this node; a request to cancel lets it save what it has and write its record first."""
     with _asked_to_stop() as asked:
-        problem = _problem(task)
-        if problem:
-            return Ended(problem=problem)
+        machine = f"{platform.node()}, a node of the Ray cluster,"
+        if not _sees(task.marks):
+            return Ended(problem=f"{machine} does not see the batch's folder {task.plan_folder}. {SHARE}")
+        if nbutils_sha256() != task.code:
+            return Ended(problem=f"{machine} has another nbutils in {ROOT} than the batch. {SAME}", other_code=True)
         (task.marks / task.variant.name).touch()
         start = time.monotonic()
         log = Place(task.plan_folder, task.variant.name).log
@@ -98,23 +106,13 @@ def _asked_to_stop() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, former)
 
 
-def _problem(task: Task) -> str:
-    """Why this node cannot be used for the batch, empty where it can."""
-    machine = platform.node()
+def _sees(marks: Path) -> bool:
     deadline = time.monotonic() + SHARED_SECONDS
-    while not task.marks.is_dir():
+    while not marks.is_dir():
         if time.monotonic() > deadline:
-            return (
-                f"{machine}, a node of the Ray cluster, does not see the batch's folder {task.plan_folder}. Put the "
-                "runs on a file system that all nodes share, with --out, or take the node out of the cluster."
-            )
+            return False
         time.sleep(LOOK_SECONDS)
-    if nbutils_sha256() != task.code:
-        return (
-            f"{machine}, a node of the Ray cluster, has another nbutils in {ROOT} than the batch. Give all nodes the "
-            "same checkout, best on a file system that they share."
-        )
-    return ""
+    return True
 
 
 def _start(task: Task, request: IO[bytes], answer: IO[bytes], log: IO[bytes]) -> subprocess.Popen:

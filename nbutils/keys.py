@@ -70,6 +70,7 @@ NOT_IN_KEY = frozenset(
 )
 MODELS = ("model", "model_best")  # what a run leaves for others to read
 FOLDER_SUFFIX = "_folder"  # a parameter that ends so names a folder the run reads
+BROUGHT_ALONG = [("blimp_folder", "embedded")]  # what stands for a folder and is part of the workbook
 CHUNK = 1 << 20  # bytes read at a time
 
 
@@ -94,19 +95,21 @@ def run_key(
 def read_inputs(params: Mapping[str, Any]) -> dict[str, dict[str, str]]:
     """{parameter: {folder, fingerprint}} for every parameter that names a folder with a run, data or a model.
 
-    A parameter called `..._folder` must; others do where a folder lies at the path they hold (model_name, say). Not
-    run_folder, where the run writes, nor data_files, whose content is the corpus.
+    A parameter called `..._folder` must, but for those of BROUGHT_ALONG; others do where a folder lies at the path they
+    hold (model_name, say). Not run_folder, where the run writes, nor data_files, whose content is the corpus.
     Raises RunError where the folder does not exist or holds a run that did not finish.
     """
     return {
         name: {"folder": relative(resolve(value)), "fingerprint": fingerprint(name, resolve(value))}
         for name, value in params.items()
-        if name not in (RUN_FOLDER, "data_files") and value and (name.endswith(FOLDER_SUFFIX) or _is_folder(value))
+        if name not in (RUN_FOLDER, "data_files") and value and _names_folder(name, value)
     }
 
 
-def _is_folder(value: Any) -> bool:
-    return isinstance(value, str) and resolve(value).is_dir()
+def _names_folder(name: str, value: Any) -> bool:
+    if (name, value) in BROUGHT_ALONG:
+        return False
+    return name.endswith(FOLDER_SUFFIX) or (isinstance(value, str) and resolve(value).is_dir())
 
 
 def fingerprint(parameter: str, folder: Path) -> str:

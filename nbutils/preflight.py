@@ -27,6 +27,7 @@ WEIGHTS = ("divergence", "ce_weight", "kl_weight", "kl_temperature", "jsd_beta")
 WORDS = ("kl_positions", "kd_reduction")
 SMOOTHING = ("smoothing", "tau", "eps", "smoothed_over")
 TASKS = ("tasks", "tasks_folder", "few_shot", "task_items")
+PAIRS = ("blimp_folder", "blimp_items")
 CACHE = ("teacher_cache", "divergence", "cache_top_k")
 
 
@@ -50,6 +51,8 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
         from nbutils.harness.settings import check_tasks
 
         check_tasks(*(params[name] for name in TASKS))
+    if params.get(PAIRS[0]):
+        _check_pairs(*(params[name] for name in PAIRS if name in params))
     read_inputs(params)  # says which folder is missing
     if "model_name" in params:
         block_size = data_facts(variant, plan).get("block_size", 0)
@@ -130,6 +133,13 @@ def _check_teacher(name: str, block_size: int) -> None:
     from nbutils.teachers import check_teacher
 
     check_teacher(name, block_size)
+
+
+@lru_cache(maxsize=256)
+def _check_pairs(folder: str, items: int = 0) -> None:
+    from nbutils.harness.minimal_pairs import check_pairs
+
+    check_pairs(folder, items)
 
 
 @lru_cache(maxsize=256)

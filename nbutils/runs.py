@@ -48,7 +48,7 @@ __all__ = ["Run", "RunFolder", "atomic_write", "describe", "load_runs", "start_r
 logger = logging.getLogger(__name__)
 
 RESULTS = ("metrics.csv", "result.json", "per_document.parquet", "samples.jsonl", "audit.csv", "calibration.csv")
-RESULTS += ("answers.parquet", "answers.json", "harness.parquet", "targets.json")
+RESULTS += ("answers.parquet", "answers.json", "harness.parquet", "minimal_pairs.parquet", "targets.json")
 
 
 @dataclass(frozen=True)
@@ -245,6 +245,10 @@ class Run:
     def harness(self) -> pd.DataFrame:
         """harness.parquet, one row a task's item at a step: correct, correct_norm, gold_bits, gold_bytes; or empty."""
         return self._parquet("harness.parquet")
+
+    def minimal_pairs(self) -> pd.DataFrame:
+        """minimal_pairs.parquet, one row a pair at a step: paradigm, item, good_logp, bad_logp, correct; or empty."""
+        return self._parquet("minimal_pairs.parquet")
 
     def targets(self) -> list[dict[str, Any]]:
         """targets.json, examples of what was trained towards: gold, tokens, weights; empty where there is none."""

@@ -12,10 +12,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from nbutils.harness.evaluation import HarnessResult, append_items, evaluate_tasks
+from nbutils.harness.minimal_pairs import PAIRS_FILE, MinimalPairs
 from nbutils.harness.settings import check_tasks, number_names, task_names
 
 logger = logging.getLogger(__name__)
 ITEMS_FILE = "harness.parquet"
+NO_PAIRS = MinimalPairs()
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,12 @@ class HarnessSettings:
     seed: int = 0  # the same for all runs that are compared
     prompt_start: Sequence[int] | None = None
     steps: int = 0  # every so many optimiser steps; 0: never in training
+    pairs: MinimalPairs = NO_PAIRS  # asked beside the tasks
 
     def check(self) -> None:
-        """Raises ParameterError as `check_tasks` does."""
+        """Raises ParameterError as `check_tasks` and `check_pairs` do."""
         check_tasks(self.tasks, self.tasks_folder, self.few_shot, self.items)
+        self.pairs.check()
 
     def prepare(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Read every task once, so that a data set that cannot be had is told before training and not in its midst.
@@ -64,10 +68,11 @@ class HarnessSettings:
 
 @dataclass
 class HarnessEvaluation(TrainerCallback):
-    """Every `settings.steps` steps but the last, whose model the notebook asks: eval_<task>_acc and the like.
+    """Every `settings.steps` steps but the last, whose model the notebook asks: eval_<task>_acc, eval_blimp_acc.
 
     The first process asks, the others wait. `log` is the trainer's (`trainer.log`): a line of metrics.csv of its own.
-    Items go to harness.parquet in `folder`; those of a step that a resumed run takes again are replaced.
+    Items go to harness.parquet in `folder`, pairs to minimal_pairs.parquet; those of a step that a resumed run takes
+    again are replaced.
     """
 
     settings: HarnessSettings
@@ -80,7 +85,8 @@ class HarnessEvaluation(TrainerCallback):
     @property
     def columns(self) -> list[str]:
         """The columns of metrics.csv that it fills."""
-        return [f"eval_{name}" for name in number_names(self.settings.tasks)] if self.settings.steps else []
+        names = [*number_names(self.settings.tasks), *self.settings.pairs.columns]
+        return [f"eval_{name}" for name in names] if self.settings.steps else []
 
     def remembered(self) -> dict[str, float]:
         """What a checkpoint keeps of it."""
@@ -107,6 +113,10 @@ class HarnessEvaluation(TrainerCallback):
     def _evaluate(self, step: int) -> None:
         result = self.settings.evaluate(self.model, self.tokenizer, step)
         append_items(self.folder / ITEMS_FILE, result.items)
-        self.log({f"eval_{name}": value for name, value in result.numbers.items()})
-        accuracies = [f"{name} {value:.3f}" for name, value in result.numbers.items() if name.endswith("_acc")]
+        numbers = result.numbers
+        if scores := self.settings.pairs.evaluate(self.model, self.tokenizer, step):
+            append_items(self.folder / PAIRS_FILE, scores.items)
+            numbers = numbers | {name: scores.numbers[name] for name in self.settings.pairs.columns}
+        self.log({f"eval_{name}": value for name, value in numbers.items()})
+        accuracies = [f"{name} {value:.3f}" for name, value in numbers.items() if name.endswith("_acc")]
         logger.info("step %6d | %s", step, ", ".join(accuracies))

@@ -81,7 +81,7 @@ def evaluate_tasks(
     check_tasks(names, tasks_folder, few_shot, items)
     if not names:
         return HarnessResult({}, _frame([]), {})
-    with _quiet(), _undisturbed(model):
+    with _quiet(), undisturbed(model):
         from lm_eval.evaluator import evaluate
 
         from nbutils.harness.language_model import ModelInMemory
@@ -198,7 +198,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
+def undisturbed(model: PreTrainedModel) -> Iterator[None]:
     """Each module's mode and all random states are restored: training goes on as if nothing had been asked."""
     import numpy
     import torch

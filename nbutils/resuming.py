@@ -39,13 +39,11 @@ from nbutils.stopping import DRIVEN_FOLDER, StopRequest
 from nbutils.tracking import replace_folder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from nbutils.training import ObjectiveTrainer, TrainingConfig
 
 logger = logging.getLogger(__name__)
 MODEL, PROGRESS, KEPT = "model.safetensors", "progress.json", "run"
-FILES = ("metrics.csv", "audit.csv", "harness.parquet")
+FILES = ("metrics.csv", "audit.csv", "harness.parquet", "minimal_pairs.parquet")
 BEST = "model_best"
 CHANGES_NOTHING = ("run_folder", "data_folder", "report_to", "checkpoint_steps", "checkpoints_kept")
 CANNOT_WRITE = (OSError, SafetensorError, RuntimeError)  # a full disk is each of these, by who writes
@@ -130,7 +128,7 @@ class Checkpointing(TrainerCallback):
 
     def _write(self, folder: Path) -> None:
         trainer = self.trainer
-        save_file(trained_tensors(trainer.objective_model.model), folder / MODEL)
+        save_file(trained_tensors(trainer.trained_module), folder / MODEL)
         trainer._save_optimizer_and_scheduler(str(folder))
         trainer._save_scaler(str(folder))
         state = dataclasses.replace(trainer.state, log_history=[])  # that is metrics.csv
@@ -147,14 +145,14 @@ class Checkpointing(TrainerCallback):
         write_json(folder / PROGRESS, progress)
         kept = folder / KEPT
         kept.mkdir()
-        for name in FILES:
+        for name in trainer.kept_files:
             if (self.run_folder / name).is_file():
                 shutil.copyfile(self.run_folder / name, kept / name)
         if (self.run_folder / BEST).is_dir() and trainer.best_model.step:
             link_files(self.run_folder / BEST, kept / BEST)
 
     def _tell(self, step: int, failure: Exception) -> None:
-        model, optimizer = self.trainer.objective_model.model, self.trainer.optimizer
+        model, optimizer = self.trainer.trained_module, self.trainer.optimizer
         tensors = [*trained_tensors(model).values()]
         tensors += [each for state in optimizer.state.values() for each in state.values() if torch.is_tensor(each)]
         needed = sum(each.numel() * each.element_size() for each in tensors) / MIB
@@ -203,7 +201,7 @@ class Checkpointing(TrainerCallback):
             each.resume(progress["callbacks"][type(each).__name__])
 
     def _restore_files(self, kept: Path) -> None:
-        for name in FILES:
+        for name in self.trainer.kept_files:
             (self.run_folder / name).unlink(missing_ok=True)
             if (kept / name).is_file():
                 beside = self.run_folder / f"{name}.new"
@@ -239,7 +237,7 @@ class Checkpointing(TrainerCallback):
         return bool(self.trainer.accelerator.reduce(flag, "sum") > 0)
 
 
-def trained_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+def trained_tensors(model: torch.nn.Module) -> dict[str, Tensor]:
     """By name, each once where some are tied: the parameters that are trained, and the buffers."""
     saved = model.state_dict(keep_vars=True)
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
@@ -247,7 +245,7 @@ def trained_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: each.detach().contiguous() for name, each in (trained | buffers).items()}
 
 
-def load_trained_tensors(model: PreTrainedModel, file: Path) -> None:
+def load_trained_tensors(model: torch.nn.Module, file: Path) -> None:
     """The inverse of saving `trained_tensors`. Raises KeyError where the names are not the same."""
     saved, wanted = load_file(file), trained_tensors(model)
     if saved.keys() != wanted.keys():
@@ -262,8 +260,11 @@ def belonging(config: TrainingConfig, data_fingerprint: str, processes: int, *ha
     told = {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
     told = {name: value for name, value in told.items() if name not in CHANGES_NOTHING}
     told["precision"] = {(True, False): "bf16", (False, True): "fp16"}.get(half, "float32")
-    named = {"model_name": config.model_name} | {f"teachers.{i}": name for i, name in enumerate(config.teachers)}
-    contents = {f"content of {n}": fingerprint(n, resolve(name)) for n, name in named.items() if resolve(name).is_dir()}
+    named = {name: getattr(config, name, "") for name in ("model_name", "start_model")}
+    named |= {f"teachers.{i}": name for i, name in enumerate(config.teachers)}
+    contents = {
+        f"content of {n}": fingerprint(n, resolve(name)) for n, name in named.items() if name and resolve(name).is_dir()
+    }
     return flat(told) | contents | {"data": data_fingerprint, "processes": processes}
 
 

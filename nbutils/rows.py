@@ -53,7 +53,7 @@ def training_rows(
 
     if config.random_chunks and data.card.get("task") == "qa":
         raise ParameterError("random_chunks is for running text; questions are whole. Set it to false.")
-    teacher, rows = None, _as_numpy(data)
+    teacher, rows = None, plain_rows(data)
     if (term := config.objective.teacher_term) is not None:
         if not config.teachers:
             raise ParameterError(f"divergence {term.divergence} needs a teacher. Name one, or set divergence to none.")
@@ -69,7 +69,7 @@ def training_rows(
 
 def evaluation_rows(config: TrainingConfig, data: PreparedData) -> tuple[Teacher, dict[str, Rows]]:
     """Who says what the teachers predict, themselves or their cache, and the rows of each held-out split for it."""
-    teacher, rows = load_teachers(config, data), _as_numpy(data)
+    teacher, rows = load_teachers(config, data), plain_rows(data)
     del rows["train"]
     term = config.objective.teacher_term
     check_cache(config.teacher_cache, term.divergence if term else "none", config.cache_top_k)
@@ -85,7 +85,7 @@ def load_teachers(config: TrainingConfig, data: PreparedData) -> LiveTeacher:
     return teachers.load_teachers(config.teachers, data.tokenizer, data.card["block_size"])
 
 
-def _as_numpy(data: PreparedData) -> dict[str, Rows]:
+def plain_rows(data: PreparedData) -> dict[str, Rows]:
     """The rows of each split as arrays of the columns that are read."""
     columns = {split: [name for name in TOKENS if name in rows.column_names] for split, rows in data.blocks.items()}
     return {split: rows.with_format("numpy", columns=columns[split]) for split, rows in data.blocks.items()}

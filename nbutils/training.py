@@ -10,7 +10,7 @@ whole optimiser step before its first forward pass.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from nbutils.objectives.head import IGNORE_INDEX
 from nbutils.order import TrainingOrder, WithEmptyRow
 from nbutils.preparation import PreparedData, load_data
 from nbutils.question_answering import Generation, answer_questions
-from nbutils.resuming import MODEL, Checkpointing, load_trained_tensors
+from nbutils.resuming import FILES, MODEL, Checkpointing, load_trained_tensors
 from nbutils.rows import load_teachers, training_rows
 from nbutils.stopping import noted
 from nbutils.teacher_cache import TeacherCache
@@ -154,6 +154,9 @@ class ObjectiveTrainer(Trainer):
     tokens; at every evaluation, the metrics of `evaluation.evaluate`.
     """
 
+    kept_files = FILES  # of the run's folder, that a checkpoint has copies of
+    further_columns: tuple[str, ...] = ()  # of metrics.csv
+
     def __init__(
         self,
         config: TrainingConfig,
@@ -205,7 +208,7 @@ class ObjectiveTrainer(Trainer):
             self.remembering.append(self._tasks)
             self.add_callback(self._tasks)
         if self.args.process_index == 0:
-            columns = self._tasks.columns if self._tasks else ()
+            columns = (*self.further_columns, *(self._tasks.columns if self._tasks else ()))
             writer = MetricsWriter(folder / "metrics.csv", config.objective, bool(self.questions), columns)
             self.remembering.append(writer)
             self.add_callback(writer)
@@ -222,6 +225,11 @@ class ObjectiveTrainer(Trainer):
         if resume_from_checkpoint:
             self.checkpointing.restore(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, **settings)
+
+    @property
+    def trained_module(self) -> torch.nn.Module:
+        """What a checkpoint has the parameters of."""
+        return self.objective_model.model
 
     @property
     def elapsed_seconds(self) -> float:
@@ -255,7 +263,7 @@ class ObjectiveTrainer(Trainer):
         self.checkpointing.save()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        load_trained_tensors(self.objective_model.model, Path(resume_from_checkpoint) / MODEL)
+        load_trained_tensors(self.trained_module, Path(resume_from_checkpoint) / MODEL)
 
     def _run_epoch(self, **settings: Any) -> None:
         if self.checkpointing.ended:  # the Trainer would make one more step before it looks
@@ -266,16 +274,19 @@ class ObjectiveTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one optimiser step, and each term's units in them over all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        targets = [next_tokens(batch["labels"]) for batch in batches]
-        counts = {
-            term.name: self.accelerator.reduce(sum(term.units(y).sum() for y in targets).to(device), "sum")
-            for term in self.objective_model.objective.terms
-        }
-        self._step_counts = counts
+        counts = self._step_counts = self._count(batches, device)
         real = sum((batch["labels"] != IGNORE_INDEX).sum() for batch in batches)  # padding is no token seen
         self.tokens_seen += int(self.accelerator.reduce(real.to(device), "sum"))
         self.objective_model.progress = self.state.global_step / self.state.max_steps
         return batches, dict(counts)
+
+    def _count(self, batches: Sequence[Mapping[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+        """What each term is divided by: its units in a step's batches, over all ranks."""
+        targets = [next_tokens(batch["labels"]) for batch in batches]
+        return {
+            term.name: self.accelerator.reduce(sum(term.units(y).sum() for y in targets).to(device), "sum")
+            for term in self.objective_model.objective.terms
+        }
 
     def compute_loss(
         self,
@@ -298,10 +309,13 @@ class ObjectiveTrainer(Trainer):
         if "loss" in logs:
             for name, value in self.term_sums.items():
                 total = self.accelerator.reduce(value, "sum")
-                logs[f"{name}_loss"] = (total / self.term_counts[name].clamp_min(1)).item()
+                logs[self._logged_name(name)] = (total / self.term_counts[name].clamp_min(1)).item()
             self.term_sums, self.term_counts = {}, {}
         logs["tokens_seen"] = self.tokens_seen
         super().log(logs, start_time)
+
+    def _logged_name(self, name: str) -> str:
+        return f"{name}_loss"
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
         """Metrics of `evaluation.evaluate` over all ranks."""

@@ -128,7 +128,9 @@ def read_rubric(name: str, folder: Path = FOLDER) -> Rubric:
     rubric = Rubric(file.text("name"), file.text("system"), **texts, aspects=_aspects(file))
     for aspect in rubric.aspects:
         if aspect.name not in rubric.user:
-            raise file.error(f"grades {aspect.name!r}, which user does not ask for. Ask for it by that name, line by line")
+            raise file.error(
+                f"grades {aspect.name!r}, which user does not ask for. Ask for it by that name, line by line"
+            )
     return rubric
 
 
@@ -209,7 +211,9 @@ def _aspects(file: _File) -> tuple[Aspect, ...]:
         if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z_]*", name):
             raise file.error(f"has the aspect {name!r}. Name it by small letters and underscores")
         if not (type(low) is type(high) is int and 0 <= low < high <= HIGHEST):
-            raise file.error(f"grades {name} from {low!r} to {high!r}. Give whole numbers, 0 <= low < high <= {HIGHEST}")
+            raise file.error(
+                f"grades {name} from {low!r} to {high!r}. Give whole numbers, 0 <= low < high <= {HIGHEST}"
+            )
         aspects.append(Aspect(name, low, high))
     if len({aspect.name for aspect in aspects}) < len(aspects):
         raise file.error("names an aspect twice. Give each a name of its own")

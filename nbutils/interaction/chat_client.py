@@ -1,0 +1,243 @@
+"""Asking a server that speaks OpenAI's chat protocol (vLLM and others): a few requests at a time, each bounded.
+
+    WORKBOOK_JUDGE_URL=http://localhost:8000/v1  WORKBOOK_JUDGE_MODEL=meta-llama/Llama-3.1-8B-Instruct
+    WORKBOOK_JUDGE_KEY=...                       where the server wants one
+
+The key goes into one header of requests to that URL and nowhere else: no redirect is followed, and what a server says
+is shown without it. A reply is read up to MOST_BYTES and not beyond.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from nbutils.errors import ModelError, ParameterError
+from nbutils.interaction.limits import Budget, JudgeLimits
+from nbutils.plaintext import shortened, visible
+
+if TYPE_CHECKING:
+    import httpx
+
+logger = logging.getLogger(__name__)
+URL, KEY, MODEL = "WORKBOOK_JUDGE_URL", "WORKBOOK_JUDGE_KEY", "WORKBOOK_JUDGE_MODEL"
+AT_ONCE = 8  # requests, at most
+MOST_BYTES = 1 << 20  # of a reply: a judge's with all its log-probabilities has a tenth of it
+FIRST_WAIT, LONGEST_WAIT = 0.5, 120.0  # seconds before a request is sent again; it doubles each time
+FAILURES_IN_A_ROW = 32  # then the rest of a call is not asked: the server is out of order
+WORTH_ANOTHER_TRY = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+MISTAKES = {
+    401: f"Check {KEY}",
+    403: f"Check {KEY}, and that it may use the model in {MODEL}",
+    404: f"Check {URL}, which should end as in http://localhost:8000/v1, and the model in {MODEL}",
+    405: f"Check {URL}, which should end as in http://localhost:8000/v1",
+}
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Where a server is and which of its models is asked."""
+
+    url: str
+    model: str
+    key: str = field(default="", repr=False)
+
+    @classmethod
+    def from_environment(cls) -> ServerSettings:
+        """The settings in the environment. Raises ParameterError that names the variable, never what the key is."""
+        url, model, key = (os.environ.get(name, "").strip() for name in (URL, MODEL, KEY))
+        for name, value, example in ((URL, url, "http://localhost:8000/v1"), (MODEL, model, "its name on the server")):
+            if not value:
+                raise ParameterError(f"A server is to judge, and {name} is not set. Set it, as to {example}.")
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ParameterError(f"{URL} is no address of a server. Set it as to http://localhost:8000/v1.")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ParameterError(f"{URL} holds more than an address. Put the key into {KEY} and leave the rest out.")
+        if not all(33 <= ord(character) <= 126 for character in key):
+            raise ParameterError(f"{KEY} holds a space or a character that no key has. Set it again, without line breaks.")
+        return cls(url.rstrip("/").removesuffix("/chat/completions"), model, key)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of one request: the JSON that the server sent, or the reason why there is none."""
+
+    content: Any = None
+    failure: str = ""
+    status: int | None = None
+    asked: bool = True
+
+    @property
+    def text(self) -> str | None:
+        """The first choice's text, None where there is none."""
+        match self.content:
+            case {"choices": [{"message": {"content": str(text)}}, *_]}:
+                return text
+        return None
+
+    @property
+    def tokens(self) -> Any:
+        """What the first choice tells of its tokens, None where it tells nothing."""
+        match self.content:
+            case {"choices": [{"logprobs": {"content": list(tokens)}}, *_]}:
+                return tokens
+        return None
+
+
+class ChatClient:
+    """A server that answers chats. `refused`: keys of requests that it does not know and gets no more."""
+
+    def __init__(self, settings: ServerSettings, limits: JudgeLimits, budget: Budget) -> None:
+        self.settings, self.limits, self.budget = settings, limits, budget
+        self.refused: set[str] = set()
+        self._heard_of = False  # whether it ever answered
+        self._in_a_row = 0
+        self._stop = threading.Event()
+        host = urlsplit(settings.url)
+        if settings.key and host.scheme == "http" and host.hostname not in ("localhost", "127.0.0.1", "::1"):
+            logger.warning("The key for %s goes over http, where others on the way can read it.", host.hostname)
+
+    def answers(self, requests: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Answer]]:
+        """The answer to each request (without its model), by index, as they come.
+
+        Raises ModelError where the server cannot be reached at all, or says that key, model or address are wrong.
+        """
+        import httpx
+
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
+        self._stop.clear()
+        self._in_a_row = 0
+        workers = min(AT_ONCE, self.limits.batch_size, len(requests))
+        with httpx.Client(follow_redirects=False, timeout=self.limits.timeout_seconds) as client:
+            pool = ThreadPoolExecutor(workers)
+            try:
+                jobs = {pool.submit(self._answer, client, request): index for index, request in enumerate(requests)}
+                for job in as_completed(jobs):
+                    answer = job.result()
+                    self._check(answer)
+                    yield jobs[job], answer
+            finally:
+                self._stop.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _check(self, answer: Answer) -> None:
+        """Mistakes of the user's stop everything; what may pass is counted."""
+        if answer.status is not None:
+            self._heard_of = True
+        cure = MISTAKES.get(answer.status or 0)
+        if answer.status is not None and 300 <= answer.status < 400:
+            cure = f"Set {URL} to the address it redirects to; redirects are not followed, they would carry the key on"
+        if cure:
+            raise ModelError(f"The judge's server at {self.settings.url} says: {answer.failure}. {cure}.")
+        if answer.asked and answer.status is None and not self._heard_of and "connect" in answer.failure:
+            raise ModelError(
+                f"The judge's server at {self.settings.url} cannot be reached ({answer.failure}). Start it, or check {URL}."
+            )
+
+    def _answer(self, client: httpx.Client, request: Mapping[str, Any]) -> Answer:
+        """One request, sent again while that is worth it."""
+        answer = Answer(failure="not asked: the server is out of order", asked=False)
+        if self._in_a_row >= FAILURES_IN_A_ROW:
+            self.budget.tell_once("order", f"failed {FAILURES_IN_A_ROW} times in a row: the rest of a call is not asked")
+            return answer
+        for attempt in range(self.limits.retries + 1):
+            left = self.budget.seconds_left()
+            if not left or self._stop.is_set():
+                break
+            answer, wait = self._try(client, request, min(left, self.limits.timeout_seconds))
+            if wait is None:
+                break
+            wait = max(wait, FIRST_WAIT * 2**attempt)
+            if attempt == self.limits.retries or wait > min(LONGEST_WAIT, left) or self._stop.wait(wait):
+                break
+        self._in_a_row = self._in_a_row + 1 if answer.failure and answer.asked else 0
+        return answer
+
+    def _try(self, client: httpx.Client, request: Mapping[str, Any], seconds: float) -> tuple[Answer, float | None]:
+        """The answer, and seconds that the server wants to be left alone where another try is worth it."""
+        import httpx
+
+        body = {"model": self.settings.model} | {k: v for k, v in request.items() if k not in self.refused}
+        try:
+            status, headers, content = self._post(client, body, seconds)
+        except httpx.ConnectError as error:
+            return Answer(failure=f"no connection: {self._shown(str(error))}, connect"), 0.0
+        except (httpx.TimeoutException, TimeoutError):
+            return Answer(failure=f"no reply in {seconds:g} seconds"), 0.0
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            return Answer(failure=self._shown(f"{type(error).__name__}: {error}")), 0.0
+        if status != 200:
+            return self._refusal(status, headers, content, request)
+        if content is None:
+            return Answer(failure=f"a reply of more than {MOST_BYTES} bytes, which was not read", status=status), None
+        try:
+            return Answer(json.loads(content), status=status), None
+        except (ValueError, RecursionError):
+            return Answer(failure=f"no JSON: {self._shown(content)}", status=status), None
+
+    def _post(self, client: httpx.Client, body: Mapping[str, Any], seconds: float) -> tuple[int, Any, str | None]:
+        """Status, headers, and the content without the key; None where it is too long. Raises TimeoutError."""
+        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        if self.settings.key:
+            headers["Authorization"] = f"Bearer {self.settings.key}"
+        deadline = time.monotonic() + seconds
+        url, content = f"{self.settings.url}/chat/completions", bytearray()
+        sent = json.dumps(body).encode()  # half characters as escapes
+        with client.stream("POST", url, content=sent, headers=headers, timeout=seconds) as response:
+            for chunk in response.iter_raw():  # as it comes: unpacking could make it any size
+                content += chunk
+                if len(content) > MOST_BYTES:
+                    return response.status_code, response.headers, None
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+        return response.status_code, response.headers, self._without_key(content.decode("utf-8", "replace"))
+
+    def _refusal(
+        self, status: int, headers: Any, content: str | None, request: Mapping[str, Any]
+    ) -> tuple[Answer, float | None]:
+        answer = Answer(failure=f"HTTP {status}: {self._shown(content or '')}".rstrip(": "), status=status)
+        if status in WORTH_ANOTHER_TRY:
+            return answer, _retry_after(headers.get("retry-after", ""))
+        if status in (400, 422):
+            unknown = {name for name in request if name in OPTIONAL and name not in self.refused}
+            named = {name for name in unknown if name in (content or "")}
+            if unknown:
+                self.refused |= named or unknown
+                return answer, 0.0
+        return answer, None
+
+    def _shown(self, text: str) -> str:
+        return shortened(visible(self._without_key(text[:2000])), 200)
+
+    def _without_key(self, text: str) -> str:
+        return text.replace(self.settings.key, "[key]") if self.settings.key else text
+
+
+OPTIONAL = ("logprobs", "top_logprobs", "seed", "continue_final_message", "add_generation_prompt")
+
+
+def _retry_after(value: str) -> float:
+    """Seconds that a server wants to be left alone: a number or a date, 0 where it says neither."""
+    try:
+        return max(0.0, float(value))  # NaN gives 0
+    except ValueError:
+        pass
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (TypeError, ValueError):
+        return 0.0

@@ -1,0 +1,126 @@
+"""Scores of a round's samples become advantages: for PPO by a value head, for RLOO by the other samples of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nbutils.interaction.advantages import AdaptiveKL, generalised_advantages, leave_one_out, shaped_rewards, whiten
+from nbutils.interaction.examples import Example, response_mask, reward_example
+from nbutils.interaction.judges import Judged
+from nbutils.interaction.policy import PolicyModel
+from nbutils.interaction.rollouts import Rollout
+from nbutils.interaction.settings import ON_POLICY, Interaction
+
+
+@dataclass
+class Rewarded:
+    """A round's samples with what the student and its frozen start think of them."""
+
+    policy: PolicyModel
+    settings: Interaction
+    batch_size: int
+    rollouts: Sequence[Rollout]
+    judged: Judged | None
+
+    @cached_property
+    def thoughts(self) -> dict[str, Tensor]:
+        """log_probs, start_log_probs, mask and, with a value head, values: (rollouts, time), on the CPU."""
+        parts = [self._of_batch(batch) for batch in self._batches()]
+        time = max(part["mask"].shape[1] for part in parts)
+        padded = [{n: torch.nn.functional.pad(t, (0, time - t.shape[1])) for n, t in part.items()} for part in parts]
+        return {name: torch.cat([part[name] for part in padded]) for name in parts[0]}
+
+    @torch.no_grad()
+    def _of_batch(self, rollouts: Sequence[Rollout]) -> dict[str, Tensor]:
+        rows = [np.concatenate([each.prompt, each.response]) for each in rollouts]
+        tokens = np.zeros((len(rows), max(map(len, rows))), np.int64)
+        mask = np.zeros(tokens.shape, np.float32)
+        for index, (row, rollout) in enumerate(zip(rows, rollouts, strict=True)):
+            tokens[index, : len(row)] = row
+            mask[index, : len(row)] = response_mask(len(rollout.prompt), len(row))
+        self.policy.model.eval()
+        ids = torch.from_numpy(tokens).to(self.policy.model.device)
+        log_probs, hidden = self.policy.log_probs(ids)
+        told = {"log_probs": log_probs, "start_log_probs": self.policy.start_log_probs(ids)}
+        if self.policy.value_head is not None:
+            told["values"] = self.policy.values_of(hidden)
+        return {name: tensor.float().cpu() for name, tensor in told.items()} | {"mask": torch.from_numpy(mask)}
+
+    def _batches(self) -> Iterator[Sequence[Rollout]]:
+        for start in range(0, len(self.rollouts), self.batch_size):
+            yield self.rollouts[start : start + self.batch_size]
+
+    def divergence(self, earlier: Sequence[dict[str, str]]) -> dict[str, float]:
+        """kl (nats a token), kl_response (nats a response) from the frozen start, and the coefficient of this round.
+
+        The coefficient follows from those of `earlier` rounds, the rows of rounds.csv.
+        """
+        mask = self.thoughts["mask"]
+        difference = ((self.thoughts["log_probs"] - self.thoughts["start_log_probs"]) * mask).sum(1)  # (rollouts,)
+        found = {"kl": float(difference.sum() / mask.sum().clamp_min(1)), "kl_response": float(difference.mean())}
+        if self.settings.method not in ON_POLICY:
+            return found
+        coefficient = self.settings.kl_coefficient
+        if earlier and self.settings.method == "ppo":
+            last = earlier[-1]
+            adaptive = AdaptiveKL(float(last["kl_coefficient"]), self.settings.kl_target, self.settings.kl_horizon)
+            adaptive.update(float(last["kl_response"]), len(self.rollouts))
+            coefficient = adaptive.coefficient
+        return found | {"kl_coefficient": coefficient}
+
+    def rewards(self) -> Tensor:
+        """(s + w words / most words) / (1 + w) of each sample, (rollouts,); 0 where there is no score.
+
+        The length bonus w is that of Once Upon a Time (arXiv 2509.15714).
+        """
+        bonus = self.settings.length_weight
+        words = np.array([each.words for each in self.rollouts]) / self.settings.response_tokens
+        scores = np.where(self.judged.ok, self.judged.scores, 0.0)
+        return torch.from_numpy((scores + bonus * words) / (1 + bonus)).float()
+
+
+def reward_examples(rewarded: Rewarded, kl_coefficient: float) -> list[Example]:
+    """An example of each sample that was scored; none where nothing was."""
+    kept = torch.from_numpy(np.asarray(rewarded.judged.ok, bool))
+    kept &= rewarded.thoughts["mask"].bool().any(1)
+    if not kept.any():
+        return []
+    thoughts = rewarded.thoughts
+    if rewarded.settings.method == "rloo":
+        columns = _leave_one_out(rewarded, kept, kl_coefficient)
+    else:
+        columns = _with_values({name: each[kept] for name, each in thoughts.items()}, rewarded, kept, kl_coefficient)
+    examples = []
+    for row, index in enumerate(torch.nonzero(kept).flatten().tolist()):
+        rollout = rewarded.rollouts[index]
+        time = len(rollout.prompt) + len(rollout.response)
+        cut = {name: each[row, :time].numpy() for name, each in columns.items()}
+        examples.append(reward_example(rollout.prompt, rollout.response, **cut))
+    return examples
+
+
+def _with_values(
+    thoughts: dict[str, Tensor], rewarded: Rewarded, kept: Tensor, coefficient: float
+) -> dict[str, Tensor]:
+    """Generalised advantages, whitened over the round's tokens, and the returns the value head learns."""
+    settings, mask = rewarded.settings, thoughts["mask"]
+    scores = rewarded.rewards()[kept]
+    rewards = shaped_rewards(scores, thoughts["log_probs"], thoughts["start_log_probs"], mask, coefficient)
+    advantages, returns = generalised_advantages(rewards, thoughts["values"], mask, settings.discount, settings.trace)
+    columns = {"advantages": whiten(advantages, mask), "returns": returns}
+    return columns | {"old_log_probs": thoughts["log_probs"], "old_values": thoughts["values"]}
+
+
+def _leave_one_out(rewarded: Rewarded, kept: Tensor, coefficient: float) -> dict[str, Tensor]:
+    """Each response's reward less its KL, against the other responses to its prompt; the same at all positions."""
+    thoughts, several = rewarded.thoughts, rewarded.settings.samples_per_prompt
+    penalty = ((thoughts["log_probs"] - thoughts["start_log_probs"]) * thoughts["mask"]).sum(1)
+    rewards = rewarded.rewards() - coefficient * penalty
+    advantages = leave_one_out(rewards.view(-1, several), kept.view(-1, several)).flatten()[kept]
+    return {"advantages": advantages.unsqueeze(1).expand(-1, thoughts["mask"].shape[1]).contiguous()}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from nbutils.engine import Engine
     from nbutils.plans import Plan, Variant
 
+CLOSED_PIPE = 141  # what shells say of a command whose reader has gone
 INTERRUPTED = 130  # what shells say of a command ended by Ctrl-C
 
 
@@ -44,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return INTERRUPTED
+    except BrokenPipeError:  # as of `status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would tell of it at its end
+        return CLOSED_PIPE
 
 
 def check(args: argparse.Namespace) -> int:

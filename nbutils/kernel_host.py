@@ -298,6 +298,9 @@ def main(listener: int, modules: Sequence[str]) -> None:
     launch = KernelHost(message_socket(listener), refusal, under, added, sources).serve()
     if launch:
         become(launch)
+    else:
+        sys.stderr.flush()
+        os._exit(0)  # tearing down all that was imported takes seconds, and nothing of it is open
 
 
 if __name__ == "__main__":

@@ -108,13 +108,16 @@ def saved_model(run_folder: Path, which: str = "best") -> Path | None:
     return next((folder for folder in folders if (folder / "config.json").is_file()), None)
 
 
-def load_trained(folder: str | Path) -> PreTrainedModel:
-    """The model in a folder, or of a Hub name, in evaluation mode, on the GPU where there is one."""
+def load_trained(folder: str | Path, dtype: str = "float32") -> PreTrainedModel:
+    """The model in a folder, or of a Hub name, in evaluation mode, on the GPU where there is one.
+
+    dtype: a torch type, or "auto" for the one its weights were saved in.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return _load(str(folder), AutoModelForCausalLM.from_pretrained, WEIGHTS, dtype="float32").to(device).eval()
+    return _load(str(folder), AutoModelForCausalLM.from_pretrained, WEIGHTS, dtype=dtype).to(device).eval()
 
 
 def check_model(model_name: str, from_scratch: bool, block_size: int) -> None:

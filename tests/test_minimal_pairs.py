@@ -178,9 +178,13 @@ def test_a_tie_is_no_right_answer_and_no_number_no_accuracy(tmp_path):
     folder = write_files(tmp_path / "ties", {"a.jsonl": [("a", "that cat sleeps", "that cat sleep")]})
     even = torch.full((8, 8), 1 / 8, dtype=torch.float64).log()
     assert score_pairs(bigram(even), tokenizer_of(), str(folder)).numbers == {"blimp_acc": 0, "blimp_a_acc": 0}
-    diverged = score_pairs(bigram(even * math.nan), tokenizer_of(), str(folder))
-    assert all(math.isnan(value) for value in diverged.numbers.values())
-    assert not diverged.items["correct"].any()
+    write_files(folder, {"a.jsonl": [("a", "that cat sleeps", "that cat sleep"), ("a", "cats sleep", "cats sleeps")]})
+    diverged = bigram(even)
+    with torch.no_grad():
+        diverged.model.embed_tokens.weight[WORDS.index("cats")] = math.nan
+    found = score_pairs(diverged, tokenizer_of(), str(folder))
+    assert found.items["good_logp"].isna().tolist() == [False, True]
+    assert all(math.isnan(value) for value in found.numbers.values())
 
 
 def test_pairs_with_more_tokens_than_positions_are_left_out(tmp_path, table, caplog):

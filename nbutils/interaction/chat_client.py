@@ -36,6 +36,11 @@ MOST_BYTES = 1 << 20  # of a reply: a judge's with all its log-probabilities has
 FIRST_WAIT, LONGEST_WAIT = 0.5, 120.0  # seconds before a request is sent again; it doubles each time
 FAILURES_IN_A_ROW = 32  # then the rest of a call is not asked: the server is out of order
 WORTH_ANOTHER_TRY = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
+OPTIONS = {  # what a server may refuse by name, and what goes with it
+    "logprobs": ("logprobs", "top_logprobs"),
+    "seed": ("seed",),
+    "continue_final_message": ("continue_final_message", "add_generation_prompt"),
+}
 MISTAKES = {
     401: f"Check {KEY}",
     403: f"Check {KEY}, and that it may use the model in {MODEL}",
@@ -69,7 +74,7 @@ class ServerSettings:
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ParameterError(f"{URL} holds more than an address. Put the key into {KEY} and leave the rest out.")
         if not all(33 <= ord(character) <= 126 for character in key):
-            raise ParameterError(f"{KEY} holds a space or a character that no key has. Set it again, without line breaks.")
+            raise ParameterError(f"{KEY} holds a space or a character that no key has. Set it again.")
         return cls(url.rstrip("/").removesuffix("/chat/completions"), model, key)
 
 
@@ -81,6 +86,7 @@ class Answer:
     failure: str = ""
     status: int | None = None
     asked: bool = True
+    connected: bool = True
 
     @property
     def text(self) -> str | None:
@@ -100,7 +106,7 @@ class Answer:
 
 
 class ChatClient:
-    """A server that answers chats. `refused`: keys of requests that it does not know and gets no more."""
+    """A server that answers chats. `refused`: the OPTIONS that it does not know and gets no more."""
 
     def __init__(self, settings: ServerSettings, limits: JudgeLimits, budget: Budget) -> None:
         self.settings, self.limits, self.budget = settings, limits, budget
@@ -144,17 +150,17 @@ class ChatClient:
             cure = f"Set {URL} to the address it redirects to; redirects are not followed, they would carry the key on"
         if cure:
             raise ModelError(f"The judge's server at {self.settings.url} says: {answer.failure}. {cure}.")
-        if answer.asked and answer.status is None and not self._heard_of and "connect" in answer.failure:
-            raise ModelError(
-                f"The judge's server at {self.settings.url} cannot be reached ({answer.failure}). Start it, or check {URL}."
-            )
+        if not answer.connected and not self._heard_of:
+            unreached = f"The judge's server at {self.settings.url} cannot be reached ({answer.failure})"
+            raise ModelError(f"{unreached}. Start it, or set {URL} to where it is.")
 
     def _answer(self, client: httpx.Client, request: Mapping[str, Any]) -> Answer:
         """One request, sent again while that is worth it."""
-        answer = Answer(failure="not asked: the server is out of order", asked=False)
+        answer = Answer(failure="not asked: the time is spent", asked=False)
         if self._in_a_row >= FAILURES_IN_A_ROW:
-            self.budget.tell_once("order", f"failed {FAILURES_IN_A_ROW} times in a row: the rest of a call is not asked")
-            return answer
+            self.budget.tell_once("order", f"failed {FAILURES_IN_A_ROW} times in a row: the call's rest is not asked")
+            return Answer(failure="not asked: the server is out of order", asked=False)
+        wait: float | None = 0.0
         for attempt in range(self.limits.retries + 1):
             left = self.budget.seconds_left()
             if not left or self._stop.is_set():
@@ -165,24 +171,24 @@ class ChatClient:
             wait = max(wait, FIRST_WAIT * 2**attempt)
             if attempt == self.limits.retries or wait > min(LONGEST_WAIT, left) or self._stop.wait(wait):
                 break
-        self._in_a_row = self._in_a_row + 1 if answer.failure and answer.asked else 0
+        self._in_a_row = 0 if wait is None else self._in_a_row + 1
         return answer
 
     def _try(self, client: httpx.Client, request: Mapping[str, Any], seconds: float) -> tuple[Answer, float | None]:
         """The answer, and seconds that the server wants to be left alone where another try is worth it."""
         import httpx
 
-        body = {"model": self.settings.model} | {k: v for k, v in request.items() if k not in self.refused}
+        body = {"model": self.settings.model} | self._understood(request)
         try:
             status, headers, content = self._post(client, body, seconds)
         except httpx.ConnectError as error:
-            return Answer(failure=f"no connection: {self._shown(str(error))}, connect"), 0.0
+            return Answer(failure=self._shown(f"no connection: {error}"), connected=False), 0.0
         except (httpx.TimeoutException, TimeoutError):
             return Answer(failure=f"no reply in {seconds:g} seconds"), 0.0
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return Answer(failure=self._shown(f"{type(error).__name__}: {error}")), 0.0
         if status != 200:
-            return self._refusal(status, headers, content, request)
+            return self._refusal(status, headers, content or "", body)
         if content is None:
             return Answer(failure=f"a reply of more than {MOST_BYTES} bytes, which was not read", status=status), None
         try:
@@ -207,28 +213,29 @@ class ChatClient:
                     raise TimeoutError
         return response.status_code, response.headers, self._without_key(content.decode("utf-8", "replace"))
 
-    def _refusal(
-        self, status: int, headers: Any, content: str | None, request: Mapping[str, Any]
-    ) -> tuple[Answer, float | None]:
-        answer = Answer(failure=f"HTTP {status}: {self._shown(content or '')}".rstrip(": "), status=status)
+    def _refusal(self, status: int, headers: Any, content: str, body: Mapping[str, Any]) -> tuple[Answer, float | None]:
+        answer = Answer(failure=f"HTTP {status}: {self._shown(content)}".rstrip(": "), status=status)
         if status in WORTH_ANOTHER_TRY:
             return answer, _retry_after(headers.get("retry-after", ""))
-        if status in (400, 422):
-            unknown = {name for name in request if name in OPTIONAL and name not in self.refused}
-            named = {name for name in unknown if name in (content or "")}
-            if unknown:
-                self.refused |= named or unknown
-                return answer, 0.0
+        named = {option for option in OPTIONS if option in body and option in content}
+        if status in (400, 422) and named:
+            self.refused |= named
+            return answer, 0.0
         return answer, None
+
+    def _understood(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The request without what the server has refused; a beginning that it cannot go on with is not sent either."""
+        left_out = {name for option in self.refused for name in OPTIONS[option]}
+        body = {name: value for name, value in request.items() if name not in left_out}
+        if "continue_final_message" in left_out:
+            body["messages"] = [turn for turn in body["messages"] if turn["role"] != "assistant"]
+        return body
 
     def _shown(self, text: str) -> str:
         return shortened(visible(self._without_key(text[:2000])), 200)
 
     def _without_key(self, text: str) -> str:
         return text.replace(self.settings.key, "[key]") if self.settings.key else text
-
-
-OPTIONAL = ("logprobs", "top_logprobs", "seed", "continue_final_message", "add_generation_prompt")
 
 
 def _retry_after(value: str) -> float:

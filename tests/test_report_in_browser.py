@@ -27,6 +27,8 @@ from PIL import Image
 from nbutils.plaintext import LONGEST_TEXT, shortened, visible
 from nbutils.report.comparison import compare
 
+pytestmark = pytest.mark.slow
+
 MAKE = Path(__file__).with_name("make_report.py")
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 PICTURES = re.compile(r"data:image/png;base64,[^\"]*")

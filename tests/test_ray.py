@@ -13,7 +13,6 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from threading import Thread
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -33,7 +32,7 @@ from nbutils.local_engine import LocalEngine
 from nbutils.manifest import read_manifest
 from nbutils.measures import is_of_the_machine
 from nbutils.plans import Plan
-from nbutils.progress import LogDisplay, read_steps
+from nbutils.progress import LogDisplay, Tally
 from nbutils.ray_engine import MARKS, RayEngine
 from nbutils.ray_worker import Task, work
 
@@ -41,7 +40,7 @@ NEEDS = STUDY + 'data_folder: str = ""  # an earlier run\n'
 NOTE = "import os\nopen(run_folder + '/note', 'w').write(f'{seed} {os.environ[\"OMP_NUM_THREADS\"]}')"
 TRAINING = (
     "{name: training, notebook: 04_cosine_mixing, resources: {cpus: 1}, params: {data_folder: %s, model_name: micro, "
-    "max_steps: 120, eval_steps: 40, checkpoint_steps: 10, samples: 0, audit_blocks: 1, "
+    "max_steps: 240, eval_steps: 80, checkpoint_steps: 10, samples: 0, audit_blocks: 1, "
     "per_device_train_batch_size: 4, dropout: 0.1}}"
 )
 PLAN = (
@@ -168,27 +167,30 @@ def test_what_was_killed_is_tried_again_and_a_mistake_is_not(cluster, tmp_path):
     assert re.search(r"killed   study-seed2: the runner itself ended \(exit code -9\); .*; retry in", told)
 
 
+class Thief(LogDisplay):
+    """Takes the node away that trains, once there is a checkpoint; then comes another."""
+
+    def __init__(self, cluster, training: Place) -> None:
+        super().__init__(sys.stdout)
+        self.cluster, self.training, self.taken = cluster, training, False
+
+    def tick(self, tally: Tally) -> None:
+        saved = [each for each in (self.training.attempt / "checkpoints").glob("step-*") if not each.suffix]
+        if saved and not self.taken:
+            self.taken = True
+            self.cluster.remove_node(next(iter(self.cluster.worker_nodes)), allow_graceful=False)
+            add_node(self.cluster, GPU_NODE)
+
+
 @pytest.mark.slow
 def test_a_node_is_lost_and_every_variant_finishes_with_the_numbers_it_would_have_had(here, cluster, data, tmp_path):
-    """The node that trains is killed after a checkpoint; the only other one with a GPU comes after that."""
     write_notebook(tmp_path / "study.ipynb", NOTE, parameters=NEEDS)
     training = TRAINING.replace("cpus: 1", "cpus: 1, gpus: 1") % data
-    plan = study_plan(
-        tmp_path, PLAN[0], "{name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 3]}}", training
-    )
+    plan = study_plan(tmp_path, PLAN[0], PLAN[1].replace("[1, 2]", "[1, 3]"), training)
     place = Place(tmp_path / "runs", "training")
-    trains = next(iter(cluster.worker_nodes))
-
-    def lose() -> None:
-        while (read_steps(place.attempt) or (0, 0))[0] < 1 or not any((place.attempt / "checkpoints").glob("step-*")):
-            time.sleep(0.05)
-        cluster.remove_node(trains, allow_graceful=False)
-        add_node(cluster, GPU_NODE)
-
-    thief = Thread(target=lose)
-    thief.start()
-    work = run_batch(plan, RayEngine(plan, tmp_path / "runs", cluster.address), retries=0)
-    thief.join()
+    work = Batch(plan, place.plan_folder, list(plan.variants), RayEngine(plan, place.plan_folder, cluster.address), 0)
+    work.check()
+    work.run(Thief(cluster, place))
     assert set(endings(work).values()) == {"finished"}, work.table()
     assert [each["status"] for each in read_manifest(place.published)["attempts"]] == ["killed", "finished"]
     assert re.search(r"Training goes on from step \d", (place.published / "notebook.ipynb").read_text())

@@ -45,14 +45,14 @@ LOSSES = {
 class PolicyModel(ObjectiveModel):
     """A causal language model whose loss is that of an interaction's method; evaluated by cross entropy like any."""
 
-    def __init__(self, model: PreTrainedModel, settings: Interaction) -> None:
+    def __init__(self, model: PreTrainedModel, settings: Interaction, start: PreTrainedModel | None = None) -> None:
         super().__init__(model, Objective((CrossEntropy(),), (1.0,)))
         self.settings = settings
         self.value_head = nn.Linear(model.config.hidden_size, 1) if settings.method == "ppo" else None
         if self.value_head is not None:  # it begins by expecting nothing of anybody
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
-        self._start = (copy.deepcopy(model).requires_grad_(False).eval(),)  # in a tuple: no part of the module
+        self._start = ((start or copy.deepcopy(model)).requires_grad_(False).eval(),)  # in a tuple: no part of this
 
     @property
     def start(self) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils.errors import ModelError
 from nbutils.generation import continued, seeded
+from nbutils.interaction.prompts import read_story
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,12 @@ def sample(
                 raise ModelError("The student's logits are not finite: it diverged. Lower the learning rate.")
             rollouts += [_rollout(tokenizer, *each) for each in zip(batch, drawn.cpu().numpy(), strict=True)]
     return rollouts
+
+
+def story_prompt(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+    """The opening of every story behind an end token, int64 (time,)."""
+    tokens = np.array(tokenizer.encode(read_story().prompt, add_special_tokens=False), np.int64)
+    return tokens if tokenizer.eos_token_id is None else np.insert(tokens, 0, tokenizer.eos_token_id)
 
 
 def left_padded(prompts: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from nbutils.files import atomic_write
-from nbutils.interaction.correction import Corrector
+from nbutils.interaction.correction import HUMAN
+from nbutils.interaction.correctors import Corrector
 from nbutils.interaction.examples import Example, pair_example, text_example
 from nbutils.interaction.judges import Judge, Judged
 from nbutils.interaction.policy import PolicyModel
@@ -148,6 +149,8 @@ class RoundMaker:
         prompts, completions = [each.prompt_text for each in rollouts], [each.text for each in rollouts]
         made = self.corrector.correct(prompts, completions, references, number)
         self.row["teacher_words"] += made.words
+        if self.corrector.name == HUMAN and self.settings.method != "three_way":  # which counts them with its pairs
+            self._spend("human", references)
         self.row["failures"] += int((~np.asarray(made.ok, bool)).sum())
         return [
             np.array(self.tokenizer.encode(text, add_special_tokens=False)[: len(rollout.response)], np.int64)

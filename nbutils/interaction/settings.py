@@ -13,10 +13,11 @@ rloo          the same, each sample against the others of its prompt  judge
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from nbutils.errors import ParameterError, did_you_mean
+from nbutils.interaction.prompts import read_story
 
 CORRECTED = ("sft", "simpo", "three_way")  # methods whose completions a teacher corrects
 JUDGED = ("simpo_judge", "ppo", "rloo")  # methods that learn from scores
@@ -53,7 +54,7 @@ class Interaction:
     gamma: float = 1.0
     sft_weight: float = 0.2
     score_margin: float = 0.0
-    length_weight: float = 0.4
+    length_weight: float = 0.0  # of stories, what their length earns
     kl_coefficient: float = 0.2
     kl_target: float = 6.0
     kl_horizon: int = 10_000
@@ -66,8 +67,19 @@ class Interaction:
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Interaction:
-        """The settings among a notebook's parameters."""
-        return cls(**{each.name: params[each.name] for each in fields(cls) if each.name in params})
+        """The settings among a notebook's parameters; of stories, length and its weight as the story prompt says.
+
+        Raises ParameterError where the story prompt cannot be read.
+        """
+        settings = cls(**{each.name: params[each.name] for each in fields(cls) if each.name in params})
+        if settings.prompts != STORY:
+            return settings
+        story = read_story()
+        return replace(
+            settings,
+            response_tokens=settings.response_tokens or story.max_new_tokens,
+            length_weight=story.length_weight,
+        )
 
     @property
     def needs_judge(self) -> bool:

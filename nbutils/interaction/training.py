@@ -21,8 +21,8 @@ from transformers.utils import logging as logging_of_transformers
 from nbutils.interaction.correction import make_corrector
 from nbutils.interaction.examples import ROUND_FILE, RoundOrder, RoundRows
 from nbutils.interaction.judges import Judge, JudgeLimits, make_judge
-from nbutils.interaction.policy import LOSSES, MEANS, PolicyModel
-from nbutils.interaction.prompts import story_prompt
+from nbutils.interaction.policy import CROSS_ENTROPY, LOSSES, MEANS, PolicyModel
+from nbutils.interaction.rollouts import story_prompt
 from nbutils.interaction.rounds import ROUNDS, SAMPLES, WORDS, RoundMaker, read_rounds
 from nbutils.interaction.settings import NO_JUDGE, ON_POLICY, STORY, Interaction
 from nbutils.models import load_model, saved_model
@@ -107,7 +107,9 @@ class InteractionTrainer(ObjectiveTrainer):
 
     def __init__(self, config: InteractionConfig, policy: PolicyModel, data: PreparedData) -> None:
         self.settings = config.interaction
-        self.further_columns = (*(f"{name}_loss" for name in LOSSES[self.settings.method][1:]), *MEANS, *WORDS)
+        losses = [name for name in LOSSES[self.settings.method] if name != CROSS_ENTROPY]
+        means = MEANS if self.settings.method == "ppo" else ()
+        self.further_columns = (*(f"{name}_loss" for name in losses), *means, *WORDS)
         self._idle = False
         self._stopped_round = -1  # whose remaining steps are left out: the policy has gone too far
         self._divergence: dict[str, Tensor] = {}  # of the present step

@@ -218,10 +218,10 @@ def _trained_otherwise(judged: Judged, study: Study) -> list[str]:
     if not contrast.control_stage or not treatment or not control or not treatment.runs or not control.runs:
         return []
     ours, theirs = treatment.runs[0].params, control.runs[0].params
-    named = {*contrast.treatment, *contrast.control, *SEEDS, *TRAINS_NOTHING}
+    known = {*contrast.treatment, *contrast.control, *SEEDS, *TRAINS_NOTHING}
     if theirs.get("divergence") == NO_DIVERGENCE:
-        named |= {name for name in theirs if name.startswith(OF_A_TEACHER)}
-    differing = [name for name in ours if name in theirs and name not in named and ours[name] != theirs[name]]
+        known |= {name for name in theirs if name.startswith(OF_A_TEACHER)}
+    differing = [name for name in ours if name in theirs and name not in known and ours[name] != theirs[name]]
     if not differing:
         return []
     told = [f"{name} {named(ours[name])}, not {named(theirs[name])}" for name in differing[:MOST_NAMED]]

@@ -16,6 +16,9 @@ A teacher only runs forward, a third of that, and only its weights are in memory
     2 V d              where its hidden states are stored (teacher_cache hidden): its output layer, V tokens of width d
     0                  where its most probable tokens are (topk)
 
+A run with a judge samples (2 N + 4 L d T a token, and twice as much to weigh what was drawn) and trains on whole
+sequences, both of a pair.
+
 Storing them is one forward pass over the data, paid once for all students that read them. No run counts it, nor any
 evaluation.
 """
@@ -30,7 +33,7 @@ from typing import TYPE_CHECKING, Any
 from nbutils.errors import ParameterError, Unreachable, did_you_mean
 from nbutils.places import resolve
 from nbutils.plans import Plan, Variant
-from nbutils.preflight import data_facts
+from nbutils.preflight import START, data_facts
 from nbutils.shapes import TOKENIZERS
 
 if TYPE_CHECKING:
@@ -88,9 +91,11 @@ def estimate(variant: Variant, plan: Plan, gpu: str, utilisation: float) -> Cost
     params, data = variant.params, data_facts(variant, plan)
     if not {"model_name", "per_device_train_batch_size"} <= params.keys() or not data.get("block_size"):
         return None
-    block_size, model = data["block_size"], _model_of(params, data)
+    block_size, model = data["block_size"], _student(variant, plan, data)
     if model is None:
         return None
+    if "method" in params:
+        return _interaction_cost(params, *model, gpu, utilisation)
     teachers, left_out = _teachers(variant, plan, block_size)
     tokens, cache = training_tokens(params, data), params.get("teacher_cache", "off")
     of_token = flops_per_token(*model, block_size, params)
@@ -99,6 +104,36 @@ def estimate(variant: Variant, plan: Plan, gpu: str, utilisation: float) -> Cost
     hours = None if flops is None else flops / (PEAK[gpu] * utilisation) / 3600
     memory = training_memory(*model, block_size, params) + sum(teacher_memory(*each, cache) for each in teachers)
     return Cost(model[1], tokens, flops, memory, hours, left_out)
+
+
+def _student(variant: Variant, plan: Plan, data: Mapping[str, Any]) -> tuple[PretrainedConfig, int] | None:
+    """The model that a run trains: the one it begins with, where it names one."""
+    from nbutils.teachers import model_of
+
+    params = variant.params
+    if START in variant.needs:
+        return _model_of(plan.variant(variant.needs[START]).params, data)
+    if params.get(START):
+        return _model(model_of(params[START]), 0, data["block_size"])
+    return _model_of(params | {"from_scratch": True} if START in params else params, data)
+
+
+def _interaction_cost(
+    params: Mapping[str, Any], config: PretrainedConfig, parameters: int, gpu: str, utilisation: float
+) -> Cost:
+    """Of rounds: samples (forward alone, beside the frozen start) and passes over the examples they make."""
+    from nbutils.interaction.settings import PAIRED, Interaction
+
+    settings = Interaction.of(params)
+    length = settings.prompt_tokens + settings.response_tokens + 1
+    sampled = settings.prompts_per_round * settings.samples_per_prompt * (settings.method != "text")
+    rows = settings.examples_per_round * settings.all_passes * (2 if settings.method in PAIRED else 1)
+    tokens = settings.rounds * rows * length
+    forward = _forward(config, parameters, length)
+    flops = forward * (3 * tokens + 3 * settings.rounds * sampled * length)  # drawn, and seen by student and start
+    memory = training_memory(config, parameters, length, params) + FROZEN_BYTES * parameters
+    left_out = ("what judges and correcting teachers compute",) if settings.method != "text" else ()
+    return Cost(parameters, tokens, flops, memory, flops / (PEAK[gpu] * utilisation) / 3600, left_out)
 
 
 def _model_of(params: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[PretrainedConfig, int] | None:

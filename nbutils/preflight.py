@@ -28,6 +28,8 @@ WORDS = ("kl_positions", "kd_reduction")
 SMOOTHING = ("smoothing", "tau", "eps", "smoothed_over")
 TASKS = ("tasks", "tasks_folder", "few_shot", "task_items")
 PAIRS = ("blimp_folder", "blimp_items")
+INTERACTION = ("method", "judge", "second_judge", "rubric", "correcting_teacher")
+START = "start_model"  # what a run of 06_interaction begins with
 CACHE = ("teacher_cache", "divergence", "cache_top_k")
 
 
@@ -53,9 +55,15 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
         check_tasks(*(params[name] for name in TASKS))
     if params.get(PAIRS[0]):
         _check_pairs(*(params[name] for name in PAIRS if name in params))
+    block_size = data_facts(variant, plan).get("block_size", 0)
+    if {*INTERACTION} <= params.keys():
+        from nbutils.interaction.settings import check_interaction
+
+        check_interaction(params, block_size)
     read_inputs(params)  # says which folder is missing
-    if "model_name" in params:
-        block_size = data_facts(variant, plan).get("block_size", 0)
+    if START in params or START in variant.needs:
+        _check_start(params, block_size)
+    elif "model_name" in params:
         _check_model(params["model_name"], params.get("from_scratch", False), block_size)
         for name in (params.get("teacher"), params.get("second_teacher")):
             if name:
@@ -66,7 +74,7 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
 def check_inputs(variant: Variant) -> None:
     """The part of `check_variant` that only the runs it needs can answer: has its model the vocabulary of the data?"""
     params, card = variant.params, data_card(variant.params)
-    if card and "model_name" in params and not params.get("from_scratch", False):
+    if card and "model_name" in params and START not in params and not params.get("from_scratch", False):
         tokenizer = resolve(params[DATA_FOLDER]) / "data" / "tokenizer"
         _check_vocabulary(params["model_name"], tokenizer, card["fingerprint"])
 
@@ -103,6 +111,14 @@ def data_card(params: dict[str, Any]) -> dict[str, Any]:
     """The card of the prepared data that `params` name, {} where there is none (yet)."""
     card = resolve(params[DATA_FOLDER]) / "data" / "card.json" if params.get(DATA_FOLDER) else None
     return read_json(card) if card and card.is_file() else {}
+
+
+def _check_start(params: dict[str, Any], block_size: int) -> None:
+    """The model to begin with, where it is not that of a run still to be made."""
+    if params.get(START):
+        _check_teacher(params[START], block_size)
+    elif START in params:
+        _check_model(params["model_name"], True, block_size)
 
 
 def _check_distillation(params: dict[str, Any]) -> None:

@@ -135,13 +135,21 @@ class Interaction:
             )
 
 
-def check_interaction(params: Mapping[str, Any]) -> None:
-    """Check the parameters of a variant of 06_interaction. Raises ParameterError."""
+def check_interaction(params: Mapping[str, Any], block_size: int = 0) -> None:
+    """Check the parameters of a variant of 06_interaction; block_size: of its data, 0 where not known yet.
+
+    Raises ParameterError.
+    """
     from nbutils.interaction.correction import check_corrector
     from nbutils.interaction.judges import check_judge
 
     asked = Interaction.of(params)
     asked.check()
+    if asked.prompts == CONTEXTS and 0 < block_size < asked.prompt_tokens + asked.response_tokens:
+        raise ParameterError(
+            f"prompt_tokens {asked.prompt_tokens} and response_tokens {asked.response_tokens} together are longer than the "
+            f"blocks of {block_size} tokens they are taken from. Lower one, or prepare longer blocks."
+        )
     if asked.needs_judge and params["judge"] == NO_JUDGE:
         raise ParameterError(f"method {asked.method} learns from scores, and judge is 'none'. Name one, as rule.")
     for name in ("judge", "second_judge"):

@@ -61,12 +61,12 @@ class Rubric:
 
     def messages(self, prompt: str, completion: str) -> Messages:
         """The turns of a chat, to be answered by the judge."""
-        user = fill(self.user, prompt=prompt, completion=completion)
+        user = fill(self.user, prompt=prompt.strip(), completion=completion.strip())
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
     def plain_text(self, prompt: str, completion: str) -> str:
         """One text, which ends with a line break: the first grade stands on the next line."""
-        return fill(self.plain, prompt=prompt, completion=completion).rstrip() + "\n"
+        return fill(self.plain, prompt=prompt.strip(), completion=completion.strip()).rstrip() + "\n"
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class CorrectionPrompt:
 
     def messages(self, prompt: str, completion: str) -> Messages:
         """The turns of a chat; the last one is the teacher's, for it to go on with."""
-        told = {"prompt": prompt, "completion": completion}
+        told = {"prompt": prompt.strip(), "completion": completion.strip()}
         turns = [{"role": "user", "content": fill(each, **told)} for each in self.user]
         system, prefill = {"role": "system", "content": self.system}, {"role": "assistant"}
         return [system, *turns, prefill | {"content": fill(self.prefill, **told)}]

@@ -29,6 +29,7 @@ from nbutils.environment import memory_kills
 from nbutils.files import atomic_write
 from nbutils.hosting import THRIFT, short_temporary_folder
 from nbutils.stopping import Watch
+from nbutils.thrift import shorten_printed
 from nbutils.warm_kernels import exit_code, peak_memory_mib, provisioner
 
 LOG_LINES = 20
@@ -68,7 +69,7 @@ def execute(
     """
     watch = watch or Watch()
     killed_before = memory_kills()
-    with _private_kernel(watch) as (settings, managers), _environment(THRIFT | dict(environment)):
+    with _thrift(output), _private_kernel(watch) as (settings, managers), _environment(THRIFT | dict(environment)):
         try:
             execute_notebook(
                 _no_template(notebook),
@@ -137,6 +138,16 @@ def _private_kernel(watch: Watch) -> Iterator[tuple[dict[str, Any], list[AsyncKe
                 _end_group(getattr(manager.provisioner, "pgid", None))
                 _STARTED.remove(manager)
                 watch.peak_memory_mib = peak_memory_mib(manager.provisioner)
+
+
+@contextmanager
+def _thrift(output: Path) -> Iterator[None]:
+    """Whatever ends the run, what its cells printed at length is shortened in the saved notebook."""
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):  # not there, no room beside it, half a notebook: it stays as it is
+            shorten_printed(output)
 
 
 def _end_group(group: int | None) -> None:

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,7 +32,8 @@ CONNECT_SECONDS = 5.0
 LOOK_SECONDS = 60.0  # to import Ray and ask a cluster, on a busy machine
 STARTS = 3  # tries
 STORE_BYTES = 80 << 20  # about the least Ray takes; nothing of a run goes through its object store
-LONGEST_FOLDER = 24  # characters; Ray adds up to 80 for its sockets, whose paths may have 107
+FOLDER = "ray"  # begins the name of a folder among the temporary ones, before the number of its process
+LONGEST_FOLDER = 20  # characters; with ours and what Ray adds a socket's path has 86 more, and may have 107
 GROUP = "ray.io/node-group"  # a label of nodes that KubeRay or Ray's launcher started; they start more when asked
 WHICH = (
     "Give host:port of its head, the port being that of `ray start --head` (6379 where none was said), and let this "
@@ -148,7 +150,7 @@ def connected(ray: ModuleType, address: str, cluster: Cluster) -> Iterator[None]
 def _start(ray: ModuleType, cluster: Cluster, stack: ExitStack) -> None:
     """A cluster of this machine alone. Ray waits half a minute for its processes, which is little on a busy one."""
     ((gpus, cpus),) = cluster.nodes
-    folder = tempfile.mkdtemp(prefix="ray-", dir=_short_folder())
+    folder = _new_folder()
     stack.callback(shutil.rmtree, folder, ignore_errors=True)
     stack.callback(_end_all, folder)
     stack.callback(ray.shutdown, wait_for_processes=True)
@@ -182,9 +184,16 @@ def _end_all(folder: str) -> None:
                 process.kill()
 
 
-def _short_folder() -> str:
+def _new_folder() -> str:
+    """A folder for the files and sockets of this process's cluster; those of batches that were killed are removed."""
+    import psutil
+
     base = tempfile.gettempdir()
-    return base if len(base) <= LONGEST_FOLDER else "/tmp"
+    base = base if len(base) <= LONGEST_FOLDER else "/tmp"
+    for left in Path(base).glob(f"{FOLDER}-[0-9]*-*"):
+        if not psutil.pid_exists(int(left.name.split("-")[1])):
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"{FOLDER}-{os.getpid()}-", dir=base)
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,13 +21,17 @@ from nbutils.interaction.settings import ON_POLICY, Interaction
 
 @dataclass
 class Rewarded:
-    """A round's samples with what the student and its frozen start think of them."""
+    """A round's samples with what the student and its frozen start think of them.
+
+    precision: in which they think. It has to be that of the training, or a policy that has not moved would have moved.
+    """
 
     policy: PolicyModel
     settings: Interaction
     batch_size: int
     rollouts: Sequence[Rollout]
     judged: Judged | None
+    precision: Callable[[], AbstractContextManager] = nullcontext
 
     @cached_property
     def thoughts(self) -> dict[str, Tensor]:
@@ -46,10 +51,11 @@ class Rewarded:
             mask[index, : len(row)] = response_mask(len(rollout.prompt), len(row))
         self.policy.model.eval()
         ids = torch.from_numpy(tokens).to(self.policy.model.device)
-        log_probs, hidden = self.policy.log_probs(ids)
-        told = {"log_probs": log_probs, "start_log_probs": self.policy.start_log_probs(ids)}
-        if self.policy.value_head is not None:
-            told["values"] = self.policy.values_of(hidden)
+        with self.precision():
+            log_probs, hidden = self.policy.log_probs(ids)
+            told = {"log_probs": log_probs, "start_log_probs": self.policy.start_log_probs(ids)}
+            if self.policy.value_head is not None:
+                told["values"] = self.policy.values_of(hidden)
         return {name: tensor.float().cpu() for name, tensor in told.items()} | {"mask": torch.from_numpy(mask)}
 
     def _batches(self) -> Iterator[Sequence[Rollout]]:
@@ -86,9 +92,15 @@ class Rewarded:
 
 
 def reward_examples(rewarded: Rewarded, kl_coefficient: float) -> list[Example]:
-    """An example of each sample that was scored; none where nothing was."""
-    kept = torch.from_numpy(np.asarray(rewarded.judged.ok, bool))
+    """An example of each sample that was scored; none where nothing was.
+
+    With leave-one-out a sample whose prompt has no other scored one teaches nothing: it is left out, too.
+    """
+    kept = torch.from_numpy(np.array(rewarded.judged.ok, bool))
     kept &= rewarded.thoughts["mask"].bool().any(1)
+    if rewarded.settings.method == "rloo":
+        of_prompt = kept.view(-1, rewarded.settings.samples_per_prompt)
+        kept = (of_prompt & (of_prompt.sum(1, keepdim=True) > 1)).flatten()
     if not kept.any():
         return []
     thoughts = rewarded.thoughts

@@ -9,7 +9,8 @@ from __future__ import annotations
 import csv
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,11 @@ from nbutils.interaction.examples import Example, pair_example, text_example
 from nbutils.interaction.judges import Judge, Judged
 from nbutils.interaction.policy import PolicyModel
 from nbutils.interaction.rewards import Rewarded, reward_examples
-from nbutils.interaction.rollouts import Rollout, Sampling, sample, with_end
+from nbutils.interaction.rollouts import Rollout, Sampling, cut_at_end, sample, with_end
 from nbutils.interaction.settings import ON_POLICY, STORY, Interaction
 from nbutils.order import permutation
 from nbutils.sample_measures import distinct, repetition
+from nbutils.tokenization import tokenize
 
 if TYPE_CHECKING:
     from nbutils.batches import Rows
@@ -36,24 +38,31 @@ ROUNDS, SAMPLES = "rounds.csv", "round_samples.jsonl"
 SHOWN = 2  # samples of each round that are kept
 RAW_CHARACTERS = 400
 COLUMNS = (
-    *("round", "step", "examples", "reward", "reward_sd", "scored", "failures", "response_words", "repetition"),
-    *("distinct_2", "kl", "kl_response", "kl_coefficient", "human_words", "student_words", "teacher_words"),
-    *("sampling_seconds", "judging_seconds"),
+    *("round", "step", "examples", "reward", "reward_sd", "scored", "failures", "uncorrected", "response_words"),
+    *("repetition", "distinct_2", "kl", "kl_response", "kl_coefficient", "human_words", "student_words"),
+    *("teacher_words", "sampling_seconds", "judging_seconds"),
 )
 WORDS = ("human_words", "student_words", "teacher_words")
 
 
 @dataclass(frozen=True)
 class Context:
-    """A prompt and, where a person wrote on, what they wrote: token ids (time,)."""
+    """A prompt and, where a person wrote on, what they wrote: token ids (time,), perhaps beyond a document's end."""
 
     prompt: np.ndarray
     completion: np.ndarray | None = None
 
+    def response(self, end: int | None) -> np.ndarray:
+        """What a person responded: the completion up to its first end token, which it may lack (time,)."""
+        return cut_at_end(self.completion, end)
+
 
 @dataclass
 class RoundMaker:
-    """Makes a round's examples with `policy` as it is. `story`: the written prompt's tokens, where there is one."""
+    """Makes a round's examples with `policy` as it is. `story`: the written prompt's tokens, where there is one.
+
+    precision: that of the training, in which the student samples and its log-probabilities are taken.
+    """
 
     settings: Interaction
     policy: PolicyModel
@@ -65,12 +74,14 @@ class RoundMaker:
     seed: int
     batch_size: int
     story: np.ndarray | None = None
+    precision: Callable[[], AbstractContextManager] = nullcontext
     row: dict[str, Any] = field(default_factory=dict)  # of rounds.csv, of the round at work
 
     def make(self, number: int, step: int) -> list[Example]:
         """The examples of round `number`, counted from 0, after `step` optimiser steps."""
         rows = read_rounds(self.run_folder)[:number]
-        self.row = dict.fromkeys(COLUMNS, float("nan")) | {"round": number + 1, "step": step, "failures": 0}
+        self.row = dict.fromkeys(COLUMNS, float("nan")) | {"round": number + 1, "step": step}
+        self.row |= dict.fromkeys(("failures", "uncorrected"), 0)
         self.row |= {name: int(rows[-1][name]) if rows else 0 for name in WORDS}
         contexts = self._contexts(number)
         if self.settings.method == "text":
@@ -105,7 +116,8 @@ class RoundMaker:
         start = time.perf_counter()
         sampling = Sampling(settings.response_tokens, settings.temperature, settings.top_p, self.batch_size)
         prompts = [each.prompt for each in contexts for _ in range(settings.samples_per_prompt)]
-        rollouts = sample(self.policy.model, self.tokenizer, prompts, sampling, _seed_of(self.seed, number))
+        with self.precision():
+            rollouts = sample(self.policy.model, self.tokenizer, prompts, sampling, _seed_of(self.seed, number))
         self.row["sampling_seconds"] = time.perf_counter() - start
         self._spend("human", [self._text(each.prompt) for each in contexts] if settings.prompts != STORY else [])
         self._spend("student", [each.text for each in rollouts])
@@ -117,7 +129,7 @@ class RoundMaker:
         corrections: list[np.ndarray | None] = [None] * len(rollouts)
         if settings.needs_teacher:
             corrections = self._corrections(contexts, rollouts, number)
-        rewarded = Rewarded(self.policy, settings, self.batch_size, rollouts, judged)
+        rewarded = Rewarded(self.policy, settings, self.batch_size, rollouts, judged, self.precision)
         self.row |= rewarded.divergence(rows)
         self._keep_samples(number, rollouts, corrections, judged)
         if settings.method in ON_POLICY:
@@ -145,19 +157,19 @@ class RoundMaker:
         self, contexts: Sequence[Context], rollouts: Sequence[Rollout], number: int
     ) -> list[np.ndarray | None]:
         """The teacher's texts as tokens, none longer than the student's; None where it failed."""
-        references = [self._text(each.completion) for each in contexts]
+        references = [self._text(each.response(self.tokenizer.eos_token_id)) for each in contexts]
         prompts, completions = [each.prompt_text for each in rollouts], [each.text for each in rollouts]
-        made = self.corrector.correct(prompts, completions, references, number)
+        made = self.corrector.correct(prompts, completions, references, number, self.settings.response_tokens)
         self.row["teacher_words"] += made.words
         if self.corrector.name == HUMAN and self.settings.method != "three_way":  # which counts them with its pairs
             self._spend("human", references)
-        self.row["failures"] += int((~np.asarray(made.ok, bool)).sum())
-        return [
-            np.array(self.tokenizer.encode(text, add_special_tokens=False)[: len(rollout.response)], np.int64)
-            if ok and text.strip()
-            else None
-            for text, ok, rollout in zip(made.texts, made.ok, rollouts, strict=True)
+        tokens = tokenize(made.texts, self.tokenizer)  # an end token spelled out in a teacher's text ends nothing
+        corrections = [
+            each[: len(rollout.response)].astype(np.int64) if ok and text.strip() else None
+            for each, text, ok, rollout in zip(tokens, made.texts, made.ok, rollouts, strict=True)
         ]
+        self.row["uncorrected"] = sum(each is None for each in corrections)
+        return corrections
 
     def _corrected(
         self, contexts: Sequence[Context], rollouts: Sequence[Rollout], corrections: Sequence[np.ndarray | None]
@@ -174,8 +186,9 @@ class RoundMaker:
                 continue
             pairs = [(better, worse)]
             if self.settings.method == "three_way":
-                human = with_end(context.completion, end)
-                self._spend("human", [self._text(context.completion)])
+                response = context.response(end)
+                human = with_end(response, end)
+                self._spend("human", [self._text(response)])
                 pairs = [(human, better), (better, worse), (human, worse)]
             examples += [pair_example(context.prompt, *pair) for pair in pairs if not np.array_equal(*pair)]
         return examples

@@ -16,11 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import set_seed
+from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging as logging_of_transformers
 
 from nbutils.interaction.correction import make_corrector
 from nbutils.interaction.examples import ROUND_FILE, RoundOrder, RoundRows
 from nbutils.interaction.judges import Judge, JudgeLimits, make_judge
+from nbutils.interaction.limits import Budget
 from nbutils.interaction.policy import CROSS_ENTROPY, LOSSES, MEANS, PolicyModel
 from nbutils.interaction.rollouts import story_prompt
 from nbutils.interaction.rounds import ROUNDS, SAMPLES, WORDS, RoundMaker, read_rounds
@@ -119,9 +121,13 @@ class InteractionTrainer(ObjectiveTrainer):
         super().__init__(config, policy, rows, plain_rows(data)["validation"], **known)
         self.train_dataset = self.rows = rows
         rows.wait = self.accelerator.wait_for_everyone
+        self._budgets: dict[str, Budget] = {}  # of who is asked, by this process alone
         if self.is_world_process_zero():
             maker = round_maker(config, policy, data)
+            maker.precision = self.compute_loss_context_manager
             rows.make = lambda number: maker.make(number, self.state.global_step)
+            asked = {"judge": maker.judge, "corrector": maker.corrector}
+            self._budgets = {role: each.budget for role, each in asked.items() if each is not None}
         policy.start.to(self.args.device)
         self.remembering.append(self)
 
@@ -130,13 +136,23 @@ class InteractionTrainer(ObjectiveTrainer):
         """The model and, of PPO, the value head."""
         return self.objective_model
 
-    def remembered(self) -> dict[str, int]:
-        """Which round was left early."""
-        return {"stopped_round": self._stopped_round}
+    def train(self, resume_from_checkpoint: str | None = None, **settings: Any) -> TrainOutput:
+        """The parent's. Rounds that an earlier process left without a checkpoint are made anew, by other settings."""
+        if not resume_from_checkpoint and self.is_world_process_zero():
+            for name in (ROUNDS, SAMPLES, ROUND_FILE):
+                (self.run_folder / name).unlink(missing_ok=True)
+        return super().train(resume_from_checkpoint, **settings)
 
-    def resume(self, remembered: Mapping[str, int]) -> None:
+    def remembered(self) -> dict[str, Any]:
+        """Which round was left early, and what judge and teacher have spent of their budgets: words, seconds."""
+        spent = {role: (budget.words, budget.seconds) for role, budget in self._budgets.items()}
+        return {"stopped_round": self._stopped_round, "spent": spent}
+
+    def resume(self, remembered: Mapping[str, Any]) -> None:
         """Go on with the same."""
         self._stopped_round = remembered["stopped_round"]
+        for role, budget in self._budgets.items():
+            budget.words, budget.seconds = remembered["spent"][role]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> RoundOrder:
         ranks = self.args.world_size

@@ -61,6 +61,7 @@ NOT_IN_KEY = frozenset(
             "composite",
             "measures",
             "smoothing_results",
+            "interaction_results",
             "plaintext",
         ),  # show
         "harness/comparison",

@@ -113,6 +113,35 @@ MEASURES = {
     "samples_repetition": Measure("repetition in samples", "%", "lower", digits=1, scale=100.0),
     "samples_similarity": Measure("similarity of samples to the truth", "", "higher", digits=3),
     "samples_similarity_shuffled": Measure("similarity to another truth", "", "", digits=3),
+    "judge_score": Measure("judge's score", "0 to 1", "higher", digits=3),
+    "second_judge_score": Measure("held-out judge's score", "0 to 1", "higher", digits=3),
+    "judge_failures": Measure("responses the judge gave no score", "", "lower", digits=1),
+    "second_judge_failures": Measure("responses the held-out judge gave no score", "", "lower", digits=1),
+    "judge_failure_rate": Measure("failures of judge or teacher", "%", "lower", digits=2, scale=100.0),
+    "judge_length_correlation": Measure("rank correlation of score and length", "", "", digits=2),
+    "judges_agreement": Measure("rank correlation of the judges", "", "", digits=2),
+    "judges_agreement_samples": Measure("responses that both judges scored", "", "", digits=0),
+    "reward": Measure("reward, the judge's score of a round's samples", "0 to 1", "higher", digits=3),
+    "reward_sd": Measure("standard deviation of the reward", "", "", digits=3),
+    "distinct_1": Measure("distinct words", "%", "", digits=1, scale=100.0),
+    "distinct_2": Measure("distinct word pairs", "%", "higher", digits=1, scale=100.0),
+    "repetition": Measure("repetition", "%", "lower", digits=1, scale=100.0),
+    "response_words": Measure("words of a response", "", "", digits=1),
+    "kl": Measure("KL from the start", "nats per token", "", digits=3),
+    "kl_response": Measure("KL from the start", "nats per response", "", digits=2),
+    "kl_to_start": Measure("KL from the start", "nats per token", "", digits=3),
+    "kl_coefficient": Measure("price of a nat of KL", "", "", digits=3),
+    "clip_fraction": Measure("tokens that the clip left out", "%", "", digits=2, scale=100.0),
+    "approximate_kl": Measure("KL from the policy that sampled", "nats per token", "", digits=4),
+    "simpo_loss": Measure("preference loss (SimPO)", "nats per pair", "lower"),
+    "policy_loss": Measure("policy loss", "", ""),
+    "value_loss": Measure("loss of the expected reward", "", "lower"),
+    "human_words": Measure("words of people", "", "", digits=0),
+    "student_words": Measure("words of the student", "", "", digits=0),
+    "teacher_words": Measure("words of the judge or teacher", "", "", digits=0),
+    "all_words": Measure("words of people, student and teacher", "", "", digits=0),
+    "blimp_acc": Measure("BLiMP, mean of paradigms: accuracy", "%", "higher", digits=2, scale=100.0),
+    "pairs_acc": Measure("minimal pairs of our own, mean of paradigms: accuracy", "%", "higher", digits=2, scale=100.0),
     "seconds_per_step": Measure("time of a step", "s", "lower", digits=3),
     "train_seconds": Measure("training time", "s", "lower", digits=1),
     "tokens_per_second": Measure("speed", "tokens/s", "higher", digits=0),
@@ -149,6 +178,9 @@ TASK_MEASURES = {
     "_acc": Measure("{}: accuracy", "%", "higher", digits=2, scale=100.0),
     "_gold_bits_per_byte": Measure("{}: bits per byte of the gold answer", "", "lower"),
 }
+# Minimal pairs, by how a paradigm's name begins; and what a judge says of one aspect.
+PAIRS = {"blimp_": "BLiMP, {}: accuracy", "pairs_": "minimal pairs, {}: accuracy"}
+ASPECTS = {"judge_": "judge's score of {}", "second_judge_": "held-out judge's score of {}"}
 # In the names of what a clock or a meter of memory read: the same run gives another number each time.
 OF_THE_MACHINE = ("seconds", "per_second", "memory", "mib", "times_faster", "time_ratio", "time_bar", "bars_missed")
 TASKS = {
@@ -170,7 +202,7 @@ def measure(name: str) -> Measure:
     """
     if name in MEASURES:
         return MEASURES[name]
-    if found := _of_task(name):
+    if found := _of_task(name) or _of_paradigm(name) or _of_aspect(name):
         return found
     for prefix, label in PREFIXES.items():
         if name.startswith(prefix):
@@ -186,6 +218,27 @@ def _of_task(name: str) -> Measure | None:
         task = plain.removesuffix(ending)
         if plain.endswith(ending) and task in TASKS:
             return replace(found, label=found.label.format(TASKS[task]))
+    return None
+
+
+def _of_paradigm(name: str) -> Measure | None:
+    """The measure of a paradigm of minimal pairs; None where `name` is none's."""
+    plain = name.removeprefix("eval_").removeprefix("test_")
+    for beginning, label in PAIRS.items():
+        if plain == f"{beginning}acc":
+            return MEASURES[plain]
+        if plain.startswith(beginning) and plain.endswith("_acc"):
+            paradigm = plain.removeprefix(beginning).removesuffix("_acc")
+            return replace(MEASURES[f"{beginning}acc"], label=label.format(paradigm.replace("_", " ")))
+    return None
+
+
+def _of_aspect(name: str) -> Measure | None:
+    """The measure of an aspect that a judge scores, 1 the best; None where `name` is none's."""
+    for beginning, label in ASPECTS.items():
+        if name.startswith(beginning):
+            aspect = name.removeprefix(beginning).replace("_", " ")
+            return Measure(label.format(aspect), "0 to 1", "higher", digits=3)
     return None
 
 

@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 RESULTS = ("metrics.csv", "result.json", "per_document.parquet", "samples.jsonl", "audit.csv", "calibration.csv")
 RESULTS += ("answers.parquet", "answers.json", "harness.parquet", "minimal_pairs.parquet", "targets.json")
+RESULTS += ("rounds.csv", "round_samples.jsonl", "round.npz", "judged.jsonl")
 
 
 @dataclass(frozen=True)
@@ -227,6 +228,18 @@ class Run:
     def samples(self) -> list[dict[str, Any]]:
         """samples.jsonl, one dictionary a sample; empty where there is none."""
         return [json.loads(line) for line in self._whole_lines("samples.jsonl")]
+
+    def rounds(self) -> pd.DataFrame:
+        """rounds.csv, one row a round of samples that it learned from; empty where there is none."""
+        return self._csv("rounds.csv")
+
+    def round_samples(self) -> list[dict[str, Any]]:
+        """round_samples.jsonl, a few samples of each round, what was said of them; empty where there is none."""
+        return [json.loads(line) for line in self._whole_lines("round_samples.jsonl")]
+
+    def judged(self) -> list[dict[str, Any]]:
+        """judged.jsonl, the finished student's responses with the score of each judge; empty where there is none."""
+        return [json.loads(line) for line in self._whole_lines("judged.jsonl")]
 
     def per_document(self) -> pd.DataFrame:
         """per_document.parquet; empty where there is none."""

@@ -1,0 +1,246 @@
+"""What the runs of interactions say: arms of several stages beside each other, the words each spent, who judged them.
+
+Stages of one plan belong together where a contrast takes its control from another one, or where they begin with the
+same model on the same data. Arms are compared by words; their scores only where they were asked the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from nbutils.arms import named
+from nbutils.interaction.judges import RULE, RULE_PLAIN
+from nbutils.interaction.settings import JUDGED, NO_JUDGE
+from nbutils.measures import measure
+from nbutils.statistics import mean_interval
+from nbutils.studies import Arm, Evidence, Judged, Study
+
+if TYPE_CHECKING:
+    from nbutils.runs import Run
+
+TEXT = "text"
+METHOD_WORDS = {
+    TEXT: "text alone",
+    "sft": "imitation (SFT)",
+    "simpo": "SimPO on corrections",
+    "simpo_judge": "SimPO by the judge",
+    "three_way": "three-way SimPO",
+    "ppo": "PPO",
+    "rloo": "RLOO",
+}
+WORDS = ("human_words", "student_words", "teacher_words")
+ABOUT = 1.05  # word counts no further apart than by this factor count as equal
+MOST_ROUNDS = 1e9  # a larger number is none of a round
+# Parameters by which the responses that are scored differ, whatever was learned.
+ASKED = ("prompts", "prompt_tokens", "response_tokens", "temperature", "top_p", "judged_samples")
+JUDGES = ("judge", "second_judge")
+BEGINNING = ("start_model", "model_name", "data_folder")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A contrast with its sides, None where that side has no arm."""
+
+    judged: Judged
+    treatment: Arm | None
+    control: Arm | None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Stages that belong together as one study: its arms by short names, text alone first, and their contrasts."""
+
+    study: Study
+    contrasts: tuple[Compared, ...] = ()
+
+
+def interacts(study: Study) -> bool:
+    """Whether a study's own runs are of an interaction."""
+    return any(map(is_interaction, study.own_arms))
+
+
+def is_interaction(arm: Arm) -> bool:
+    """Whether an arm's runs learned in rounds of samples."""
+    return bool(arm.runs) and "prompts_per_round" in arm.runs[0].params
+
+
+def method_of(arm: Arm) -> str:
+    """The method of an arm of an interaction; of one without runs what the plan says, empty of others."""
+    params = arm.runs[0].params if arm.runs else arm.values
+    return str(params.get("method", "")) if is_interaction(arm) or not arm.runs else ""
+
+
+def learns_from_scores(arm: Arm) -> bool:
+    """Whether the first judge's scores are what an arm learned from."""
+    return method_of(arm) in JUDGED
+
+
+# ---- stages that belong together -------------------------------------------------------------------------------------
+
+
+def groups(evidence: Evidence) -> list[Group]:
+    """The interactions of every plan, stages that belong together as one."""
+    return [_joined(studies) for plan in evidence.plans for studies in _together(plan.studies)]
+
+
+def _together(studies: Iterable[Study]) -> list[list[Study]]:
+    """Studies of a plan in which an interaction takes part, as connected sets."""
+    found: list[list[Study]] = []
+    for study in studies:
+        if not any(map(is_interaction, study.arms)):
+            continue
+        ties = _ties(study)
+        near = [each for each in found if any(ties & _ties(other) for other in each)]
+        found = [each for each in found if each not in near] + [[*(other for each in near for other in each), study]]
+    return [each for each in found if any(map(interacts, each))]
+
+
+def _ties(study: Study) -> set[str]:
+    """What ties a study to others: its stage, the stages of its controls, and what its runs begin with."""
+    stages = {study.stage, *(arm.borrowed_from for arm in study.arms if arm.borrowed_from)}
+    params = [run.params for arm in study.own_arms if is_interaction(arm) for run in arm.runs]
+    return {f"stage {each}" for each in stages} | {str([each.get(name) for name in BEGINNING]) for each in params}
+
+
+def _joined(studies: Sequence[Study]) -> Group:
+    arms: dict[tuple[str, str], Arm] = {}
+    compared = []
+    for study in studies:
+        asked = [(judged, *study.sides(judged.contrast)) for judged in study.judged]
+        asked = [each for each in asked if interacts(study) or any(side and is_interaction(side) for side in each[1:])]
+        sides = [side for each in asked for side in each[1:] if side is not None]
+        own = study.own_arms if interacts(study) else []
+        for arm in (*own, *sides):
+            key = _key(study, arm)
+            if key not in arms or arm in own:  # a borrowed one is the same under another label
+                arms[key] = replace(arm, borrowed_from="" if interacts(study) and arm in own else key[0])
+        compared += [(judged, *(side and _key(study, side) for side in both)) for judged, *both in asked]
+    named_arms = dict(zip(arms, _named(list(arms.items()), len(studies) > 1), strict=True))
+    ordered = sorted(named_arms.values(), key=lambda arm: (method_of(arm) != TEXT, not is_interaction(arm)))
+    control = ordered[0] if method_of(ordered[0]) == TEXT else None
+    study = Study(studies[0].plan, ", ".join(each.stage for each in studies), (), tuple(ordered), control)
+    told = [Compared(judged, named_arms.get(first), named_arms.get(second)) for judged, first, second in compared]
+    return Group(study, tuple(told))
+
+
+def _key(study: Study, arm: Arm) -> tuple[str, str]:
+    return arm.borrowed_from or study.stage, str(sorted(arm.values.items(), key=str))
+
+
+def _named(arms: Sequence[tuple[tuple[str, str], Arm]], several: bool) -> list[Arm]:
+    """The arms by their methods where no two have the same; else by their own labels, with the stage if need be."""
+    methods = [METHOD_WORDS.get(method_of(arm), "") for _, arm in arms]
+    told = []
+    for method, ((stage, _), arm) in zip(methods, arms, strict=True):
+        where = f" (stage {named(stage)})" if several and stage not in arm.label else ""
+        told.append(replace(arm, label=method if method and methods.count(method) == 1 else arm.label + where))
+    return told
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def scored_otherwise(arm: Arm, other: Arm, judge: str = "judge") -> list[str]:
+    """The parameters in which two arms' scores by a judge, "judge" or "second_judge", differ; none: comparable."""
+    ours, theirs = (each.runs[0].params if each.runs else {} for each in (arm, other))
+    names = [judge, *ASKED]
+    if ours.get(judge) not in (RULE, RULE_PLAIN):  # which read no rubric
+        names.insert(1, "rubric")
+    return [name for name in names if ours.get(name) != theirs.get(name)]
+
+
+def text_beside(study: Study, arm: Arm) -> Arm | None:
+    """The arm of text alone whose scores by both judges can be set beside those of `arm`."""
+    texts = [each for each in study.arms if method_of(each) == TEXT]
+    return next((each for each in texts if not any(scored_otherwise(arm, each, judge) for judge in JUDGES)), None)
+
+
+def holds_out(arm: Arm) -> bool:
+    """Whether its second judge is another than the first."""
+    params = arm.runs[0].params if arm.runs else {}
+    return params.get("second_judge", NO_JUDGE) not in (NO_JUDGE, params.get("judge"))
+
+
+def differences(arm: Arm, control: Arm, metric: str) -> list[float]:
+    """`arm` minus `control` in `metric`, for every seed that both have."""
+    theirs = control.by_seed(metric)
+    return [value - theirs[seed] for seed, value in arm.by_seed(metric).items() if seed in theirs]
+
+
+# ---- rounds and words ------------------------------------------------------------------------------------------------
+
+
+def rounds_of(run: Run) -> pd.DataFrame:
+    """rounds.csv as numbers, by round, with `all_words`; what is none is NaN. Empty where there is none."""
+    frame = run.rounds()
+    if "round" not in frame.columns:
+        return pd.DataFrame()
+    frame = frame.apply(pd.to_numeric, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    frame = frame.dropna(subset="round").drop_duplicates("round")
+    parts = [frame[name] if name in frame.columns else np.nan for name in WORDS]
+    return frame.assign(all_words=sum(parts)).set_index("round").sort_index()
+
+
+def by_round(arm: Arm, column: str) -> pd.DataFrame:
+    """`column` by round: columns words and mean over an arm's seeds, low and high of the 95 % interval."""
+    frames = [frame for run in arm.runs if column in (frame := rounds_of(run)).columns]
+    if not frames:
+        return pd.DataFrame(columns=["words", "mean", "low", "high"])
+    rounds = pd.concat([frame[["all_words", column]].dropna(subset=column) for frame in frames]).groupby(level=0)
+    rows = {
+        number: (own["all_words"].mean(), own[column].mean(), *mean_interval(own[column])) for number, own in rounds
+    }
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["words", "mean", "low", "high"])
+
+
+def words_of(arm: Arm) -> dict[str, float]:
+    """human_words, student_words, teacher_words and their sum, all_words, mean over seeds; empty without a ledger."""
+    told = {name: arm.results(name) for name in WORDS}
+    if not all(told.values()):
+        return {}
+    means = {name: float(np.mean(values)) for name, values in told.items()}
+    return means | {"all_words": sum(means.values())}
+
+
+def times(more: float, less: float) -> float:
+    """How many times as many words, at least 1; infinity where one side has none and the other has."""
+    low, high = sorted((more, less))
+    return 1.0 if high == low else high / low if low > 0 else float("inf")
+
+
+def unequal_words(treatment: Arm | None, control: Arm | None) -> str:
+    """That two arms were compared at unequal words, or that it cannot be told; empty where they were equal."""
+    sides = [arm for arm in (treatment, control) if arm is not None and arm.runs]
+    if len(sides) < 2 or not any(map(is_interaction, sides)):
+        return ""
+    if uncounted := [named(arm.label) for arm in sides if not words_of(arm)]:
+        return f"No words were counted of {' and '.join(uncounted)}: whether they were equal cannot be told."
+    less, more = sorted(((words_of(arm)["all_words"], named(arm.label)) for arm in sides), key=lambda side: side[0])
+    if (factor := times(more[0], less[0])) <= ABOUT:
+        return ""
+    number = measure("all_words").number
+    told = f", {factor:.2f} times as many" if np.isfinite(factor) else ""
+    return f"The words were unequal: {more[1]} used {number(more[0])}{told}, {less[1]} {number(less[0])}."
+
+
+def words_beside(judged: Judged, study: Study) -> list[str]:
+    """A sentence on the words of both sides of a contrast, where they are not equal."""
+    told = unequal_words(*study.sides(judged.contrast))
+    return [told] if told else []
+
+
+def sampled_rounds(samples: Iterable[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Samples of the first, the middle and the last round that has any, each round once."""
+    by_number: dict[float, list[Mapping[str, Any]]] = {}
+    for each in samples:
+        number = each.get("round") if isinstance(each, Mapping) else None
+        if isinstance(number, int | float) and 0 <= number < MOST_ROUNDS:
+            by_number.setdefault(number, []).append(each)
+    numbers = sorted(by_number)
+    chosen = dict.fromkeys((numbers[0], numbers[(len(numbers) - 1) // 2], numbers[-1])) if numbers else {}
+    return [by_number[number] for number in chosen]

@@ -28,7 +28,7 @@ WORDS = ("kl_positions", "kd_reduction")
 SMOOTHING = ("smoothing", "tau", "eps", "smoothed_over")
 TASKS = ("tasks", "tasks_folder", "few_shot", "task_items")
 PAIRS = ("blimp_folder", "blimp_items")
-INTERACTION = ("method", "judge", "second_judge", "rubric", "correcting_teacher")
+INTERACTION = ("method", "rubric", "prompts_per_round")  # its judges and its teacher may be runs still to be made
 START = "start_model"  # what a run of 06_interaction begins with
 CACHE = ("teacher_cache", "divergence", "cache_top_k")
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from nbutils.errors import ParameterError, did_you_mean
 from nbutils.interaction.prompts import read_story
+from nbutils.shapes import CONFIGURATIONS
 
 CORRECTED = ("sft", "simpo", "three_way")  # methods whose completions a teacher corrects
 JUDGED = ("simpo_judge", "ppo", "rloo")  # methods that learn from scores
@@ -27,7 +28,8 @@ METHODS = ("text", "sft", "simpo", "simpo_judge", "three_way", "ppo", "rloo")
 NO_JUDGE = "none"
 STORY, CONTEXTS = "story", "contexts"
 AT_LEAST_ONE = ("rounds", "prompts_per_round", "samples_per_prompt", "prompt_tokens", "response_tokens", "passes")
-WEIGHTS = ("sft_weight", "gamma", "score_margin", "kl_coefficient", "value_weight", "length_weight")
+WEIGHTS = ("sft_weight", "gamma", "score_margin", "kl_coefficient", "value_weight", "length_weight", "kl_stop")
+END_TOKENS = 2  # about a sequence: one before the prompt, one after a response that has none
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,8 @@ class Interaction:
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ParameterError(f"{name} is {getattr(self, name)}; give a whole number, at least 1.")
+        if self.sft_passes < 0:
+            raise ParameterError(f"sft_passes is {self.sft_passes}; give a whole number, at least 0.")
         for name in WEIGHTS:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ParameterError(f"{name} is {getattr(self, name)}; give a number of at least 0.")
@@ -133,27 +137,59 @@ class Interaction:
                 f"method {self.method} needs human text after its prompts, and the story prompt has none. Set prompts "
                 "to contexts."
             )
+        for name in ("temperature", "top_p"):
+            if self.method in ON_POLICY and getattr(self, name) != 1:
+                raise ParameterError(
+                    f"method {self.method} weighs each token by the probability it was sampled with, and with {name} "
+                    f"{getattr(self, name)} that is not the model's. Set {name} to 1."
+                )
+
+    def check_lengths(self, block_size: int, positions: int | None = None, story_tokens: int = 0) -> None:
+        """Raise ParameterError where prompts and responses are longer than blocks or what a model has positions for.
+
+        positions: None where the model has no limit; story_tokens: of the written prompt, its end token included.
+        """
+        asked = f"prompt_tokens {self.prompt_tokens} and response_tokens {self.response_tokens}"
+        prompt = self.prompt_tokens
+        if self.prompts == STORY:
+            asked = f"The story prompt's {story_tokens} tokens and response_tokens {self.response_tokens}"
+            prompt = story_tokens - 1
+        elif block_size < self.prompt_tokens + self.response_tokens:
+            raise ParameterError(
+                f"{asked} are together longer than the blocks of {block_size} tokens they are taken from. Lower one, "
+                "or prepare longer blocks."
+            )
+        if positions is not None and positions < prompt + self.response_tokens + END_TOKENS:
+            raise ParameterError(
+                f"{asked}, with an end token before and after, are longer than the {positions} positions of the model. "
+                "Lower one, or take a model with more positions (one from scratch has as many as blocks have tokens)."
+            )
 
 
 def check_interaction(params: Mapping[str, Any], block_size: int = 0) -> None:
     """Check the parameters of a variant of 06_interaction; block_size: of its data, 0 where not known yet.
 
-    Raises ParameterError.
+    Judges and teachers that are missing are runs still to be made. Raises ParameterError.
     """
-    from nbutils.interaction.correction import check_corrector
+    from nbutils.interaction.correction import HUMAN, check_corrector
     from nbutils.interaction.judges import check_judge
 
     asked = Interaction.of(params)
     asked.check()
-    if asked.prompts == CONTEXTS and 0 < block_size < asked.prompt_tokens + asked.response_tokens:
-        raise ParameterError(
-            f"prompt_tokens {asked.prompt_tokens} and response_tokens {asked.response_tokens} together are longer than the "
-            f"blocks of {block_size} tokens they are taken from. Lower one, or prepare longer blocks."
-        )
-    if asked.needs_judge and params["judge"] == NO_JUDGE:
+    if block_size and asked.prompts == CONTEXTS:
+        from_scratch = params.get("start_model") == "" and params.get("model_name") in CONFIGURATIONS
+        asked.check_lengths(block_size, block_size if from_scratch else None)
+    judges = {name: params[name] for name in ("judge", "second_judge") if name in params}
+    teacher = params.get("correcting_teacher")
+    if asked.needs_judge and judges.get("judge") == NO_JUDGE:
         raise ParameterError(f"method {asked.method} learns from scores, and judge is 'none'. Name one, as rule.")
-    for name in ("judge", "second_judge"):
-        if params[name] != NO_JUDGE:
-            check_judge(params[name], params["rubric"])
-    if asked.needs_teacher:
-        check_corrector(params["correcting_teacher"])
+    for judge in judges.values():
+        if judge != NO_JUDGE:
+            check_judge(judge, params["rubric"])
+    if asked.method == "three_way" and teacher == HUMAN:
+        raise ParameterError(
+            "method three_way prefers human text to corrections, and correcting_teacher is human. Name a model or a "
+            "server as correcting_teacher, or set method to simpo."
+        )
+    if asked.needs_teacher and teacher is not None:
+        check_corrector(teacher)

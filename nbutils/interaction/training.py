@@ -65,6 +65,7 @@ def train_interactively(config: InteractionConfig) -> dict[str, float]:
     make_deterministic(config.deterministic)
     set_seed(config.seed)
     policy = PolicyModel(starting_model(config, data), config.interaction)
+    check_lengths(config.interaction, policy, data)
     trainer = InteractionTrainer(config, policy, data)
     with noted() as trainer.checkpointing.stop:
         trainer.train(resume_from_checkpoint=trainer.checkpointing.find())
@@ -93,6 +94,13 @@ def starting_model(config: InteractionConfig, data: PreparedData) -> Any:
     name, from_scratch = config.start_model or config.model_name, not config.start_model
     folder = saved_model(resolve(name), "last") if config.start_model else None
     return load_model(str(folder or name), data.tokenizer, data.card["block_size"], from_scratch, dropout)
+
+
+def check_lengths(settings: Interaction, policy: PolicyModel, data: PreparedData) -> None:
+    """Raise ParameterError where sequences would be longer than the blocks or the model's positions."""
+    story = len(story_prompt(data.tokenizer)) if settings.prompts == STORY else 0
+    positions = getattr(policy.model.config, "max_position_embeddings", None)
+    settings.check_lengths(data.card["block_size"], positions, story)
 
 
 def judge_of(config: InteractionConfig) -> Judge | None:

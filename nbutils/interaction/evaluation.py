@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from nbutils.errors import ModelError
 from nbutils.interaction.judges import Judge, Judged, make_judge
 from nbutils.interaction.judges.quality import agreement, length_correlation
 from nbutils.interaction.policy import PolicyModel
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from nbutils.preparation import PreparedData
 
+logger = logging.getLogger(__name__)
 SEED = 20_000  # of the held-out samples: the same prompts and draws for every arm
 
 
@@ -38,11 +41,16 @@ def judge_student(
 
     test_judge_score and test_second_judge_score with their aspects, in [0, 1]; how often judges failed; the correlation
     of score and length; the judges' agreement (Spearman); variety, repetition and length; kl_to_start in nats a token.
-    A judge that failed on a response has no part in its means. Empty where `number` is 0.
+    A judge that failed on a response has no part in its means. Empty where `number` is 0, and of a student that
+    diverged, which says nothing: the log tells of it.
     """
     if not number:
         return {}, []
-    rollouts = held_out_samples(config, model, data, number, split)
+    try:
+        rollouts = held_out_samples(config, model, data, number, split)
+    except ModelError as error:
+        logger.warning("The student is not judged. %s", error)
+        return {}, []
     texts = [each.text for each in rollouts]
     numbers = {
         f"{split}_distinct_1": distinct(texts, 1),

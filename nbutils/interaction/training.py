@@ -179,12 +179,19 @@ class InteractionTrainer(ObjectiveTrainer):
 
     def training_step(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The Trainer's; where there is nothing to learn from no gradient is made, so that the optimiser passes by."""
+        self.optimizer.scaler = None if self._idle else self.accelerator.scaler  # float16's insists on gradients
         if self._idle:
             return torch.zeros((), device=self.args.device)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.settings.kl_stop and self.accelerator.sync_gradients:
             self._stop_when_far()
         return loss
+
+    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
+        return torch.zeros((), device=self.args.device) if self._idle else super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        return 0.0 if self._idle else super()._get_grad_norm(model, grad_norm)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """As the parent's; the KL from the policy that sampled is noted."""

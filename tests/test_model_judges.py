@@ -72,8 +72,11 @@ def test_batches_change_no_score_and_the_cache_gives_the_same_bits(model_folder,
     assert ((together.scores > 0) & (together.scores < 1)).all()
     with sqlite3.connect(folders[1] / FILE) as connection:
         connection.execute("DELETE FROM replies WHERE key = ?", [four.key(_text(texts, 3))])
-    again = make_judge(str(model_folder), "story", folders[1], JudgeLimits(batch_size=4))
+    again, batches = make_judge(str(model_folder), "story", folders[1], JudgeLimits(batch_size=4)), []
+    graded = again._graded
+    again._graded = lambda batch: batches.append(len(batch)) or graded(batch)
     assert np.array_equal(again.score(*texts).scores, together.scores)
+    assert batches == [4]  # the batch of the one that is missing, whole: its last bits depend on it
     assert again.score(*texts).raw == together.raw
     assert "model" not in vars(make_judge(str(model_folder), "story", folders[1], JudgeLimits()).model)
 

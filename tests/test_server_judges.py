@@ -293,13 +293,15 @@ def test_a_server_that_is_not_there_ends_the_run_and_one_that_goes_away_does_not
 
 def test_the_key_is_in_no_log_no_reply_no_cache(judge_of, caplog, tmp_path):
     echoes = [Response(status=500, body=KEY.encode()), Response(f"key {KEY}"), Response(body=b"{" + KEY.encode())]
+    escaped = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
+    echoes.append(Response(body=f'{{"choices": [{{"message": {{"content": "{escaped}"}}}}]}}'.encode()))
     with caplog.at_level(logging.DEBUG), chat_server(told(*echoes)) as server:
         judge = judge_of(server.url, JudgeLimits(batch_size=1, retries=1))
-        found = judge.score(["a"] * 4, list("abcd"))
+        found = judge.score(["a"] * 5, list("abcde"))
         with pytest.raises(ModelError) as caught:
             server.answer = told(Response(status=403, body=b"x" * 190 + KEY.encode()))
             judge.score(["a"], ["z"])
-    assert any("[key]" in raw for raw in found.raw)
+    assert sum("[key]" in raw for raw in found.raw) >= 3
     kept = b"".join(path.read_bytes() for path in (tmp_path / "cache").iterdir())
     for shown in (caplog.text, str(found), repr(judge), repr(vars(judge)), str(caught.value), kept.decode("latin-1")):
         assert KEY not in shown

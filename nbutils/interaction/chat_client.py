@@ -34,6 +34,7 @@ URL, KEY, MODEL = "WORKBOOK_JUDGE_URL", "WORKBOOK_JUDGE_KEY", "WORKBOOK_JUDGE_MO
 AT_ONCE = 8  # requests, at most
 MOST_BYTES = 1 << 20  # of a reply: a judge's with all its log-probabilities has a tenth of it
 FIRST_WAIT, LONGEST_WAIT = 0.5, 120.0  # seconds before a request is sent again; it doubles each time
+SHORTEST_SECRET = 8  # characters of a key; shorter ones are stand-ins, as "EMPTY", and may be words of a reply
 FAILURES_IN_A_ROW = 32  # then the rest of a call is not asked: the server is out of order
 WORTH_ANOTHER_TRY = {408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529}
 OPTIONS = {  # what a server may refuse by name, and what goes with it
@@ -192,7 +193,7 @@ class ChatClient:
         if content is None:
             return Answer(failure=f"a reply of more than {MOST_BYTES} bytes, which was not read", status=status), None
         try:
-            return Answer(json.loads(content), status=status), None
+            return Answer(self._read(content), status=status), None
         except (ValueError, RecursionError):
             return Answer(failure=f"no JSON: {self._shown(content)}", status=status), None
 
@@ -231,11 +232,15 @@ class ChatClient:
             body["messages"] = [turn for turn in body["messages"] if turn["role"] != "assistant"]
         return body
 
+    def _read(self, content: str) -> Any:
+        """The JSON of a reply, without the key, be it spelled by escapes."""
+        return json.loads(self._without_key(json.dumps(json.loads(content), ensure_ascii=False)))
+
     def _shown(self, text: str) -> str:
         return shortened(visible(self._without_key(text[:2000])), 200)
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self.settings.key, "[key]") if self.settings.key else text
+        return text.replace(self.settings.key, "[key]") if len(self.settings.key) >= SHORTEST_SECRET else text
 
 
 def _retry_after(value: str) -> float:

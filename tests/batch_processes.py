@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-from dataclasses import dataclass
+import os
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 MARK = "KILL_BATCHES"  # environment variable: the batch that a process was started for, and all it started in turn
+GONE_SECONDS = 5.0  # after which nothing may be left of what belonged to the killed, where cores are free
+RUN_SECONDS = 60.0  # for a run that is at work when its batch is killed
 FORKSERVER, TRACKER, HOST, FRESH = "multiprocessing.forkserver", "resource_tracker", "nbutils.kernel_host", "ipykernel"
 
 
@@ -89,3 +93,29 @@ def is_lock_held(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
+
+
+@dataclass
+class Orphans:
+    """What is left of a batch that was killed just now. Its runners may end what they are at, the rest ends after them.
+
+    outlived: seconds for which something was still there after the last runner.
+    """
+
+    mark: str
+    killed: float = field(default_factory=time.monotonic)
+    last_runner: float = field(default_factory=time.monotonic)
+    outlived: float = 0.0
+
+    def are_left(self) -> bool:
+        """Whether any is. Raises AssertionError where one is there for too long."""
+        now, left = time.monotonic(), by_role(processes_of(self.mark), 0)
+        if not left:
+            return False
+        if left.get("runner"):
+            self.last_runner = now
+        self.outlived = now - self.last_runner
+        soon = GONE_SECONDS * max(1, os.getloadavg()[0] / os.cpu_count())  # what still imports ends when it has
+        assert self.outlived <= soon, f"{now - self.killed:.1f} s after their batch there still are {left}"
+        assert now - self.killed <= RUN_SECONDS, f"runners of a batch are at work {RUN_SECONDS} s after it: {left}"
+        return True

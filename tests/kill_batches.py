@@ -25,7 +25,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from batch_processes import MARK, Process, by_role, is_lock_held, kernels_of, processes_of
+from batch_processes import (
+    GONE_SECONDS,
+    MARK,
+    RUN_SECONDS,
+    Orphans,
+    Process,
+    by_role,
+    is_lock_held,
+    kernels_of,
+    processes_of,
+)
 from published_runs import PIDS, Fault, Looker, trained, write_study
 
 from nbutils.attempts import ATTEMPTS, LOCKS
@@ -56,23 +66,14 @@ PRELOADED = ("nbutils.runs", "pyarrow.parquet")
 RETRIES, BACKOFF_SECONDS = 20, 0.0005  # it doubles with every retry
 START_SECONDS = 20.0  # for a batch's first runner
 LONGEST_ANY, LONGEST_WAIT = 1.2, 4.0  # seconds to a kill at any moment, and at one of those that are waited for
-GONE_SECONDS = 5.0  # after which nothing may be left of what belonged to the killed
-RUN_SECONDS = 60.0  # for a run: those of a killed batch come to their end
 BATCH_SECONDS = 120.0  # for a batch that nobody kills any more
 LOOK_SECONDS, SCAN_SECONDS = 0.02, 0.25  # between looks at the published runs, and at the processes
 AT_ONCE = 0.15  # how often a batch is hunted before its first runner is there
 VICTIMS = {"runner": 10, "kernel": 10, "batch": 3, "host": 1, "forkserver": 2}  # how often, beside the others
 MOMENTS = {"any": 6, "running": 3, "training": 5, "result": 3, "finished": 4}  # any, or when an attempt gets so far
+TOLD = {"": "before it is recorded", "running": "in the first cells", "training": "training", "saving": "saving"}
+TOLD |= {"result": "after its result", "finished": "as it is published"}
 AFTERWARDS = (0, 0, 0.003, 0.03, 0.1)  # seconds
-
-
-@dataclass
-class Orphans:
-    """What is left of a batch: when it was killed, and when a runner of it was last seen."""
-
-    mark: str
-    killed: float
-    last_runner: float
 
 
 @dataclass
@@ -119,10 +120,7 @@ class Hunt:
         self._write_plan()
 
     def _write_plan(self) -> None:
-        text = PLAN % tuple(self.generations)
-        self.plan_file.write_text(text.replace("{here}", str(self.folder)))
-
-    # ---- one batch ---------------------------------------------------------------------------------------------------
+        self.plan_file.write_text((PLAN % tuple(self.generations)).replace("{here}", str(self.folder)))
 
     def _batch(self) -> None:
         """A batch to its end, or until it is killed."""
@@ -139,7 +137,7 @@ class Hunt:
             killed = self._kill_one(batch, mark)
         if killed:
             batch.wait()
-            self.orphans.append(Orphans(mark, time.monotonic(), time.monotonic()))
+            self.orphans.append(Orphans(mark))
             if self.chance.random() < 0.5:  # else the next one starts while runners of this one are at work
                 self._watch_until(lambda: not self.orphans, RUN_SECONDS)
                 self._must_be_over()
@@ -199,13 +197,13 @@ class Hunt:
         return ""
 
     def _state(self, name: str) -> str:
-        """How far the attempt at a variant is: '', running, training, result, finished."""
+        """How far the attempt at a variant is, one of TOLD or how an earlier one ended."""
         attempt = self.runs / ATTEMPTS / name
         try:
             status = read_json(attempt / "manifest.json")["status"]
         except OSError:
             return ""
-        names = {"result.json": "result", "metrics.csv": "training"} if status == "running" else {}
+        names = {"result.json": "result", "model": "saving", "metrics.csv": "training"} if status == "running" else {}
         return next((state for file, state in names.items() if (attempt / file).exists()), status)
 
     def _lock_times(self) -> dict[Path, int]:
@@ -223,23 +221,14 @@ class Hunt:
         for name in self.looker.names:
             runner = self._runner_of(name) if (self.runs / LOCKS / name).exists() else 0
             if victim.pid == runner or (runner and victim.pid in [each.pid for each in kernels_of(runner, self.pids)]):
-                return self._progress(self.runs / ATTEMPTS / name)
-        return "before the first cell"
-
-    @staticmethod
-    def _progress(attempt: Path) -> str:
-        if not (attempt / "notebook.ipynb").exists():
-            return "before the first cell"
-        told = {"result.json": "after its result", "model": "saving", "metrics.csv": "training"}
-        return next((phase for name, phase in told.items() if (attempt / name).exists()), "in the first cell")
+                return TOLD.get(self._state(name), TOLD[""])
+        return TOLD[""]
 
     def _end_with(self, role: str, victim: Process, roles: dict[str, list[Process]]) -> list[Process]:
         """Who may not outlive the victim by more than GONE_SECONDS; of a killed batch, nobody may."""
         if role == "runner":
             return kernels_of(victim.pid, self.pids)
         return [each for each in roles.get("kernel", []) if role == "host" and each.parent == victim.pid]
-
-    # ---- what must be so -----------------------------------------------------------------------------------------
 
     def _watch_until(self, holds, seconds: float) -> None:
         """Look again and again until something holds, for so long at most."""
@@ -257,19 +246,8 @@ class Hunt:
                 raise Fault(f"process {process} is still there {GONE_SECONDS} s after {why}")
         if self.orphans and now - self.scanned > SCAN_SECONDS:
             self.scanned = now
-            self.orphans = [each for each in self.orphans if self._is_left(each, now)]
-
-    def _is_left(self, orphans: Orphans, now: float) -> bool:
-        """Whether processes of a killed batch are still there. Its runners may end what they are at."""
-        left = by_role(processes_of(orphans.mark), 0)
-        if left.get("runner"):
-            orphans.last_runner = now
-        soon = GONE_SECONDS * max(1, os.getloadavg()[0] / os.cpu_count())  # one that imports ends after that
-        if left and (now - orphans.last_runner > soon or now - orphans.killed > RUN_SECONDS):
-            raise Fault(f"their batch was killed {now - orphans.killed:.1f} s ago, and still there are {left}")
-        if left:
-            self.longest = max(self.longest, now - orphans.last_runner)
-        return bool(left)
+            self.orphans = [each for each in self.orphans if each.are_left()]
+            self.longest = max([self.longest, *(each.outlived for each in self.orphans)])
 
     def _check(self) -> None:
         """After a kill: what is published, and whether our own readers can read it, whatever goes on."""

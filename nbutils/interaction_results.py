@@ -224,7 +224,7 @@ def unequal_words(treatment: Arm | None, control: Arm | None) -> str:
     if (factor := times(more[0], less[0])) <= ABOUT:
         return ""
     number = measure("all_words").number
-    told = f", {factor:.2f} times as many" if np.isfinite(factor) else ""
+    told = f" ({factor:.2f} times as many)" if np.isfinite(factor) else ""
     return f"The words were unequal: {more[1]} used {number(more[0])}{told}, {less[1]} {number(less[0])}."
 
 

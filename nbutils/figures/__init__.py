@@ -10,6 +10,7 @@ from nbutils.figures.corpus import document_lengths, documents_per_split, leakag
 from nbutils.figures.diagnostics import gradient_audit, reliability
 from nbutils.figures.distillation import distance_to_teacher, loss_terms, overfitting
 from nbutils.figures.grid import heat_map
+from nbutils.figures.interaction import rounds_and_judges
 from nbutils.figures.prefix import by_smoothing, target_examples
 from nbutils.figures.style import show
 from nbutils.figures.training import cost_quality, loss_curves, perplexity_curves, proxy
@@ -30,6 +31,7 @@ __all__ = [
     "perplexity_curves",
     "proxy",
     "reliability",
+    "rounds_and_judges",
     "show",
     "target_examples",
 ]

@@ -22,6 +22,7 @@ from nbutils.report.diagnostics import (
 )
 from nbutils.report.distillation import distillation
 from nbutils.report.export import ReportError, export
+from nbutils.report.interaction import interaction
 from nbutils.report.log import write_log, write_metrics
 from nbutils.report.method import method
 from nbutils.report.page import by_study, figure_by_study, stacked
@@ -48,6 +49,7 @@ __all__ = [
     "has_contrasts",
     "has_proxy",
     "headline_table",
+    "interaction",
     "manifest",
     "method",
     "mixes",

@@ -10,6 +10,7 @@ from IPython.display import HTML
 from nbutils import statistics
 from nbutils.arms import SEEDS, named
 from nbutils.distillation_settings import NO_DIVERGENCE
+from nbutils.interaction_results import words_beside
 from nbutils.measures import UNKNOWN, Measure, measure, p_text, percent
 from nbutils.plaintext import LONGEST_PARAGRAPH, escaped, shortened
 from nbutils.report.diagnostics import not_applied
@@ -136,6 +137,7 @@ def _verdict(judged: Judged, study: Study) -> str:
         *no_better(study, study.sides(contrast)[0]),
         *_explained_by_frequencies(judged, study),
         *cautions(judged, study),
+        *words_beside(judged, study),
     ]
     return (
         f'<div class="verdict {CLASSES[verdict.outcome]}"><p><span class="outcome">{outcome}.</span> '

@@ -1,0 +1,254 @@
+"""Interaction in the report: what each arm reached and at how many words, whether its judge can be believed, samples.
+
+Nothing is shown of studies without runs of an interaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from IPython.display import HTML
+
+from nbutils import figures
+from nbutils.arms import named
+from nbutils.figures.interaction import SCORES, beside
+from nbutils.interaction_results import (
+    ABOUT,
+    JUDGES,
+    WORDS,
+    Group,
+    differences,
+    groups,
+    holds_out,
+    is_interaction,
+    learns_from_scores,
+    rounds_of,
+    scored_otherwise,
+    text_beside,
+    times,
+    unequal_words,
+    words_of,
+)
+from nbutils.measures import UNKNOWN, measure
+from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
+from nbutils.report.judges import judge_table
+from nbutils.report.page import MOST_ARMS, figure_of, frame_of, heading, stacked, table
+from nbutils.report.rounds import round_table
+from nbutils.report.tables import mean_and_interval, seeds
+from nbutils.smoothing_results import reported
+from nbutils.statistics import mean_interval
+from nbutils.studies import Arm, Evidence, Study
+
+TITLE = (
+    "<h2>Interaction</h2><p>A student that writes, and learns from what a judge or a teacher makes of it, beside one "
+    "that reads on. Arms are compared by the words they used: those of people, of the student and of the teacher.</p>"
+)
+# Titles in the table of arms; what a judge says of single aspects stands below its score.
+TITLES = {
+    "judge_score": "first judge's\nscore\n(0 to 1)",
+    "second_judge_score": "held-out\njudge's score\n(0 to 1)",
+    "perplexity": "perplexity",
+    "pairs_acc": "minimal\npairs\n(%)",
+    "blimp_acc": "BLiMP\n(%)",
+    "distinct_2": "distinct\nword pairs\n(%)",
+    "repetition": "repetition\n(%)",
+    "response_words": "words a\nresponse",
+    "kl_to_start": "KL from\nthe start\n(nats per token)",
+}
+NO_ASPECTS = ("score", "failures")
+MOST_ASPECTS = 6
+ARMS_CAPTION = (
+    "Mean and 95 % interval over seeds; below a judge's score the mean of each aspect. Judges, variety and length: of "
+    "responses to test prompts, which no arm learned from. Repetition: runs of four words that came before."
+)
+PAIRS_CAPTION = " Minimal pairs: the grammatical sentence is the more probable one, mean over kinds of pairs."
+OTHERWISE = "†"
+FIGURE_CAPTION = (
+    "Mean over seeds with the 95 % interval as a band. Reward: the first judge's mean score of each round's samples, "
+    "over all words used so far."
+)
+JUDGES_CAPTION = (
+    " Right: both judges at the end, faint marks are seeds. In grey a student has gained with the judge it could learn "
+    "from and lost with the other."
+)
+WORDS_CAPTION = (
+    "Mean over seeds. People: the prompts and whatever else people wrote that was learned from; teacher: corrections, "
+    "and one word for each score that was learned from. Words of a judge that only looks on are not counted."
+)
+
+
+def interaction(evidence: Evidence, folder: Path) -> HTML:
+    """The whole section, its heading included, figures saved in `folder`; empty where no run was an interaction."""
+    parts = [HTML(heading(group.study) + _group(group, folder).data) for group in groups(evidence)]
+    return stacked(HTML(TITLE), *parts) if parts else HTML("")
+
+
+def _group(group: Group, folder: Path) -> HTML:
+    study = group.study
+    absent = [arm.label for arm in study.arms if is_interaction(arm) and not any(len(rounds_of(r)) for r in arm.runs)]
+    caption = FIGURE_CAPTION + JUDGES_CAPTION * bool(beside(study))
+    caption += f" Without rounds: {'; '.join(absent)}." * bool(absent)
+    parts = [
+        arm_table(study),
+        figure_of(study, figures.rounds_and_judges, "rounds", caption, folder),
+        hacking(study),
+        word_table(study),
+        equal_words(group),
+        judge_table(study),
+        round_table(study.foremost(MOST_ARMS)),
+    ]
+    return stacked(*(part for part in parts if part.data))
+
+
+# ---- what was reached ------------------------------------------------------------------------------------------------
+
+
+def arm_table(study: Study) -> HTML:
+    """Every arm and all that its runs reached, text alone marked."""
+    titles = {metric: title for name, title in TITLES.items() if (metric := reported(study, name))}
+    rows = []
+    for arm in study.arms:
+        row = {"Arm": arm.label + "\n(control)" * (arm is study.control), "Seeds": seeds(arm)}
+        for metric, title in titles.items():
+            row[title] = mean_and_interval(arm.results(metric), measure(metric))
+            if metric.endswith(SCORES):
+                row[title] = "\n".join([_marked(row[title], study, arm, metric), *_aspects(arm, metric)])
+        rows.append(row)
+    caption = ARMS_CAPTION + PAIRS_CAPTION * any(metric.endswith("_acc") for metric in titles) + _otherwise(study)
+    return table(frame_of(rows), caption, [arm is study.control for arm in study.arms])
+
+
+def _marked(cell: str, study: Study, arm: Arm, metric: str) -> str:
+    """A score with a dagger where it cannot be set beside that of the first arm."""
+    if cell == UNKNOWN or not (is_interaction(study.arms[0]) and scored_otherwise(arm, study.arms[0], _judge(metric))):
+        return cell
+    number, *interval = cell.split("\n")
+    return "\n".join([f"{number} {OTHERWISE}", *interval])
+
+
+def _judge(metric: str) -> str:
+    """Which judge a score is of."""
+    return JUDGES["second_judge" in metric]
+
+
+def _aspects(arm: Arm, metric: str) -> list[str]:
+    """A line for each aspect of a judge's score: "(readability 0.61)"."""
+    beginning = metric.removesuffix("score")
+    names = dict.fromkeys(name for run in arm.runs for name in run.result if name.startswith(beginning))
+    names = [name for name in names if name.removeprefix(beginning) not in NO_ASPECTS]
+    return [
+        f"({named(name.removeprefix(beginning)).replace('_', ' ')} {float(np.mean(arm.results(name))):.2f})"
+        for name in names[:MOST_ASPECTS]
+    ]
+
+
+def _otherwise(study: Study) -> str:
+    """A sentence on the arms whose scores are marked."""
+    first, told = study.arms[0], []
+    for arm in study.arms if is_interaction(first) else ():
+        names = dict.fromkeys(name for judge in JUDGES for name in scored_otherwise(arm, first, judge))
+        if is_interaction(arm) and names:
+            ours, theirs = arm.runs[0].params, first.runs[0].params
+            values = [f"{name} {named(ours.get(name))}, not {named(theirs.get(name))}" for name in names]
+            told.append(f"{arm.label} ({'; '.join(values)})")
+    if not told:
+        return ""
+    return f" {OTHERWISE} Asked otherwise than {first.label}, so not to be set beside it: {'; '.join(told)}."
+
+
+def hacking(study: Study) -> HTML:
+    """Whether what an arm gained with the judge it learned from is seen by the judge that it never met."""
+    parts = []
+    for arm in study.arms:
+        if learns_from_scores(arm) and (metric := study.final(SCORES[0])) and arm.results(metric):
+            warns, told = _checked(study, arm)
+            paragraph = f"<p>{escaped(told, LONGEST_PARAGRAPH)}</p>"
+            parts.append(f'<div class="warning">{paragraph}</div>' if warns else paragraph)
+    return HTML("".join(parts))
+
+
+def _checked(study: Study, arm: Arm) -> tuple[bool, str]:
+    """(whether a reader must be warned, a sentence) on one arm that learned from scores."""
+    if not holds_out(arm):
+        return (
+            True,
+            f"{arm.label}: no other judge than the one it learned from has scored it: nothing checks its score.",
+        )
+    text, metrics = text_beside(study, arm), [study.final(name) for name in SCORES]
+    if text is None or None in metrics:
+        return False, f"{arm.label}: no arm of text alone was asked the same: whether its score is a gain is unknown."
+    gains = [differences(arm, text, metric) for metric in metrics]
+    if min(map(len, gains)) < 2:
+        return False, f"{arm.label}: with fewer than two seed pairs no gain of its score can be told from noise."
+    quantity = measure(SCORES[0])
+    first, second = (
+        f"{quantity.difference(float(np.mean(each)))} {quantity.difference_interval(*mean_interval(each))}"
+        for each in gains
+    )
+    (low, _), (least, most) = map(mean_interval, gains)
+    said = f"against {text.label} the judge it learned from says {first}, the held-out judge {second}"
+    if not low > 0:
+        return False, f"{arm.label}: {said}. The first is no gain beyond the noise of seeds."
+    if float(np.mean(gains[1])) < 0:
+        sure = "" if most < 0 else "Perhaps, for the second is within the noise of seeds: "
+        why = "it has learned what its judge likes, not to write better"
+        return True, f"Reward hacking in {arm.label}. {sure}{(why if sure else why.capitalize())}: {said}."
+    return False, f"{arm.label}: {said}. {'Both see the gain' if least > 0 else 'Only the first sees a gain'}."
+
+
+# ---- words -----------------------------------------------------------------------------------------------------------
+
+
+def word_table(study: Study) -> HTML:
+    """The words of each arm by who wrote them, and what they were used in; empty without a ledger."""
+    if not any(map(words_of, study.arms)):
+        return HTML("")
+    of_control = words_of(study.control).get("all_words") if study.control else None
+    titles = dict(zip((*WORDS, "all_words"), ("people", "student", "teacher", "together"), strict=True))
+    rows = []
+    for arm in study.arms:
+        spent, frames = words_of(arm), [frame for run in arm.runs if len(frame := rounds_of(run))]
+        row = {"Arm": arm.label + "\n(control)" * (arm is study.control)}
+        row |= {title: measure(name).number(spent.get(name, np.nan)) for name, title in titles.items()}
+        if of_control:
+            row["against\ntext alone"] = f"× {spent['all_words'] / of_control:.2f}" if spent else UNKNOWN
+        row["Rounds"] = _average(frame.index.max() for frame in frames)
+        row["Examples\nlearned from"] = _average(frame["examples"].sum() for frame in frames if "examples" in frame)
+        rows.append(row)
+    return table(frame_of(rows), f"Words used. {WORDS_CAPTION}", [arm is study.control for arm in study.arms])
+
+
+def _average(values: Iterable[float]) -> str:
+    found = [float(value) for value in values]
+    return f"{np.mean(found):,.0f}" if found else UNKNOWN
+
+
+def equal_words(group: Group) -> HTML:
+    """Which arms used about as many words, and which contrasts compare arms that did not."""
+    sentences = _alike(group.study.arms)
+    told = [(each.judged.contrast.name, unequal_words(each.treatment, each.control)) for each in group.contrasts]
+    unequal = [f"Contrast {named(name)}: {text[0].lower()}{text[1:]}" for name, text in told if text]
+    if told and not unequal:
+        sentences.append("Every planned contrast compares arms at about equal words.")
+    items = "".join(f"<li>{escaped(text, LONGEST_PARAGRAPH)}</li>" for text in (*sentences, *unequal))
+    return HTML(f"<ul>{items}</ul>" if items else "")
+
+
+def _alike(arms: Sequence[Arm]) -> list[str]:
+    """A sentence on each set of arms with about equal words, all within the factor ABOUT of the fewest."""
+    counted = sorted((words_of(arm)["all_words"], arm.label) for arm in arms if words_of(arm))
+    sets: list[list[tuple[float, str]]] = []
+    for count, label in counted:
+        if sets and times(count, sets[-1][0][0]) <= ABOUT:
+            sets[-1].append((count, label))
+        else:
+            sets.append([(count, label)])
+    number = measure("all_words").number
+    return [
+        f"About equal words (within {100 * (ABOUT - 1):.0f} %), {number(own[0][0])} to {number(own[-1][0])}: "
+        f"{'; '.join(label for _, label in own)}."
+        for own in sets
+        if len(own) > 1
+    ]

@@ -1,0 +1,123 @@
+"""How far the judges of an interaction can be believed: failures, length, agreement, in numbers and in words."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from IPython.display import HTML
+
+from nbutils.arms import named
+from nbutils.interaction_results import holds_out, is_interaction, rounds_of
+from nbutils.measures import UNKNOWN, measure
+from nbutils.report.page import frame_of, stacked, table
+from nbutils.report.tables import mean_and_interval
+from nbutils.studies import Arm, Study
+
+CAPTION = (
+    "Mean and 95 % interval over seeds. Failures: of what judge or teacher were asked while the student learned; they "
+    "count in no mean. Correlations are Spearman's, of the finished student's responses to test "
+    "prompts; n: responses of all seeds. Rule of thumb: from 0.5 on scores follow length, and can be earned by "
+    "writing more; from 0.7 on judges agree, from 0.4 on in part. Within ±2/√n of 0 a correlation may be chance."
+)
+FAILS = 0.05  # share of failures from which what is left may be another kind of text
+FOLLOWS, LEANS = 0.5, 0.3  # correlations with length
+AGREES, IN_PART = 0.7, 0.4  # correlations of judges
+
+
+def judge_table(study: Study) -> HTML:
+    """Each arm's judges and what speaks for or against them; empty where no judge was asked."""
+    rows = [row for arm in study.arms if is_interaction(arm) and (row := _row(arm, study))]
+    if not rows:
+        return HTML("")
+    return stacked(table(frame_of(rows), f"Can the judges be believed? {CAPTION}", text=("Arm", "Judges", "In words")))
+
+
+def _row(arm: Arm, study: Study) -> dict[str, str]:
+    params = arm.runs[0].params
+    length, agreement = (_mean(arm, name) for name in ("judge_length_correlation", "judges_agreement"))
+    failed = _failures(arm)
+    if not any(map(math.isfinite, (length, agreement, failed))):
+        return {}
+    scored, both = _scored(arm), int(np.nansum(arm.results("judges_agreement_samples") or [0]))
+    judges = [named(params.get("judge", UNKNOWN)), f"(held out: {named(params.get('second_judge', UNKNOWN))})"]
+    return {
+        "Arm": arm.label,
+        "Judges": "\n".join(judges),
+        "Failures\n(%)": measure("judge_failure_rate").number(failed) + _counts(arm),
+        "Score and\nlength": _correlation(arm, "judge_length_correlation", scored),
+        "First and held-\nout judge": _correlation(arm, "judges_agreement", both),
+        "In words": "\n".join(_in_words(arm, failed, (length, scored), (agreement, both))),
+    }
+
+
+def _mean(arm: Arm, name: str) -> float:
+    values = arm.results(name)
+    return float(np.mean(values)) if values else math.nan
+
+
+def _asked(arm: Arm) -> tuple[int, int]:
+    """(failures, how often a judge or teacher was asked) over an arm's rounds."""
+    frames = [frame for run in arm.runs if {"scored", "failures"} <= {*(frame := rounds_of(run)).columns}]
+    scored, failed = (sum(int(frame[name].sum()) for frame in frames) for name in ("scored", "failures"))
+    return failed, scored + failed
+
+
+def _failures(arm: Arm) -> float:
+    """The share that failed; NaN where nobody was asked."""
+    kept = any(len(rounds_of(run)) for run in arm.runs)
+    return math.nan if kept and not _asked(arm)[1] else _mean(arm, "judge_failure_rate")
+
+
+def _counts(arm: Arm) -> str:
+    failed, asked = _asked(arm)
+    return f"\n({failed:,} of {asked:,})" if asked else ""
+
+
+def _scored(arm: Arm) -> int:
+    """Responses of the finished students that the first judge scored."""
+    told = [each for run in arm.runs for each in run.judged() if isinstance(each, dict)]
+    return sum(isinstance(each.get("judge"), int | float) for each in told)
+
+
+def _correlation(arm: Arm, name: str, number: int) -> str:
+    told = mean_and_interval(arm.results(name), measure(name))
+    return told + f"\n(n {number:,})" * (number > 0 and told != UNKNOWN)
+
+
+def _in_words(arm: Arm, failed: float, length: tuple[float, int], agreement: tuple[float, int]) -> list[str]:
+    """What the numbers say, a line each."""
+    told = [f"fails often: {100 * failed:.0f} %"] if failed >= FAILS else []
+    told += [_length_in_words(*length)] if math.isfinite(length[0]) else []
+    if not holds_out(arm):
+        return [*told, "no other judge looks on"]
+    return [*told, _agreement_in_words(*agreement)] if math.isfinite(agreement[0]) else told
+
+
+def _length_in_words(value: float, number: int) -> str:
+    if _may_be_chance(value, number):
+        return f"length: {_signed(value)}, which may be chance"
+    if abs(value) >= FOLLOWS:
+        return f"scores follow {'length' if value > 0 else 'shortness'}: {_signed(value)}"
+    if abs(value) >= LEANS:
+        return f"scores lean towards {'length' if value > 0 else 'shortness'}: {_signed(value)}"
+    return f"scores hardly depend on length: {_signed(value)}"
+
+
+def _agreement_in_words(value: float, number: int) -> str:
+    if value >= AGREES:
+        return f"the held-out judge agrees: {_signed(value)}"
+    if value >= IN_PART:
+        return f"the held-out judge agrees in part: {_signed(value)}"
+    if value <= -LEANS:
+        return f"the held-out judge says the opposite: {_signed(value)}"
+    chance = ", which may be chance" * _may_be_chance(value, number)
+    return f"the held-out judge hardly agrees: {_signed(value)}{chance}"
+
+
+def _may_be_chance(value: float, number: int) -> bool:
+    return number > 0 and abs(value) < 2 / math.sqrt(number)
+
+
+def _signed(value: float) -> str:
+    return measure("judges_agreement").number(value)

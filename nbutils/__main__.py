@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from nbutils.arguments import make_parser
 from nbutils.errors import PlanError, WorkbookError, did_you_mean
 from nbutils.places import REPORTS, RUNS, relative, resolve
+from nbutils.plaintext import visible
 
 if TYPE_CHECKING:
     from nbutils.engine import Engine
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return args.command(args)
     except WorkbookError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {visible(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     told = "was finished before" if outcome.skipped else f"{outcome.status} in {duration(outcome.seconds)}"
     print(f"{variant.name}: {told} -> {relative(outcome.folder)}")
     if outcome.message:
-        print(*outcome.log, f"error: {outcome.message}", sep="\n", file=sys.stderr)
+        print(*map(visible, outcome.log), f"error: {outcome.message}", sep="\n", file=sys.stderr)
     return outcome.exit_code
 
 
@@ -152,7 +153,8 @@ def report(args: argparse.Namespace) -> int:
         try:
             execute(notebook, executed, params, environment={})
         except NotebookFailed as failure:
-            print(*failure.record["log"], f"error: {relative(notebook)}, {failure}", sep="\n", file=sys.stderr)
+            told = [*failure.record["log"], f"error: {relative(notebook)}, {failure}"]
+            print(*map(visible, told), sep="\n", file=sys.stderr)
             return 1
         print(export(executed, html))
     evidence = gather(runs, args.plan)

@@ -251,6 +251,9 @@ def _failure(saved: nbformat.NotebookNode) -> dict[str, Any] | None:
             if error.ename == "SystemExit":
                 message = f"sys.exit({message or ''}) in a notebook ends nothing well. Raise an error, or end the cell."
             return _record(error.ename, message, saved, index)
+        if cell.metadata.get("papermill", {}).get("exception"):  # the kernel could not send what it was
+            message = "the cell failed, and its error holds characters that cannot be sent. Run the notebook by hand."
+            return _record("UnknownError", message, saved, index)
         if cell.execution_count is None:
             return _record("NotRun", "the notebook ended before this cell", saved, index)
     return None

@@ -13,6 +13,7 @@ from typing import Protocol, TextIO
 
 from nbutils.files import read_json
 from nbutils.manifest import FINISHED
+from nbutils.plaintext import visible
 from nbutils.runner import Outcome
 
 BLOCKED = "blocked"  # what a variant is whose needed run failed
@@ -241,7 +242,7 @@ def terminal_width() -> int | None:
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[object]], width: int | None = None) -> str:
     """Columns padded to their widest entry; lines longer than `width` are cut."""
-    cells = [[str(each) for each in row] for row in (header, *rows)]
+    cells = [[visible(each).replace("\n", " ") for each in row] for row in (header, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     lines = ["  ".join(cell.ljust(most) for cell, most in zip(row, widths, strict=True)).rstrip() for row in cells]
     return "\n".join(line if width is None or len(line) <= width else f"{line[: width - 1]}…" for line in lines)

@@ -26,6 +26,7 @@ from nbutils.keys import read_inputs, run_key
 from nbutils.manifest import FAILED, FINISHED, KILLED, PREEMPTED, Manifest, begin, end
 from nbutils.params import RUN_FOLDER, read_schema
 from nbutils.places import relative, resolve
+from nbutils.plaintext import shortened, visible
 from nbutils.plans import Variant
 from nbutils.preflight import check_variant
 from nbutils.resources import Resources
@@ -37,6 +38,7 @@ MISTAKES = {
     kind.__name__ for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, WorkbookError)
 }
 NOTEBOOK = "notebook.ipynb"
+LONGEST_CELL = 100  # characters of a cell's first line, in a message
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,9 @@ def summary(manifest: Manifest) -> str:
     if not error:
         return ""
     first = error["message"].strip().splitlines()[0] if error["message"].strip() else ""
-    told = f"{error['type']}: {first}" + (f" ({error['cell']})" if error["cell"] else "")
+    told = shortened(visible(f"{error['type']}: {first}")) + (
+        f" ({shortened(visible(error['cell']), LONGEST_CELL)})" if error["cell"] else ""
+    )
     peak = manifest["attempts"][-1].get("peak_memory_mib")
     return told + (f" Its kernel had taken {peak:,.0f} MiB at most." if manifest["status"] == KILLED and peak else "")
 

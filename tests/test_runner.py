@@ -21,6 +21,7 @@ from nbutils.plans import Variant
 from nbutils.resources import Resources
 from nbutils.runner import flat_variant, place_needs, run_variant
 from nbutils.runs import load_runs
+from nbutils.status import folder_status
 
 pytestmark = pytest.mark.slow
 WRITE = "from pathlib import Path\nPath(run_folder, 'out.txt').write_text(f'{alpha} {seed}')"
@@ -85,6 +86,23 @@ def test_terminal_codes_are_stripped(folder):
     _, record = run(folder, code)
     assert record.manifest["error"]["message"] == "bold"
     assert record.manifest["error"]["log"] == ["red link"]
+
+
+def test_what_an_error_says_cannot_take_over_a_terminal(folder):
+    told = "\\x1b[31m\\x00 \\x9d \\u202eback " + "long " * 1000
+    outcome, record = run(folder, f'raise ValueError("{told}")')
+    assert all(character.isprintable() for character in outcome.message)
+    assert "\\u202eback" in outcome.message and len(outcome.message) < 1000
+    assert record.manifest["error"]["type"] == "ValueError"
+    table = folder_status(folder.parent)
+    assert "\x1b" not in table and "\r" not in table
+
+
+def test_an_error_that_cannot_be_sent_is_a_failure_all_the_same(folder):
+    """Half a character: the kernel's message about it never arrives, and papermill sees a notebook without an error."""
+    outcome, record = run(folder, "raise ValueError('\\ud800')")
+    assert (outcome.status, outcome.exit_code, record.status) == ("failed", 1, "failed")
+    assert outcome.message.startswith("UnknownError: the cell failed, and its error holds characters that cannot be")
 
 
 def test_a_killed_kernel_is_killed_in_the_record_and_in_the_notebook(folder):

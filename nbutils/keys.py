@@ -88,6 +88,7 @@ def run_key(
         "params": told,
         "inputs": {name: each["fingerprint"] for name, each in inputs.items()},
         "corpus": corpus_content(params),
+        "prompts": prompts_content(params),
         "nbutils": code or nbutils_sha256(),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -164,6 +165,16 @@ def corpus_content(params: Mapping[str, Any]) -> dict[str, Any]:
     hashes = {relative(path): file_sha256(path) for path in located.files if path.is_file()}
     hub = {"name": located.hub_name, "config": located.config, "revision": located.revision}
     return {"versions": corpus_versions(taken.dataset_name), "files": hashes, "hub": hub}
+
+
+def prompts_content(params: Mapping[str, Any]) -> dict[str, str]:
+    """A hash of each prompt file that judges, teachers and stories are made of; {} where `params` name no judge."""
+    if not {"rubric", "judge"} <= params.keys():
+        return {}
+    from nbutils.interaction import prompts
+
+    files = {"rubric": prompts.read_rubric(params["rubric"]), "correction": prompts.read_correction()}
+    return {name: prompts.digest(each) for name, each in (files | {"story": prompts.read_story()}).items()}
 
 
 def nbutils_sha256() -> str:

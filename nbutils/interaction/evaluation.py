@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from nbutils.errors import ModelError
-from nbutils.interaction.judges import Judge, Judged, make_judge
+from nbutils.interaction.judges import Judge, Judged
 from nbutils.interaction.judges.quality import agreement, length_correlation
 from nbutils.interaction.policy import PolicyModel
 from nbutils.interaction.rewards import Rewarded
 from nbutils.interaction.rollouts import Rollout, Sampling, sample, story_prompt
 from nbutils.interaction.settings import NO_JUDGE, STORY
-from nbutils.interaction.training import JUDGE_CACHE, InteractionConfig, starting_model
+from nbutils.interaction.training import InteractionConfig, judge_of, starting_model
 from nbutils.sample_measures import distinct, repetition
 
 if TYPE_CHECKING:
@@ -60,13 +60,8 @@ def judge_student(
         "kl_to_start": _kl_to_start(config, model, data, rollouts),
     }
     asked = {"judge": config.judge, "second_judge": second_judge}
-    cache = config.run_folder / JUDGE_CACHE
-    judges = {
-        role: make_judge(name, config.rubric, cache, config.judge_limits, config.seed)
-        for role, name in asked.items()
-        if name != NO_JUDGE
-    }
-    judged = {role: _scores(judge, rollouts) for role, judge in judges.items()}
+    judges = {role: judge_of(config, data, name) for role, name in asked.items()}
+    judged = {role: _scores(judge, rollouts) for role, judge in judges.items() if judge}
     for role, each in judged.items():
         numbers |= _numbers(f"{split}_{role}", each)
     if "judge" in judged:

@@ -86,7 +86,7 @@ class Rewarded:
         The length bonus w is that of Once Upon a Time (arXiv 2509.15714).
         """
         bonus = self.settings.length_weight
-        words = np.array([each.words for each in self.rollouts]) / self.settings.response_tokens
+        words = np.minimum(1.0, np.array([each.words for each in self.rollouts]) / self.settings.response_tokens)
         scores = np.where(self.judged.ok, self.judged.scores, 0.0)
         return torch.from_numpy((scores + bonus * words) / (1 + bonus)).float()
 

@@ -21,7 +21,7 @@ from transformers.utils import logging as logging_of_transformers
 
 from nbutils.interaction.correction import make_corrector
 from nbutils.interaction.examples import ROUND_FILE, RoundOrder, RoundRows
-from nbutils.interaction.judges import Judge, JudgeLimits, make_judge
+from nbutils.interaction.judges import Judge, JudgeLimits, known_words_of, make_judge
 from nbutils.interaction.limits import Budget
 from nbutils.interaction.policy import CROSS_ENTROPY, LOSSES, MEANS, PolicyModel
 from nbutils.interaction.rollouts import story_prompt
@@ -37,6 +37,7 @@ from nbutils.tracking import memory_mib, reset_peak_memory
 from nbutils.training import ObjectiveTrainer, TrainingConfig
 from nbutils.training_arguments import make_deterministic
 
+MOST_BLOCKS = 5_000  # of the training text, that a judge of rules learns words from
 JUDGE_CACHE = "judge_cache"  # in the run's folder
 
 
@@ -103,11 +104,20 @@ def check_lengths(settings: Interaction, policy: PolicyModel, data: PreparedData
     settings.check_lengths(data.card["block_size"], positions, story)
 
 
-def judge_of(config: InteractionConfig) -> Judge | None:
-    """The judge that is asked while the run learns, None where there is none."""
-    if config.judge == NO_JUDGE:
+def judge_of(config: InteractionConfig, data: PreparedData, name: str) -> Judge | None:
+    """The judge called `name`, None where there is none. A judge of rules knows the training text's words and lengths.
+
+    It expects a response of as many words as the text has in so many tokens.
+    """
+    if name == NO_JUDGE:
         return None
-    return make_judge(config.judge, config.rubric, config.run_folder / JUDGE_CACHE, config.judge_limits, config.seed)
+    blocks = plain_rows(data)["train"]
+    read = [blocks[index]["input_ids"] for index in range(min(MOST_BLOCKS, len(blocks)))]
+    texts = [data.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in read]
+    words_of_a_token = sum(len(text.split()) for text in texts) / max(1, sum(map(len, read)))
+    asked = max(1, round(config.interaction.response_tokens * words_of_a_token))
+    cache = config.run_folder / JUDGE_CACHE
+    return make_judge(name, config.rubric, cache, config.judge_limits, config.seed, known_words_of(texts), asked)
 
 
 class InteractionTrainer(ObjectiveTrainer):
@@ -232,4 +242,4 @@ def round_maker(config: InteractionConfig, policy: PolicyModel, data: PreparedDa
     story = story_prompt(data.tokenizer) if settings.prompts == STORY else None
     size = config.per_device_eval_batch_size
     where = policy, data.tokenizer, plain_rows(data)["train"], config.run_folder
-    return RoundMaker(settings, *where, judge_of(config), corrector, config.seed, size, story)
+    return RoundMaker(settings, *where, judge_of(config, data, config.judge), corrector, config.seed, size, story)

@@ -137,7 +137,8 @@ def _named(arms: Sequence[tuple[tuple[str, str], Arm]], several: bool) -> list[A
     methods = [METHOD_WORDS.get(method_of(arm), "") for _, arm in arms]
     told = []
     for method, ((stage, _), arm) in zip(methods, arms, strict=True):
-        where = f" (stage {named(stage)})" if several and stage not in arm.label else ""
+        is_placed = arm.label == stage or arm.label.endswith(f"(stage {stage})")
+        where = f" (stage {named(stage)})" if several and not is_placed else ""
         told.append(replace(arm, label=method if method and methods.count(method) == 1 else arm.label + where))
     return told
 

@@ -9,12 +9,15 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
 from synthetic_runs import PARAMETERS, STEPS, final_numbers, write_run
+
+from nbutils.studies import Arm, Study
 
 SEEDS = (1, 2, 3)
 ROUNDS, SCORED = 5, 40
@@ -157,6 +160,10 @@ def write_rounds(run: Path, method: str, seed: int) -> None:
         written = csv.DictWriter(file, [*rows[0]])
         written.writeheader()
         written.writerows(rows)
+    judged = [
+        {"prompt": "p", "completion": "c", "judge": None if n < 10 else 0.5, "second_judge": 0.4} for n in range(SCORED)
+    ]
+    (run / "judged.jsonl").write_text("".join(json.dumps(each) + "\n" for each in judged))
     if method == "text":
         return
     samples = []
@@ -171,7 +178,26 @@ def write_rounds(run: Path, method: str, seed: int) -> None:
         samples.append(told | {"correction": corrected, "score": None if failed else row["reward"]})
         samples.append(told | {"prompt": f"Another {row['round']}", "correction": None, "score": 0.1})
     (run / "round_samples.jsonl").write_text("".join(json.dumps(each) + "\n" for each in samples))
-    judged = [
-        {"prompt": "p", "completion": "c", "judge": None if n < 10 else 0.5, "second_judge": 0.4} for n in range(SCORED)
-    ]
-    (run / "judged.jsonl").write_text("".join(json.dumps(each) + "\n" for each in judged))
+
+
+# ---- arms made otherwise ----------------------------------------------------------------------------
+
+
+def arm(study: Study, label: str) -> Arm:
+    """The arm of that label."""
+    return next(each for each in study.arms if each.label == label)
+
+
+def changed(one: Arm, **numbers: float | None) -> Arm:
+    """The arm with other results, None for none."""
+    runs = [replace(run) for run in one.runs]
+    for run in runs:
+        known = run.result | numbers
+        run.__dict__["result"] = {name: value for name, value in known.items() if value is not None}
+    return replace(one, runs=tuple(runs))
+
+
+def with_params(one: Arm, **params: Any) -> Arm:
+    """The arm as if its runs had been asked with other parameters."""
+    manifests = [run.manifest | {"params": run.manifest["params"] | params} for run in one.runs]
+    return replace(one, runs=tuple(replace(run, manifest=m) for run, m in zip(one.runs, manifests, strict=True)))

@@ -81,6 +81,29 @@ def test_prefix_smoothing_is_measured_in(name, label, value, text, unit, better)
     assert (found.label, found.number(value), found.unit, found.better) == (label, text, unit, better)
 
 
+@pytest.mark.parametrize(
+    ("name", "label", "value", "text", "unit", "better"),
+    [
+        ("test_judge_score", "test judge's score", 0.5, "0.500", "0 to 1", "higher"),
+        ("test_second_judge_score", "test held-out judge's score", 0.5, "0.500", "0 to 1", "higher"),
+        ("test_judge_known_words", "test judge's score of known words", 0.25, "0.250", "0 to 1", "higher"),
+        ("test_second_judge_repetition", "test held-out judge's score of repetition", 1, "1.000", "0 to 1", "higher"),
+        ("test_repetition", "test repetition", 0.125, "12.5", "%", "lower"),
+        ("judge_failure_rate", "failures of judge or teacher", 0.125, "12.50", "%", "lower"),
+        ("judges_agreement", "rank correlation of the judges", -0.5, "−0.50", "", ""),
+        ("human_words", "words of people", 12_000, "12,000", "", ""),
+        ("kl_to_start", "KL from the start", 0.25, "0.250", "nats per token", ""),
+        ("blimp_acc", "BLiMP, mean of paradigms: accuracy", 0.671, "67.10", "%", "higher"),
+        ("eval_pairs_acc", "minimal pairs of our own, mean of paradigms: accuracy", 0.5, "50.00", "%", "higher"),
+        ("blimp_anaphor_number_agreement_acc", "BLiMP, anaphor number agreement: accuracy", 1, "100.00", "%", "higher"),
+        ("pairs_number_acc", "minimal pairs, number: accuracy", 0.5, "50.00", "%", "higher"),
+    ],
+)
+def test_interaction_is_measured_in(name, label, value, text, unit, better):
+    found = measure(name)
+    assert (found.label, found.number(value), found.unit, found.better) == (label, text, unit, better)
+
+
 def test_token_accuracy_is_no_task():
     assert measure("eval_token_acc").label == "validation token accuracy"
 
@@ -120,6 +143,14 @@ def test_p_values(p, text):
 
 
 def test_what_a_clock_or_a_meter_of_memory_read_is_known_by_its_name():
-    read = ("train_seconds", "tokens_per_second", "peak_memory_mib", "times_faster", "cosine_mix_time_ratio")
+    read = (
+        "judging_seconds",
+        "sampling_seconds",
+        "train_seconds",
+        "tokens_per_second",
+        "peak_memory_mib",
+        "times_faster",
+        "cosine_mix_time_ratio",
+    )
     assert all(map(is_of_the_machine, read))
     assert not any(map(is_of_the_machine, ("eval_ce_loss", "times_smaller", "steps", "second_teacher_loss", "seed")))

@@ -5,7 +5,7 @@ Nothing is shown of studies without runs of an interaction.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -45,25 +45,31 @@ TITLE = (
     "<h2>Interaction</h2><p>A student that writes, and learns from what a judge or a teacher makes of it, beside one "
     "that reads on. Arms are compared by the words they used: those of people, of the student and of the teacher.</p>"
 )
-# Titles in the table of arms; what a judge says of single aspects stands below its score.
+# Titles in the tables of arms; what a judge says of single aspects stands below its score.
 TITLES = {
-    "judge_score": "first judge's\nscore\n(0 to 1)",
-    "second_judge_score": "held-out\njudge's score\n(0 to 1)",
+    "judge_score": "first judge's\nscore (0 to 1)",
+    "second_judge_score": "held-out judge's\nscore (0 to 1)",
     "perplexity": "perplexity",
-    "pairs_acc": "minimal\npairs\n(%)",
+    "pairs_acc": "minimal pairs\nof our own (%)",
     "blimp_acc": "BLiMP\n(%)",
-    "distinct_2": "distinct\nword pairs\n(%)",
+}
+OF_RESPONSES = {
+    "distinct_2": "distinct\nword pairs (%)",
     "repetition": "repetition\n(%)",
-    "response_words": "words a\nresponse",
-    "kl_to_start": "KL from\nthe start\n(nats per token)",
+    "response_words": "words of a\nresponse",
+    "kl_to_start": "KL from the start\n(nats per token)",
 }
 NO_ASPECTS = ("score", "failures")
 MOST_ASPECTS = 6
 ARMS_CAPTION = (
-    "Mean and 95 % interval over seeds; below a judge's score the mean of each aspect. Judges, variety and length: of "
-    "responses to test prompts, which no arm learned from. Repetition: runs of four words that came before."
+    "Mean and 95 % interval over seeds; below a judge's score the mean of each aspect. Judges read responses to test "
+    "prompts, which no arm learned from; perplexity is of what people wrote."
 )
 PAIRS_CAPTION = " Minimal pairs: the grammatical sentence is the more probable one, mean over kinds of pairs."
+RESPONSES_CAPTION = (
+    "The responses that the judges read, mean and 95 % interval over seeds. Repetition: runs of four words that came "
+    "before in their text. KL: how far the student has gone from what all arms began with."
+)
 OTHERWISE = "†"
 FIGURE_CAPTION = (
     "Mean over seeds with the 95 % interval as a band. Reward: the first judge's mean score of each round's samples, "
@@ -92,6 +98,7 @@ def _group(group: Group, folder: Path) -> HTML:
     caption += f" Without rounds: {'; '.join(absent)}." * bool(absent)
     parts = [
         arm_table(study),
+        response_table(study),
         figure_of(study, figures.rounds_and_judges, "rounds", caption, folder),
         hacking(study),
         word_table(study),
@@ -106,11 +113,11 @@ def _group(group: Group, folder: Path) -> HTML:
 
 
 def arm_table(study: Study) -> HTML:
-    """Every arm and all that its runs reached, text alone marked."""
-    titles = {metric: title for name, title in TITLES.items() if (metric := reported(study, name))}
+    """Every arm and how good its runs are: both judges, perplexity, minimal pairs; text alone marked."""
+    titles = _reported(study, TITLES)
     rows = []
     for arm in study.arms:
-        row = {"Arm": arm.label + "\n(control)" * (arm is study.control), "Seeds": seeds(arm)}
+        row = {"Arm": _name(arm, study), "Seeds": seeds(arm)}
         for metric, title in titles.items():
             row[title] = mean_and_interval(arm.results(metric), measure(metric))
             if metric.endswith(SCORES):
@@ -118,6 +125,28 @@ def arm_table(study: Study) -> HTML:
         rows.append(row)
     caption = ARMS_CAPTION + PAIRS_CAPTION * any(metric.endswith("_acc") for metric in titles) + _otherwise(study)
     return table(frame_of(rows), caption, [arm is study.control for arm in study.arms])
+
+
+def response_table(study: Study) -> HTML:
+    """What the responses of each arm look like; empty where none were measured."""
+    titles = _reported(study, OF_RESPONSES)
+    arms = [arm for arm in study.arms if any(map(arm.results, titles))]
+    rows = [
+        {"Arm": _name(arm, study)}
+        | {title: mean_and_interval(arm.results(metric), measure(metric)) for metric, title in titles.items()}
+        for arm in arms
+    ]
+    caption = RESPONSES_CAPTION + f" Arms marked {OTHERWISE} above were asked otherwise here, too." * bool(_otherwise(study))
+    return table(frame_of(rows), caption, [arm is study.control for arm in arms]) if rows else HTML("")
+
+
+def _reported(study: Study, titles: Mapping[str, str]) -> dict[str, str]:
+    """The results that hold the measures of `titles`, of those that any run reports."""
+    return {metric: title for name, title in titles.items() if (metric := reported(study, name))}
+
+
+def _name(arm: Arm, study: Study) -> str:
+    return arm.label + "\n(control)" * (arm is study.control)
 
 
 def _marked(cell: str, study: Study, arm: Arm, metric: str) -> str:
@@ -210,7 +239,7 @@ def word_table(study: Study) -> HTML:
     rows = []
     for arm in study.arms:
         spent, frames = words_of(arm), [frame for run in arm.runs if len(frame := rounds_of(run))]
-        row = {"Arm": arm.label + "\n(control)" * (arm is study.control)}
+        row = {"Arm": _name(arm, study)}
         row |= {title: measure(name).number(spent.get(name, np.nan)) for name, title in titles.items()}
         if of_control:
             row["against\ntext alone"] = f"× {spent['all_words'] / of_control:.2f}" if spent else UNKNOWN

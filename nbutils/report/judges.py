@@ -46,7 +46,7 @@ def _row(arm: Arm, study: Study) -> dict[str, str]:
         "Judges": "\n".join(judges),
         "Failures\n(%)": measure("judge_failure_rate").number(failed) + _counts(arm),
         "Score and\nlength": _correlation(arm, "judge_length_correlation", scored),
-        "First and held-\nout judge": _correlation(arm, "judges_agreement", both),
+        "Agreement\nof judges": _correlation(arm, "judges_agreement", both),
         "In words": "\n".join(_in_words(arm, failed, (length, scored), (agreement, both))),
     }
 

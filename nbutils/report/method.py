@@ -50,6 +50,20 @@ SMOOTHING_FORMULAS = (
      "if smoothed by the normalised form at τ 0.2: what choosing d can gain every arm gains. A control of another "
      "study's notebook is scored as it is"),
 )  # fmt: skip
+INTERACTION_FORMULAS = (
+    ("Objective", "in rounds; text: CE on what people wrote; sft: CE on the teacher's corrections of samples; "
+     "SimPO: −log σ(β (m<sub>w</sub> − m<sub>l</sub>) − γ) + w CE<sub>w</sub>, with m the mean log-probability "
+     "of a response's tokens, its end included, w the preferred and l the other; three-way: the mean over the pairs "
+     "people &gt; teacher &gt; student; PPO: −min(r A, clip(r, 1 ± ε) A) with r = p / p<sub>sampled</sub> and "
+     "generalised advantages A of score and KL; RLOO: −(R − mean R of the prompt's other samples) log p"),
+    ("Judge's score", "the mean of its aspects, each in [0, 1]; of a model the expected value over the numbers it may "
+     "answer. What gives no number is left out and counted"),
+    ("KL from the start", "mean over sampled tokens of log p − log p<sub>start</sub>, an estimate that can be below 0"),
+    ("Minimal pairs", "share of pairs with Σ log p(good) &gt; Σ log p(bad), the first token unscored where nothing "
+     "precedes it; mean over paradigms, as BabyLM's pipeline has it, not comparable with lm-eval"),
+    ("Distinct-n, repetition", "different n-grams of words over all n-grams, of all responses together; share of "
+     "4-grams that came before in their response"),
+)  # fmt: skip
 MEASURE_FORMULAS = (
     ("Perplexity", "exp(CE)"),
     ("Bits per byte", "Σ CE / (ln 2 × bytes of the scored tokens)"),
@@ -65,6 +79,7 @@ STUDIES = {
     "mixing": ("alpha", COSINE_FORMULAS),
     "distillation": ("divergence", DISTILLATION_FORMULAS),
     "prefix smoothing": ("smoothed_over", SMOOTHING_FORMULAS),
+    "interaction": ("prompts_per_round", INTERACTION_FORMULAS),
 }
 DIVERGENCES = {"forward": "KL(t ‖ p)", "reverse": "KL(p ‖ t)", "jsd": "JSD(t, p)"}
 UNITS = ("documents", "tokens", "bytes", "blocks")

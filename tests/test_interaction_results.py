@@ -1,0 +1,80 @@
+"""Which runs of interactions belong together, and what their words and rounds are.
+
+python -m pytest tests/test_interaction_results.py
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from synthetic_interaction import STAGES, TOLD, arm, changed, write_interaction
+
+from nbutils.interaction_results import _named, groups, sampled_rounds, unequal_words
+from nbutils.studies import gather
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory):
+    runs, file = write_interaction(tmp_path_factory.mktemp("interaction"))
+    return gather(runs, str(file))
+
+
+@pytest.fixture(scope="module")
+def group(evidence):
+    (found,) = groups(evidence)
+    return found
+
+
+@pytest.fixture(scope="module")
+def study(group):
+    return group.study
+
+
+def test_stages_of_one_control_or_one_beginning_are_one_study(group):
+    study = group.study
+    assert study.stage == "corrected, judged, stories, distilled"
+    labels = ["text alone", "imitation (SFT)", "SimPO on corrections", "SimPO by the judge", "PPO", "distilled"]
+    assert [each.label for each in study.arms] == labels
+    assert study.control.label == "text alone" and [each.label for each in study.own_arms] == labels[:-1]
+    sides = [(each.treatment.label, each.control.label) for each in group.contrasts]
+    assert sides[0] == ("SimPO on corrections", "imitation (SFT)") and sides[2] == ("SimPO by the judge", "text alone")
+    assert sides[3] == ("distilled", "SimPO on corrections")
+
+
+def test_what_begins_otherwise_and_shares_no_control_stands_alone(tmp_path):
+    runs, _ = write_interaction(tmp_path, seeds=(1,))
+    for path in runs.glob("talk/stories-*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        manifest["params"] |= {"model_name": "tiny"}
+        path.write_text(json.dumps(manifest))
+    found = groups(gather(runs, "talk"))  # without its plan: every run is then an arm, and no contrast is known
+    assert [each.study.stage for each in found] == ["corrected, judged", "stories"]
+
+
+def test_two_arms_of_one_method_keep_their_own_names(study):
+    simpo = arm(study, "SimPO on corrections")
+    twins = [(("a", ""), replace(simpo, label="beta 2.0")), (("b", ""), replace(simpo, label="beta 2.0"))]
+    assert [each.label for each in _named(twins, True)] == ["beta 2.0 (stage a)", "beta 2.0 (stage b)"]
+
+
+def test_words_at_the_edge_of_equal(study):
+    text, other = arm(study, "text alone"), arm(study, "imitation (SFT)")
+    assert unequal_words(changed(other, human_words=4600), text) == ""
+    assert "(1.06 times as many)" in unequal_words(text, changed(other, human_words=4720))
+    none = changed(text, human_words=0)
+    assert "used 12,000, text alone 0." in unequal_words(other, none)
+    assert unequal_words(None, text) == ""
+
+
+def test_fewer_rounds_and_damaged_samples():
+    numbers = [[each["round"] for each in samples] for samples in sampled_rounds({"round": n} for n in (2, 1, 1))]
+    assert numbers == [[1, 1], [2]]
+    odd = [3, {"round": None}, {"round": "x"}, {"round": float("nan")}, {"round": 10**400}, {}]
+    assert sampled_rounds(odd) == []
+
+
+def test_the_fixture_is_the_plan_it_says(evidence):
+    assert {method for methods in STAGES.values() for method in methods} == {*TOLD}
+    assert not any(slot.trouble for slot in evidence.slots)

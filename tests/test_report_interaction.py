@@ -1,0 +1,308 @@
+"""Interaction in the report: numbers against hand calculation, what is said of judges and words, hostile text.
+
+python -m pytest tests/test_report_interaction.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.stats
+from IPython.display import HTML
+from page_structure import Structure, text_of
+from synthetic_interaction import (
+    HOSTILE,
+    SEEDS,
+    TOLD,
+    arm,
+    changed,
+    interaction_numbers,
+    rows_of_rounds,
+    with_params,
+    write_interaction,
+)
+from synthetic_runs import write_run
+
+from nbutils import figures, report
+from nbutils.interaction_results import by_round, groups, words_of
+from nbutils.report.export import clean
+from nbutils.report.interaction import arm_table, equal_words, hacking, response_table, word_table
+from nbutils.report.judges import judge_table
+from nbutils.report.rounds import round_table
+from nbutils.studies import gather
+
+SCORE, SECOND = "test_judge_score", "test_second_judge_score"
+
+
+@pytest.fixture(scope="module")
+def evidence(tmp_path_factory):
+    runs, file = write_interaction(tmp_path_factory.mktemp("interaction"))
+    return gather(runs, str(file))
+
+
+@pytest.fixture(scope="module")
+def group(evidence):
+    (found,) = groups(evidence)
+    return found
+
+
+@pytest.fixture(scope="module")
+def study(group):
+    return group.study
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are made, but not turned into pictures, which takes seconds."""
+    monkeypatch.setattr(figures, "show", lambda figure, name, caption, folder: HTML(f"<figure>{caption}</figure>"))
+
+
+def with_arm(study, other):
+    return replace(study, arms=tuple(other if each.label == other.label else each for each in study.arms))
+
+
+def row_of(html, text):
+    """The cells of the first row of a table that has `text`."""
+    row = next(row for row in re.findall(r"<tr.*?</tr>", html.data)[1:] if text in row)
+    return [" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in re.findall(r"<td.*?</td>", row)]
+
+
+def values(method, name):
+    return [interaction_numbers(method, seed)[name] for seed in SEEDS]
+
+
+# --- tables -------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_arms_has_every_number_by_hand(study):
+    html = arm_table(study)
+    row = row_of(html, "SimPO by the judge")
+    found = values("simpo_judge", SCORE)
+    low, high = scipy.stats.ttest_1samp(found, 0).confidence_interval(0.95)
+    readability = np.mean(values("simpo_judge", "test_judge_readability"))
+    assert row[1] == "3" and row[2].startswith(f"{np.mean(found):.3f} [{low:.3f}, {high:.3f}]")
+    assert row[2].endswith(f"(readability {readability:.2f}) (known words {readability - 0.2:.2f})")
+    assert row[3].startswith(f"{np.mean(values('simpo_judge', SECOND)):.3f} [")
+    assert row[4].startswith(f"{np.mean(values('simpo_judge', 'test_perplexity')):.2f} [")
+    assert row[5].startswith(f"{100 * np.mean(values('simpo_judge', 'pairs_acc')):.2f} [")
+    marked = re.findall(r'<tr class="control">.*?</tr>', html.data)
+    assert len(marked) == 1 and "text alone" in marked[0]
+    assert row_of(html, "distilled")[2:4] == ["–", "–"] and "failures" not in html.data
+    responses = row_of(response_table(study), "SimPO by the judge")
+    assert responses[1].startswith(f"{100 * np.mean(values('simpo_judge', 'test_distinct_2')):.1f} [")
+    assert responses[2] == "5.0" and responses[3].startswith("21.0 [") and responses[4] == "3.000"
+
+
+def test_scores_of_other_prompts_or_judges_are_marked_and_the_difference_named(study):
+    html = arm_table(study)
+    assert "†" in row_of(html, ">PPO")[2] and "†" not in row_of(html, "imitation")[2]
+    assert "PPO (prompts story, not contexts; top_p 1.0, not 0.8)" in html.data
+    other = with_arm(study, with_params(arm(study, "imitation (SFT)"), judge=f"runs/{HOSTILE}"))
+    html = arm_table(other)
+    assert "†" in row_of(html, "imitation")[2] and "†" not in row_of(html, "imitation")[3]
+    rubric = with_arm(study, with_params(arm(study, "imitation (SFT)"), rubric="story"))
+    assert "†" not in row_of(arm_table(rubric), "imitation")[2]  # a judge of rules reads none
+
+
+def test_words_are_those_of_the_ledger(study):
+    assert words_of(arm(study, "SimPO on corrections")) == {
+        "human_words": 4000, "student_words": 4100, "teacher_words": 4000, "all_words": 12100,
+    }  # fmt: skip
+    html = word_table(study)
+    assert row_of(html, "SimPO by the judge")[1:] == ["4,000", "16,000", "2,000", "22,000", "× 1.83", "5", "40"]
+    assert row_of(html, "distilled")[1:] == ["–"] * 7
+
+
+def test_equal_and_unequal_words_are_said(group, evidence):
+    text = text_of(equal_words(group))
+    assert (
+        "About equal words (within 5 %), 12,000 to 12,100: imitation (SFT); text alone; SimPO on corrections." in text
+    )
+    told = "words were unequal: SimPO by the judge used 22,000 (1.83 times as many), text alone 12,000."
+    assert f"Contrast ranking: the {told}" in text and "Contrast beats-sft" not in text
+    assert "Contrast distilled: no words were counted of distilled" in text
+    alike = replace(group, contrasts=group.contrasts[:2])
+    assert "Every planned contrast compares arms at about equal words." in text_of(equal_words(alike))
+    verdicts = text_of(report.verdicts(evidence))
+    assert "The words were unequal: simpo_judge used 22,000" in verdicts.replace("judged used", "simpo_judge used")
+    assert verdicts.count("The words were unequal") == 1 and verdicts.count("No words were counted") == 1
+
+
+# --- judges -------------------------------------------------------------------------------------------
+
+
+def test_reward_hacking_is_a_warning_with_both_gains(study):
+    html = hacking(study)
+    gains = [
+        [ours - theirs for ours, theirs in zip(values("simpo_judge", name), values("text", name), strict=True)]
+        for name in (SCORE, SECOND)
+    ]
+    low, high = scipy.stats.ttest_1samp(gains[1], 0).confidence_interval(0.95)
+    told = f"{np.mean(gains[1]):+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+    text = text_of(html)
+    assert html.data.startswith('<div class="warning">') and html.data.count("warning") == 1
+    assert "Reward hacking in SimPO by the judge. It has learned what its judge likes" in text and told in text
+    assert f"says {np.mean(gains[0]):+.3f} [" in text
+    assert "PPO: no arm of text alone was asked the same" in text and "imitation" not in text
+
+
+def test_a_gain_both_judges_see_and_one_within_noise_are_no_hacking(study):
+    hacked, numbers = arm(study, "SimPO by the judge"), interaction_numbers
+    gained = [changed(hacked).runs, changed(hacked).runs, changed(hacked).runs]
+    for runs, first, seconds in zip(
+        gained, (0.1, 0.1, 0.0), ((0.1, 0.1, 0.11), (-0.1, 0.09, 0.0), (-0.1, -0.1, -0.11)), strict=True
+    ):
+        for run, seed, second in zip(runs, SEEDS, seconds, strict=True):
+            text = numbers("text", seed)
+            noise = 0.01 * (seed - 2)
+            run.__dict__["result"] |= {SCORE: text[SCORE] + first + noise, SECOND: text[SECOND] + second}
+    told = [text_of(hacking(with_arm(study, replace(hacked, runs=runs)))) for runs in gained]
+    assert "Both see the gain." in told[0] and "Reward hacking" not in told[0]
+    assert "Perhaps, for the second is within the noise of seeds: it has learned" in told[1]
+    assert "The first is no gain beyond the noise of seeds." in told[2] and "Reward hacking" not in told[2]
+
+
+def test_a_judge_that_is_not_held_out_checks_nothing(study):
+    same = with_params(arm(study, "SimPO by the judge"), second_judge="rule")
+    assert "nothing checks its score" in text_of(hacking(with_arm(study, same)))
+    assert "no other judge looks on" in row_of(judge_table(with_arm(study, same)), "SimPO by the judge")[-1]
+
+
+def test_failures_length_and_agreement_in_words(study):
+    html = judge_table(study)
+    row = row_of(html, "SimPO by the judge")
+    assert row[2:5] == ["0.00 (0 of 120)", "0.80 (n 90)", "0.10 (n 120)"]
+    assert row[5] == "scores follow length: 0.80 the held-out judge hardly agrees: 0.10, which may be chance"
+    row = row_of(html, ">PPO")
+    assert row[2] == "25.00 (30 of 150)" and row[5].startswith("fails often: 25 % length: 0.10, which may be chance")
+    assert row_of(html, "text alone")[2] == "–"  # no judge was asked while it learned
+
+
+@pytest.mark.parametrize(
+    ("length", "agreement", "told"),
+    [
+        (-0.6, 0.5, "scores follow shortness: −0.60 the held-out judge agrees in part: 0.50"),
+        (0.4, 0.3, "scores lean towards length: 0.40 the held-out judge hardly agrees: 0.30"),
+        (0.25, -0.5, "scores hardly depend on length: 0.25 the held-out judge says the opposite: −0.50"),
+        (None, None, ""),
+    ],
+)
+def test_rules_of_thumb(study, length, agreement, told):
+    text = arm(study, "imitation (SFT)")
+    other = changed(text, judge_length_correlation=length, judges_agreement=agreement)
+    assert row_of(judge_table(with_arm(study, other)), "imitation")[-1] == told
+
+
+# --- figures ------------------------------------------------------------------------------------------
+
+
+def test_reward_is_drawn_over_words_and_kl_over_rounds(study):
+    reward, kl, judges = figures.rounds_and_judges(study).axes
+    rows = [rows_of_rounds("simpo_judge", seed) for seed in SEEDS]
+    line = next(each for each in reward.lines if max(each.get_xdata()) == 22_000)
+    assert list(line.get_ydata()) == pytest.approx(np.mean([[row["reward"] for row in each] for each in rows], axis=0))
+    assert line.get_xdata()[0] == 4_400 and len(reward.lines) == len(kl.lines) == 4  # text alone has no samples
+    band = by_round(arm(study, "SimPO by the judge"), "reward").iloc[-1]
+    low, high = scipy.stats.ttest_1samp([each[-1]["reward"] for each in rows], 0).confidence_interval(0.95)
+    assert (band["low"], band["high"]) == pytest.approx((low, high))
+    assert list(kl.lines[-1].get_xdata()) == [1, 2, 3, 4, 5] and kl.lines[-1].get_ydata()[-1] == TOLD["ppo"][4]
+    means = [tuple(each.get_offsets()[0]) for each in judges.collections if len(each.get_offsets()) == 1]
+    assert len(means) == 4  # PPO was asked otherwise
+    assert means[-1] == pytest.approx([np.mean(values("simpo_judge", name)) for name in (SCORE, SECOND)])
+    (suspect,) = judges.patches
+    assert suspect.contains_point(judges.transData.transform(means[-1]))
+    assert not suspect.contains_point(judges.transData.transform(means[-2]))
+
+
+def test_a_legend_names_what_is_drawn_alone(study):
+    shown = replace(study, arms=tuple(changed(each, test_second_judge_score=None) for each in study.arms))
+    figure = figures.rounds_and_judges(shown)
+    assert len(figure.axes) == 2
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["imitation (SFT)", "SimPO on corrections", "SimPO by the judge", "PPO"]
+    colours = [line.get_color() for line in figure.legends[0].get_lines()]
+    assert colours == [line.get_color() for line in figure.axes[0].lines]
+
+
+def test_without_rounds_and_judges_the_figure_says_so(toy_evidence):
+    assert figures.rounds_and_judges(toy_evidence.studies[0]).axes[0].texts
+
+
+# --- samples ------------------------------------------------------------------------------------------
+
+
+def test_samples_are_those_of_first_middle_and_last_round(study):
+    html = round_table(study)
+    text = text_of(html)
+    assert all(f"sft wrote {HOSTILE.replace(chr(0x202E), chr(92) + 'u202e')} in {n}Score" in text for n in (1, 3, 5))
+    assert "sft wrote" in text and "in 2Score" not in text
+    assert "<script>" not in html.data and "\u202e" not in html.data
+    heads = re.findall(r'<tr class="prompt"><th colspan="3">(.*?)</th>', html.data)
+    assert heads[0] == "imitation (SFT)" and heads[-1].startswith("PPO: Once &lt;script&gt;")  # one prompt for all
+    assert "Round 3: Prompt 3" in text and "Corrected: corrected" in text
+    assert text.count("No score; the judge said: I say") == 1
+
+
+# --- the whole section --------------------------------------------------------------------------------
+
+
+def test_the_whole_section_survives_cleaning_and_is_small(evidence, tmp_path):
+    shown = report.interaction(evidence, tmp_path)
+    html = shown.data
+    assert Structure(clean(html)).tags == Structure(html).tags and html.startswith("<h2>Interaction</h2>")
+    assert not {"nan", "None", "[nan,", "inf"} & {*text_of(shown).split()}
+    assert [path.name for path in tmp_path.glob("*.svg")] == ["talk-corrected-judged-stories-distilled-rounds.svg"]
+    assert len(re.sub(r"data:image/png;base64,[^\"]*", "", html).encode()) < 40_000
+
+
+def test_nothing_is_shown_without_runs_of_it(toy_evidence, tmp_path):
+    assert report.interaction(toy_evidence, tmp_path).data == "" and not [*tmp_path.iterdir()]
+    assert "Minimal pairs" not in text_of(report.method(toy_evidence))
+
+
+def test_one_seed_missing_rounds_and_diverged_runs_stop_nothing(tmp_path, undrawn):
+    runs, file = write_interaction(tmp_path, seeds=(1,))
+    for name in ("corrected-methodsft-seed1/rounds.csv", "judged-methodsimpo_judge-seed1/round_samples.jsonl"):
+        (runs / "talk" / name).unlink()
+    cut = runs / "talk" / "corrected-methodsimpo-seed1" / "rounds.csv"
+    cut.write_text("round,reward,<b>x</b>,human_words\n1,oops,2,3\n2,inf,2,3\nx,0.5,2,3\n")
+    (runs / "talk" / "judged-methodsimpo_judge-seed1" / "rounds.csv").write_text("something\nelse\n")
+    result = runs / "talk" / "stories-methodppo-seed1" / "result.json"
+    result.write_text(json.dumps(json.loads(result.read_text()) | {SCORE: None, "judges_agreement": None}))
+    evidence = gather(runs, str(file))
+    text = text_of(report.interaction(evidence, tmp_path / "figures"))
+    assert not {"nan", "None", "[nan,", "inf"} & {*text.split()}
+    assert "fewer than two seed pairs" in text and "Without rounds: imitation (SFT); SimPO by the judge." in text
+    report.verdicts(evidence)
+
+
+def test_an_arm_without_a_run_is_named(tmp_path, undrawn):
+    runs, file = write_interaction(tmp_path, seeds=(1, 2))
+    for seed in (1, 2):
+        path = runs / "talk" / f"corrected-methodsimpo-seed{seed}" / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed"}))
+    text = text_of(report.interaction(gather(runs, str(file)), tmp_path / "figures"))
+    assert "SimPO on corrections0 of 3" in text and "2 of 3" in text
+
+
+def test_one_run_by_hand_has_its_section(tmp_path, undrawn):
+    run = write_run(
+        tmp_path / "interactive", "06_interaction", {}, interaction_numbers("ppo", 1) | {"eval_cosine": 0.1}
+    )
+    params = {"method": "ppo", "prompts_per_round": 8, "judge": f"runs/{HOSTILE}", "second_judge": "none"}
+    manifest = json.loads((run / "manifest.json").read_text()) | {"stage": "", "params": params}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    html = report.interaction(gather(tmp_path, "interactive"), tmp_path / "figures")
+    assert "nothing checks its score" in html.data and "<script>" not in html.data and "&lt;script&gt;" in html.data
+
+
+def test_the_other_sections_take_such_runs(evidence):
+    text = text_of(report.method(evidence))
+    assert "Minimal pairs" in text and "Objective (interaction)" in text
+    assert "minimal pairs of our own, mean of paradigms" in text_of(report.headline_table(evidence.studies[0]))
+    means = report.weekly.summary(evidence, "2026-W47")["arms"]["talk-judged"]
+    assert all(SCORE in numbers for numbers in means.values())

@@ -98,9 +98,16 @@ def with_end(response: np.ndarray, end: int | None) -> np.ndarray:
     return response if end is None or (len(response) and response[-1] == end) else np.append(response, end)
 
 
+def as_text(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> str:
+    """The text of `tokens` (time,), an empty line between the documents that an end token parts."""
+    ends = np.flatnonzero(tokens == tokenizer.eos_token_id) if tokenizer.eos_token_id is not None else []
+    texts = [tokenizer.decode(part, skip_special_tokens=True) for part in np.split(tokens, ends)]
+    return "\n\n".join(text for text in texts if text)
+
+
 def _rollout(tokenizer: PreTrainedTokenizerBase, prompt: np.ndarray, drawn: np.ndarray) -> Rollout:
     response = cut_at_end(drawn.astype(np.int64), tokenizer.eos_token_id)
-    texts = (tokenizer.decode(each, skip_special_tokens=True) for each in (prompt, response))
+    texts = (as_text(tokenizer, each) for each in (prompt, response))
     return Rollout(np.asarray(prompt, np.int64), response, *texts)
 
 

@@ -25,7 +25,7 @@ from nbutils.interaction.examples import Example, pair_example, text_example
 from nbutils.interaction.judges import Judge, Judged
 from nbutils.interaction.policy import PolicyModel
 from nbutils.interaction.rewards import Rewarded, reward_examples
-from nbutils.interaction.rollouts import Rollout, Sampling, cut_at_end, sample, with_end
+from nbutils.interaction.rollouts import Rollout, Sampling, as_text, cut_at_end, sample, with_end
 from nbutils.interaction.settings import ON_POLICY, STORY, Interaction
 from nbutils.order import permutation
 from nbutils.sample_measures import distinct, repetition
@@ -208,7 +208,7 @@ class RoundMaker:
         return examples
 
     def _text(self, tokens: np.ndarray) -> str:
-        return self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return as_text(self.tokenizer, tokens)
 
     def _spend(self, whose: str, texts: Sequence[str]) -> None:
         self.row[f"{whose}_words"] += sum(len(text.split()) for text in texts)

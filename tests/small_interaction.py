@@ -1,0 +1,129 @@
+"""Small interactions for tests: a judge whose taste is known, teachers, configurations that run in a second."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nbutils.interaction import training
+from nbutils.interaction.correctors import Corrections
+from nbutils.interaction.judges import Judged, JudgeLimits
+from nbutils.interaction.limits import Budget
+from nbutils.interaction.rounds import read_rounds
+from nbutils.interaction.settings import Interaction
+from nbutils.interaction.training import InteractionConfig, train_interactively
+from nbutils.measures import is_of_the_machine
+
+WANTED = "abcdefghi"  # some 0.18 of what random weights say in the data of kill_many.write_data
+
+
+class ToyJudge:
+    """Scores the share of characters that are wanted; of the text (call, index), both from 0, `fails` says whether not.
+
+    `asked` is (prompts, completions) of each call.
+    """
+
+    aspects = ("wanted",)
+
+    def __init__(self, wanted: str = WANTED, fails: Callable[[int, int], bool] = lambda call, index: False) -> None:
+        self.name, self.wanted, self.fails = "toy", set(wanted), fails
+        self.budget = Budget(JudgeLimits(), "The toy judge")
+        self.asked: list[tuple[list[str], list[str]]] = []
+
+    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> Judged:
+        call = len(self.asked)
+        self.asked.append((list(prompts), list(completions)))
+        ok = np.array([not self.fails(call, index) for index in range(len(completions))])
+        scores = np.array([share(text, self.wanted) for text in completions])
+        scores[~ok] = np.nan
+        self.budget.words += len(scores)
+        return Judged(scores, ok, tuple("said" for _ in scores), {"wanted": scores}, len(scores))
+
+
+class ToyTeacher:
+    """Writes `text`, whatever it is asked; has nothing to say where `fails`."""
+
+    name = "toy"
+
+    def __init__(self, text: str, fails: Callable[[int, int], bool] = lambda call, index: False) -> None:
+        self.text, self.fails = text, fails
+        self.budget = Budget(JudgeLimits(), "The toy teacher")
+        self.calls = 0
+
+    def correct(self, prompts, completions, references, round, max_tokens=0) -> Corrections:
+        ok = np.array([not self.fails(self.calls, index) for index in range(len(prompts))])
+        self.calls += 1
+        texts = tuple(self.text if each else "" for each in ok)
+        return Corrections(texts, ok, texts, sum(len(text.split()) for text in texts))
+
+
+def share(text: str, wanted: set[str]) -> float:
+    """Of the characters of `text`, those that are wanted."""
+    return sum(character in wanted for character in text) / len(text) if text else 0.0
+
+
+def settings(method: str, **changes: object) -> Interaction:
+    """Two rounds of six prompts, three samples of each where the method has several; checked."""
+    several = 3 if method in ("simpo_judge", "ppo", "rloo") else 1
+    given = {"rounds": 2, "prompts_per_round": 6, "samples_per_prompt": several, "top_p": 1.0}
+    given |= {"prompt_tokens": 5, "response_tokens": 8}
+    made = Interaction(**{"method": method, **given, **changes})
+    made.check()
+    return made
+
+
+def configuration(data: Path, run: Path, interaction: Interaction, **changes: object) -> InteractionConfig:
+    """A run of a micro model, in a folder that is made; one evaluation at the end."""
+    run.mkdir(parents=True, exist_ok=True)
+    config = InteractionConfig(
+        data_folder=data,
+        run_folder=run,
+        interaction=interaction,
+        model_name="micro",
+        dropout=0.0,
+        learning_rate=1e-3,
+        lr_scheduler_type="constant_with_warmup",
+        weight_decay=0.0,
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=64,
+        eval_steps=10_000,
+    )
+    return replace(config, **changes)
+
+
+def trained(config: InteractionConfig, judge: ToyJudge | None = None, teacher: ToyTeacher | None = None) -> dict:
+    """The numbers of a run with that judge and teacher in the place of those it names."""
+    with pytest.MonkeyPatch.context() as patch:
+        if judge is not None:
+            patch.setattr(training, "make_judge", lambda *given, **named: judge)
+        if teacher is not None:
+            patch.setattr(training, "make_corrector", lambda *given, **named: teacher)
+        return train_interactively(config)
+
+
+def rounds_of(run: Path, *names: str) -> list[tuple[float, ...]]:
+    """These columns of rounds.csv, a tuple for each round."""
+    return [tuple(float(row[name]) for name in names) for row in read_rounds(run)]
+
+
+def metrics_of(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv that tell of steps."""
+    with (run / "metrics.csv").open(newline="") as file:
+        return [row for row in csv.DictReader(file) if row["loss"]]
+
+
+def left_behind(run: Path) -> dict[str, object]:
+    """All that a run ends with and that does not hang on the clock."""
+    tables = {}
+    for name in ("metrics.csv", "rounds.csv"):
+        with (run / name).open(newline="") as file:
+            rows = [{n: v for n, v in row.items() if not is_of_the_machine(n)} for row in csv.DictReader(file)]
+        tables[name] = rows
+    samples = run / "round_samples.jsonl"
+    weights = {name: (run / name / "model.safetensors").read_bytes() for name in ("model", "model_best")}
+    return {**weights, **tables, "samples": samples.read_text() if samples.exists() else ""}

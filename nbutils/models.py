@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbutils.errors import ModelError, did_you_mean
 from nbutils.hub import locate, unusable
+from nbutils.places import resolve
 from nbutils.shapes import CONFIGURATIONS, PUBLISHED, PUBLISHED_POSITIONS, PUBLISHED_VOCABULARY
 from nbutils.tokenization import load_tokenizer
 
@@ -161,8 +162,13 @@ def _with_dropout(config: PretrainedConfig, dropout: float) -> PretrainedConfig:
 
 
 def _load(model_name: str, loader: Callable[..., Any], files: Sequence[str], **settings: Any) -> Any:
-    """loader(folder or Hub name); ModelError with the cure where there is no such model or it cannot be read."""
-    place = locate(model_name, files, "model", f"{CURE} {did_you_mean(model_name, [*CONFIGURATIONS, *PUBLISHED])}")
+    """loader(folder, run or Hub name), of a run its last model.
+
+    Raises ModelError with the cure where there is no such model or it cannot be read.
+    """
+    of_run = saved_model(resolve(model_name), "last")
+    cure = f"{CURE} {did_you_mean(model_name, [*CONFIGURATIONS, *PUBLISHED])}"
+    place = locate(str(of_run or model_name), files, "model", cure)
     try:
         return loader(place.name, **place.settings, **settings)
     except (OSError, ValueError) as error:

@@ -92,6 +92,10 @@ divergence: str = "none"  # free text
 smoothing: str = "none"  # free text
 smoothed_over: str = ""  # free text
 kd_reduction: str = "token"  # free text
+method: str = ""  # free text
+judge: str = ""  # free text
+second_judge: str = ""  # free text
+prompts_per_round: int = 8  # of an interaction
 max_steps: int = 200  # optimiser steps
 seed: int = 42  # weights and data order
 run_folder: str = ""  # where results go"""
@@ -161,7 +165,8 @@ def _write_plan(folder: Path, plan_folder: Path, texts: Sequence[str]) -> None:
 
 def _settings(texts: Sequence[str]) -> dict[str, Any]:
     return {"model_name": texts[5], "teacher": texts[6], "divergence": texts[7], "smoothing": texts[8],
-            "smoothed_over": texts[9], "kd_reduction": texts[10]}  # fmt: skip
+            "smoothed_over": texts[9], "kd_reduction": texts[10], "method": "simpo_judge", "judge": texts[12],
+            "second_judge": texts[13], "prompts_per_round": 8}  # fmt: skip
 
 
 def _write_data(folder: Path, number: int, texts: Sequence[str]) -> None:
@@ -182,6 +187,9 @@ def _write_run(folder: Path, plan_folder: Path, number: int, seed: int, alpha: f
     numbers = final_numbers(alpha, seed, number) | {texts[3]: 1.0 + number, texts[4]: 2.0, f"eval_{texts[11]}": 1.0}
     numbers |= {"teacher_test_ce_loss": 3.9, "test_bleu": 0.5, "test_kl_to_teacher": 0.4, "effective_smoothing": 0.1}
     params = {"data_folder": "", "temperature": 1.0, "max_steps": 200, **_settings(texts), **matrix}
+    numbers |= {"test_judge_score": 0.5, "test_second_judge_score": 0.4, f"test_judge_{texts[14]}": 0.6}
+    numbers |= {"judge_failure_rate": 0.5, "judges_agreement": 0.1, "judge_length_correlation": 0.9}
+    numbers |= dict.fromkeys(("human_words", "student_words", "teacher_words"), 10.0 * (number + 1))
     text = texts[number]
     run = write_run(
         plan_folder, "mixing", matrix, numbers, params=params,
@@ -205,6 +213,7 @@ def _write_run(folder: Path, plan_folder: Path, number: int, seed: int, alpha: f
     (run / "model").mkdir()
     (run / "model" / "config.json").write_text(json.dumps(CONFIG | {"model_type": text, "n_inner": text}))
     _write_texts(run, number, texts)
+    _write_rounds(run, number, texts)
     if number % 18 == 9 and seed == SEEDS[-1]:
         _write_later_attempt(plan_folder, run.name, text)
 
@@ -253,6 +262,25 @@ def _write_texts(run: Path, number: int, texts: Sequence[str]) -> None:
         for item in range(2)
     ]  # fmt: skip
     pd.DataFrame(items).to_parquet(run / "harness.parquet")
+
+
+def _write_rounds(run: Path, number: int, texts: Sequence[str]) -> None:
+    """What a student wrote in rounds, and what judge and teacher said of it; some of it is of the wrong type."""
+    columns = ["round", "reward", "kl", "scored", "failures", "human_words", "student_words", "teacher_words"]
+    with (run / "rounds.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(map(_as_utf8, [*columns, texts[15]]))
+        for place in range(1, 4):
+            rows.writerow([place, 0.2 * place, 0.1 * place, 4, 4, *[10 * place] * 3, _as_utf8(texts[16])])
+        rows.writerow(map(_as_utf8, [texts[17]] * len([*columns, ""])))
+    samples: list[Any] = [[], None, {"round": texts[18]}]
+    for place in range(1, 4):
+        at = [_at(texts, number + 3 * place + field) for field in range(4)]
+        told = dict(zip(("prompt", "completion", "correction", "raw"), at, strict=True))
+        samples.append({"round": place, **told, "score": None if place == 2 else at[0] if place == 3 else 0.5})
+    (run / "round_samples.jsonl").write_text("".join(json.dumps(each) + "\n" for each in samples))
+    judged = [{"prompt": texts[number], "completion": texts[number], "judge": texts[number], "second_judge": 0.5}, None]
+    (run / "judged.jsonl").write_text("".join(json.dumps(each) + "\n" for each in judged))
 
 
 def _as_utf8(text: str) -> str:

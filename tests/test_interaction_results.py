@@ -6,12 +6,15 @@ python -m pytest tests/test_interaction_results.py
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from synthetic_interaction import STAGES, TOLD, arm, changed, write_interaction
 
-from nbutils.interaction_results import _named, groups, sampled_rounds, unequal_words
+from nbutils.interaction_results import _named, groups, rounds_of, sampled_rounds, unequal_words
 from nbutils.studies import gather
 
 
@@ -73,6 +76,14 @@ def test_fewer_rounds_and_damaged_samples():
     assert numbers == [[1, 1], [2]]
     odd = [3, {"round": None}, {"round": "x"}, {"round": float("nan")}, {"round": 10**400}, {}]
     assert sampled_rounds(odd) == []
+
+
+def test_what_is_no_number_in_a_round_is_none():
+    written = pd.DataFrame({"round": [2, 1, "x", 1], "reward": ["inf", "0.5", 0.1, 0.9], "human_words": 10})
+    found = rounds_of(SimpleNamespace(rounds=lambda: written))
+    assert [*found.index] == [1, 2] and found["reward"][1] == 0.5 and math.isnan(found["reward"][2])
+    assert found["all_words"].isna().all()  # of a part alone
+    assert not len(rounds_of(SimpleNamespace(rounds=pd.DataFrame)))
 
 
 def test_the_fixture_is_the_plan_it_says(evidence):

@@ -273,8 +273,12 @@ def test_one_seed_missing_rounds_and_diverged_runs_stop_nothing(tmp_path, undraw
     (runs / "talk" / "judged-methodsimpo_judge-seed1" / "rounds.csv").write_text("something\nelse\n")
     result = runs / "talk" / "stories-methodppo-seed1" / "result.json"
     result.write_text(json.dumps(json.loads(result.read_text()) | {SCORE: None, "judges_agreement": None}))
+    samples = runs / "talk" / "corrected-methodsft-seed1" / "round_samples.jsonl"
+    samples.write_text("".join(f"{line}\n" for line in samples.read_text().splitlines()[:4]))
     evidence = gather(runs, str(file))
-    text = text_of(report.interaction(evidence, tmp_path / "figures"))
+    html = report.interaction(evidence, tmp_path / "figures")
+    text = text_of(html)
+    assert "<td>–</td><td><small>Round 2: Prompt 2</small>" in html.data  # two rounds: nothing is halfway
     assert not {"nan", "None", "[nan,", "inf"} & {*text.split()}
     assert "fewer than two seed pairs" in text and "Without rounds: imitation (SFT); SimPO by the judge." in text
     report.verdicts(evidence)
@@ -306,3 +310,10 @@ def test_the_other_sections_take_such_runs(evidence):
     assert "minimal pairs of our own, mean of paradigms" in text_of(report.headline_table(evidence.studies[0]))
     means = report.weekly.summary(evidence, "2026-W47")["arms"]["talk-judged"]
     assert all(SCORE in numbers for numbers in means.values())
+
+
+def test_the_log_tells_method_judges_and_words(evidence):
+    log = report.log.results_log(evidence)
+    assert "Method: simpo | Judge: rule | Held-out judge: rule\\_plain | Rubric: weekly" in log
+    assert "- Words: words of people 4,000; words of the student 4,100; words of the judge or teacher 4,000" in log
+    assert "Teacher metrics" not in log and "test judge's score (0 to 1): control 0.517, arm 0.817" in log

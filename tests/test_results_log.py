@@ -5,9 +5,12 @@ python -m pytest tests/test_results_log.py
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from dataclasses import replace
 
+import mistune
 import pytest
 from synthetic_runs import FULL_CARD, write_full, write_plan, write_runs
 
@@ -37,6 +40,18 @@ def test_text_cannot_leave_its_line(full):
     assert "\n# Forged" not in results_log(full) and r"Other \*text\*. \# Forged" in results_log(full)
     hostile = "a\n## b <script> [x](y) `c` | ![d](e)"
     assert text(hostile) == r"a \#\# b \<script\> \[x\](y) \`c\` \| \!\[d\](e)"
+
+
+def test_a_numbers_name_is_no_markdown_however_it_is_escaped(tmp_path):
+    runs, file = write_runs(tmp_path / "runs", keep=lambda matrix: matrix["seed"] == 1), write_plan(tmp_path)
+    path = runs / "toy" / "cosine-alpha0.0-seed1-noise_seed0" / "result.json"
+    name = 'eval_*a*_[x](http://y)"\\'
+    path.write_text(json.dumps({name: 0.5} | json.loads(path.read_text())))
+    line = next(line for line in results_log(gather(runs, str(file))).splitlines() if "Eval metrics" in line)
+    shown = mistune.create_markdown(escape=False, plugins=["url"])(line)
+    assert "<em>" not in shown and "<a" not in shown
+    told = html.unescape(re.sub("<[^>]+>", "", shown)).strip().removeprefix("Eval metrics: ")
+    assert json.loads(told)[name] == 0.5
 
 
 def test_the_takeaway_is_what_the_intervals_say(full, toy_evidence):

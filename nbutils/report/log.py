@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 
 from nbutils import statistics
+from nbutils.arms import number
 from nbutils.composite import NEITHER, TRADE_OFF, UNDECIDED, WIN, composite, mixes
 from nbutils.files import atomic_write, write_json
+from nbutils.interaction_results import WORDS
 from nbutils.measures import UNKNOWN, Measure, measure
 from nbutils.plaintext import LONGEST_PARAGRAPH, LONGEST_TEXT, shortened, visible
 from nbutils.report.teachers import no_better
@@ -41,7 +43,11 @@ COMPARED = (
     "bleu",
     "corpus_bleu",
     "chrf",
+    "judge_score",
+    "second_judge_score",
 )
+INTERACTION = {"Method": "method", "Judge": "judge", "Held-out judge": "second_judge", "Rubric": "rubric"}
+INTERACTION |= {"Corrections by": "correcting_teacher", "Rounds": "rounds"}
 NO_CONTRAST = "Nothing to conclude: no contrast was planned. Next: write the question down, then run."
 CONCLUSIONS = {
     WIN: "Pursue: an arm is a win under the study's rule. Next: the same contrasts with a larger model or other data.",
@@ -131,14 +137,21 @@ def _run_section(plan: PlanEvidence, slot: Slot) -> list[str]:
     if card.get("fallback_taken"):
         lines.append(f"- Another data set than planned: {text(card['fallback_taken'])}")
     for title, prefix in (SPLITS | OTHERS).items():
-        numbers = {_name(name): _plain(value) for name, value in result.items() if name.startswith(prefix)}
-        if numbers or title in SPLITS:
-            lines.append(f"- {title} metrics: {json.dumps(numbers)}")
+        names = [name for name in result if name.startswith(prefix) and name not in WORDS]
+        if names or title in SPLITS:
+            numbers = ", ".join(f'"{_name(name)}": {json.dumps(_plain(result[name]))}' for name in names)
+            lines.append(f"- {title} metrics: {{{numbers}}}")
+    if words := [
+        f"{measure(name).label} {measure(name).number(number(result[name]))}" for name in WORDS if name in result
+    ]:
+        lines.append(f"- Words: {'; '.join(words)}")
     return [*lines, ""]
 
 
 def _objective(params: dict[str, Any]) -> str:
     """The settings of a run's objective."""
+    if "prompts_per_round" in params:
+        return " | ".join(f"{title}: {_value(params, name)}" for title, name in INTERACTION.items())
     if "divergence" in params:
         weights = "/".join(_value(params, name) for name in ("ce_weight", "kl_weight"))
         return (
@@ -159,8 +172,8 @@ def _value(params: dict[str, Any], name: str) -> str:
 
 
 def _name(name: str) -> str:
-    """A result's name; marked off where it is none that a notebook of ours would give."""
-    return name if USUAL_NAME.fullmatch(name) else text(name)
+    """A result's name in a JSON string; marked off, last of all, where it is none that a notebook of ours gives."""
+    return name if USUAL_NAME.fullmatch(name) else text(json.dumps(name, ensure_ascii=False)[1:-1])
 
 
 def _plain(value: object) -> float | None:

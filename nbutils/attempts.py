@@ -23,12 +23,13 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from nbutils.errors import LockedRunError, RunError
-from nbutils.locks import is_held
+from nbutils.locks import is_held, lock
 from nbutils.manifest import FINISHED, KILLED, MANIFEST, RUNNING, Manifest, as_killed, find_manifest
 from nbutils.places import relative
+from nbutils.plaintext import shortened, visible
 
 ATTEMPTS, PREVIOUS, ASIDE, LOCKS, LOGS = ".attempts", ".previous", ".aside", ".locks", ".logs"
 CHECKPOINTS = "checkpoints"  # in the folder of a run that trains
@@ -62,6 +63,10 @@ class Place:
         return self.plan_folder / ASIDE / self.variant
 
     @property
+    def lock_file(self) -> Path:
+        return self.plan_folder / LOCKS / self.variant
+
+    @property
     def log(self) -> Path:
         return self.plan_folder / LOGS / self.variant
 
@@ -80,11 +85,11 @@ class Place:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other runners off. Raises LockedRunError where one is at work, RunError where nothing can be written.
+        """Keep other runners off. Raises LockedRunError where one is at work, RunError where it cannot be locked.
 
         The system releases the lock when the process ends, however it ends; on NFS this needs version 3 or later.
         """
-        path = self.plan_folder / LOCKS / self.variant
+        path = self.lock_file
         try:
             for folder in (path, self.attempt, self.previous, self.log):
                 folder.parent.mkdir(parents=True, exist_ok=True)
@@ -94,10 +99,8 @@ class Place:
                 f"{relative(self.plan_folder)} cannot be written ({error.strerror}). Name another folder, or mend it."
             ) from None
         with file:
-            if not _lock(file.fileno()):
-                file.seek(0)
-                runner = file.read()
-                raise LockedRunError(f"{self.variant}: another runner is at work on it ({runner}). Wait until it ends.")
+            if not _lock(file, path):
+                raise LockedRunError(f"{self.variant}: {self.holder()}")
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")
             file.flush()
@@ -105,7 +108,18 @@ class Place:
 
     def is_locked(self) -> bool:
         """Whether a runner is at work on this variant."""
-        return is_held(self.plan_folder / LOCKS / self.variant)
+        return is_held(self.lock_file)
+
+    def holder(self) -> str:
+        """Who is at work on this variant, and what to do: a sentence or two, where it is locked."""
+        try:
+            name = shortened(visible(self.lock_file.read_text(encoding="utf-8", errors="replace")))
+        except OSError:
+            name = ""
+        return (
+            f"another runner is at work on it ({name or 'it has not said which'}). Wait until it ends; if its machine "
+            f"is gone for good, delete {relative(self.lock_file)}."
+        )
 
     def result_folder(self) -> Path:
         """Where the published run lies: in its place, but for the moment in which it is being replaced."""
@@ -226,11 +240,11 @@ def clear_folder(folder: Path, kept: Collection[str]) -> None:
             path.unlink()
 
 
-def _lock(descriptor: int) -> bool:
+def _lock(file: IO[str], path: Path) -> bool:
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
             return True
         except BlockingIOError:
             if time.monotonic() > deadline:

@@ -197,12 +197,13 @@ class Batch:
 
     def _is_held(self, name: str, display: Display) -> bool:
         """Whether somebody else's runner is at work on it. When that ends the variant is looked at anew."""
-        if not Place(self.plan_folder, name).is_locked():
+        place = Place(self.plan_folder, name)
+        if not place.is_locked():
             self.held.discard(name)
             return False
         if name not in self.held:
             self.held.add(name)
-            display.put_off(name, "waiting", "another runner is at work on it", self.tally())
+            display.put_off(name, "waiting", place.holder(), self.tally())
         return True
 
     def _note_begun(self, display: Display) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from itertools import combinations
 from pathlib import Path
@@ -100,7 +102,10 @@ def test_nothing_is_kept_for_a_variant_that_somebody_else_has_begun(tmp_path):
     noted = run(tmp_path, ("0", "1"), 2, early, wide, stage("late", 1, [0.2, 0.2]))
     other.join()
     assert max(noted["late0"]["end"], noted["late1"]["end"]) < noted["wide0"]["start"]
-    assert "waiting  wide-seed0-seconds0.2: another runner is at work on it" in (tmp_path / "display").read_text()
+    told = (tmp_path / "display").read_text()
+    who = f"process {os.getpid()} on {platform.node()}"
+    assert f"waiting  wide-seed0-seconds0.2: another runner is at work on it ({who})." in told
+    assert f"delete {Place(tmp_path / 'runs', 'wide-seed0-seconds0.2').lock_file}." in told
 
 
 @pytest.mark.slow

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import math
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -16,12 +19,15 @@ import pytest
 from tiny_notebooks import write_notebook
 
 from nbutils.attempts import Place
-from nbutils.errors import ParameterError, RunError
+from nbutils.batch import is_going_on
+from nbutils.errors import LockedRunError, ParameterError, RunError
 from nbutils.files import atomic_write, read_json, write_json
 from nbutils.keys import read_inputs
+from nbutils.locks import exclusively, shared
 from nbutils.manifest import begin, end, read_manifest
 from nbutils.plans import Variant
 from nbutils.runs import DRIVEN_FOLDER, describe, load_runs, start_run, versions_line
+from nbutils.status import folder_status
 
 
 @pytest.fixture
@@ -152,13 +158,42 @@ with Place(Path({str(place.plan_folder)!r}), {place.variant!r}).lock():
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout.readline() == "locked\n"
         assert place.is_locked()
-        told = rf"study-seed1: another runner is at work on it \(process {holder.pid} on"
-        with pytest.raises(RunError, match=told), place.lock():
+        with pytest.raises(LockedRunError) as told, place.lock():
             pass
+        who = f"process {holder.pid} on {platform.node()}"
+        gone = f"if its machine is gone for good, delete {place.lock_file}."
+        assert str(told.value) == f"study-seed1: another runner is at work on it ({who}). Wait until it ends; {gone}"
         holder.kill()
     assert not place.is_locked()
     with place.lock():
         assert place.is_locked()
+
+
+def test_a_lock_of_a_machine_that_is_gone_can_be_deleted(place):
+    with place.lock():
+        place.lock_file.unlink()
+        with place.lock():
+            assert place.is_locked()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told(place, notebook, monkeypatch, number):
+    make_run(place, notebook)
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    other = place.plan_folder / ".other"
+    asked = [(place.lock(), ".locks"), (exclusively(other / "1"), ".other"), (shared(other / "2"), ".other")]
+    for lock, folder in asked:
+        with pytest.raises(RunError) as told, lock:
+            pass
+        reason = f"lies on a file system that locks no files ({os.strerror(number)})"
+        assert str(told.value).startswith(f"{place.plan_folder / folder} {reason}")
+        assert "mounted with flock" in str(told.value) and "--out" in str(told.value)
+    assert not is_going_on(place.plan_folder)
+    assert "1 of 1 finished" in folder_status(place.plan_folder.parent)
 
 
 def test_looking_at_a_lock_does_not_turn_a_runner_away(place):

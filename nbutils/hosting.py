@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ CLOSE_SECONDS = 5
 
 
 _in_use: Path | None = None
+_spare: tuple[ExitStack, Path] | None = None  # until when a host of this process's own would be there, and its log
 
 
 def use_host(address: Path | None) -> None:
@@ -64,17 +65,37 @@ def host_in_use() -> Path | None:
 
 @contextmanager
 def hosted(log: Path) -> Iterator[None]:
-    """Within, this process's kernels have a host: the batch's where there is one, else one of its own."""
-    if _in_use or sys.platform != "linux":
+    """Within, this process's kernels have a host: the batch's where there is one, else one of its own.
+
+    Where the batch's refuses, `own_host` gives one.
+    """
+    global _spare
+    if sys.platform != "linux":
         yield
         return
-    with kernel_host((), os.environ, log) as address:
-        use_host(address)
+    batch_host = host_in_use()
+    with ExitStack() as until:
+        _spare = (until, log)
         try:
+            if batch_host is None:
+                use_host(own_host())
             yield
         finally:
-            use_host(None)
-    if not log.stat().st_size:
+            _spare = None
+            use_host(batch_host)
+
+
+def own_host() -> Path | None:
+    """A host of this process's own, to the end of `hosted`; None outside of that. Raises OSError where none starts."""
+    if _spare is None:
+        return None
+    until, log = _spare
+    until.callback(_remove_empty, log)
+    return until.enter_context(kernel_host((), os.environ, log))
+
+
+def _remove_empty(log: Path) -> None:
+    if log.is_file() and not log.stat().st_size:
         log.unlink()
 
 

@@ -19,7 +19,7 @@ from jupyter_client import KernelManager
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
 
-from nbutils.hosting import host_in_use, message_socket, receive, send
+from nbutils.hosting import host_in_use, message_socket, own_host, receive, send
 from nbutils.processes import end_with_parent
 
 HOST_SECONDS = 180  # a host answers when it has imported, on a busy machine
@@ -124,7 +124,7 @@ class WarmKernel:
 
 
 class WarmProvisioner(LocalProvisioner):
-    """Takes the kernel from the host, and starts a process as ever where the host gives none."""
+    """Takes the kernel from the host, or one of the runner's own; starts a process as ever where neither gives one."""
 
     host: Path
     kernel: WarmKernel | None = None
@@ -136,12 +136,24 @@ class WarmProvisioner(LocalProvisioner):
         folder = str(settings.get("cwd") or Path.cwd())
         arguments = cmd[cmd.index("ipykernel_launcher") :]
         try:
-            self.process = self.started = self.kernel = WarmKernel(self.host, arguments, environment, folder, (1, 2))
-        except HostUnavailable as reason:
-            _log.warning("This kernel imports for itself: the kernel host forks none, because %s.", reason)
+            self.kernel = self._from_a_host(arguments, environment, folder)
+        except (HostUnavailable, OSError) as reason:
+            _log.warning("What this kernel starts may outlive a runner that is killed: it has no host (%s).", reason)
             info = await super().launch_kernel(cmd, **settings, preexec_fn=end_with_parent(os.getpid()))
             self.started = self.process
             return info
+        self.process = self.started = self.kernel
         self.pid = self.pgid = self.process.pid
         self.cwd = folder
         return self.connection_info
+
+    def _from_a_host(self, arguments: Sequence[str], environment: Mapping[str, str], folder: str) -> WarmKernel:
+        """Forked by the batch's host, else by one that has imported nothing. Raises HostUnavailable, OSError."""
+        try:
+            return WarmKernel(self.host, arguments, environment, folder, (1, 2))
+        except HostUnavailable as reason:
+            _log.warning("This kernel imports for itself: the kernel host forks none, because %s.", reason)
+            host = own_host()
+            if host is None:
+                raise
+        return WarmKernel(host, arguments, environment, folder, (1, 2))

@@ -69,11 +69,11 @@ def host_of(folder: Path, *modules: str):
         yield address
 
 
-def start_runner(host: Path, folder: Path, *cells: str) -> subprocess.Popen:
+def start_runner(host: Path, folder: Path, *cells: str, **environment: str) -> subprocess.Popen:
     notebook = write_notebook(folder / "variant.ipynb", *cells)
     command = [sys.executable, "-c", RUNNER, str(host), str(notebook), str(folder / "runs")]
     # The environment as the host has it, without what readline hides in the process's own.
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | environment)
 
 
 # ---- nothing outlives its runner ------------------------------------------------------------------------------------
@@ -88,6 +88,22 @@ def test_a_kernel_ends_with_its_runner(tmp_path, busy):
         assert_gone([kernel, child])
         assert is_alive(parent)  # the host, for other runners
     assert not is_alive(parent)
+
+
+def test_a_kernel_that_its_batch_host_refuses_has_one_of_its_runner(tmp_path):
+    """As one with other threads than most: it ends with its runner all the same, and its memory is counted."""
+    with host_of(tmp_path) as host:
+        with start_runner(host, tmp_path, PIDS, "time.sleep(100)", OMP_NUM_THREADS="3") as runner:
+            processes = [*map(int, wait_for(tmp_path / "runs/.attempts/variant/pids").split())]
+            runner.kill()
+        assert_gone(processes)
+        with start_runner(host, tmp_path, PIDS, OMP_NUM_THREADS="3") as runner:
+            told = runner.communicate(timeout=30)[1]
+            assert runner.returncode == 0
+    assert "This kernel imports for itself" in told and "is not the one it imported under: OMP_NUM_THREADS" in told
+    (run,) = load_runs(tmp_path / "runs")
+    assert_gone([*map(int, (run.folder / "pids").read_text().split())])
+    assert 20 < run.manifest["attempts"][-1]["peak_memory_mib"] < 300
 
 
 def test_a_kernel_ends_with_its_host(tmp_path):

@@ -86,6 +86,104 @@ def test_ten_thousand_printed_lines_and_a_bar_leave_a_small_notebook(tmp_path):
     ]
 
 
+FLUSHED = """\
+import os, signal, sys, time
+from IPython.display import display
+for step in range(4_000):
+    print(f"step {step} of a long training", "." * 150, flush=True)
+    if step % 50 == 0:
+        print("a warning at", step, file=sys.stderr, flush=True)
+        display(step)
+        time.sleep(0.02)  # of a queue that is full the kernel drops some
+time.sleep(1)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_a_cell_whose_kernel_is_killed_leaves_a_small_notebook_too(tmp_path):
+    """nbclient merges what a cell printed where the cell ends, which this one does not."""
+    variant = flat_variant(write_notebook(tmp_path / "loud.ipynb", FLUSHED), "loud", {})
+    outcome = run_variant(variant, "plan", tmp_path / "runs")
+    assert outcome.status == "killed", outcome
+    notebook = thrifty(outcome.folder / "notebook.ipynb")
+    died = next(cell for cell in notebook.cells if cell.get("outputs"))
+    assert [each.ename for each in died.outputs if each.output_type == "error"] == ["KernelDied"]
+    texts = {each.name: each.text for each in died.outputs if each.output_type == "stream"}
+    assert texts["stdout"].startswith("step 0 of")
+    assert " lines are left out here" in texts["stdout"]
+    printed = (outcome.folder / PRINTED).read_text()
+    assert printed.startswith("step 0 of")
+    steps = [int(line.split()[1]) for line in printed.splitlines() if line.startswith("step ")]
+    assert len(steps) > 1_000
+    assert steps == sorted(steps)
+
+
+def stream(name: str, text: str) -> nbformat.NotebookNode:
+    return nbformat.v4.new_output("stream", name=name, text=text)
+
+
+def shown(text: str) -> nbformat.NotebookNode:
+    return nbformat.v4.new_output("display_data", {"text/plain": text, "text/html": f"<b>{text}</b>"})
+
+
+def written(path: Path, *cells: list[nbformat.NotebookNode]) -> Path:
+    """A notebook whose cells have these outputs."""
+    made = [nbformat.v4.new_code_cell("work()", outputs=outputs) for outputs in cells]
+    nbformat.write(nbformat.v4.new_notebook(cells=made), path)
+    return path
+
+
+def test_many_small_pieces_become_one_for_each_stream(tmp_path):
+    texts = [f"piece {n} {'x' * 60}\n" for n in range(2_000)]
+    pieces = [stream(("stdout", "stderr")[number % 2], text) for number, text in enumerate(texts)]
+    notebook = written(tmp_path / "notebook.ipynb", pieces)
+    before = notebook.stat().st_size
+    assert shorten_printed(notebook)
+    assert thrifty(notebook) and notebook.stat().st_size < before / 3
+    (cell,) = nbformat.read(notebook, as_version=4).cells
+    assert [each.name for each in cell.outputs] == ["stdout", "stderr"]
+    assert cell.outputs[1].text.startswith(texts[1] + texts[3])
+    assert (tmp_path / PRINTED).read_text() == "".join(texts)  # as they came
+
+
+def test_pieces_that_fit_are_merged_and_a_bar_keeps_its_last_state(tmp_path):
+    pieces = [stream("stderr", f"\r{n}%") for n in range(100)] + [stream("stdout", "done\r\n"), stream("stderr", "\n")]
+    notebook = written(tmp_path / "notebook.ipynb", pieces)
+    assert not shorten_printed(notebook)
+    (cell,) = nbformat.read(notebook, as_version=4).cells
+    assert [(each.name, each.text) for each in cell.outputs] == [("stderr", "99%\n"), ("stdout", "done\r\n")]
+    assert [path.name for path in tmp_path.iterdir()] == ["notebook.ipynb"]
+
+
+def test_no_text_becomes_longer(tmp_path):
+    """Five hundred cells with a line each: the line that says what is left out would take more."""
+    notebook = written(tmp_path / "notebook.ipynb", *([stream("stdout", "e" * 250)] for _ in range(500)))
+    before = notebook.read_bytes()
+    assert not shorten_printed(notebook)
+    assert notebook.read_bytes() == before
+
+
+def test_of_a_flood_of_tables_the_first_and_last_stay_and_every_error(tmp_path):
+    error = nbformat.v4.new_output("error", ename="ValueError", evalue="diverged")
+    flood = [stream("stdout", "begin\n"), *(shown(f"table {n}") for n in range(200)), error]
+    flood += [shown(f"late {n}") for n in range(200)]
+    few = [shown(f"figure {n}") for n in range(3)]
+    large = [shown("large " + "x" * 20_000) for _ in range(50)]
+    notebook = written(tmp_path / "notebook.ipynb", few, flood, large)
+    assert shorten_printed(notebook)
+    calm, thinned, small = (cell.outputs for cell in thrifty(notebook).cells)
+    assert calm == few
+    assert sum(each == error for each in thinned) == 1
+    told = [each.data["text/plain"] for each in thinned if "data" in each]
+    assert (told[0], told[-1]) == ("table 0", "late 199")
+    assert f"[... {400 - (len(told) - 1)} outputs are left out here ...]" in told
+    assert 3 <= len(small) < 10
+    printed = (tmp_path / PRINTED).read_text()
+    assert "table 199\nlate 0\n" in printed
+    assert "<b>" not in printed
+
+
 def executed(path: Path, *printed: str) -> Path:
     """A notebook whose cells printed these texts."""
     outputs = [nbformat.v4.new_output("stream", name="stdout", text=text) for text in printed]

@@ -21,15 +21,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbutils.arguments import make_parser
-from nbutils.errors import PlanError, WorkbookError, did_you_mean
+from nbutils.errors import LockedRunError, PlanError, WorkbookError, did_you_mean
 from nbutils.places import REPORTS, RUNS, relative, resolve
 from nbutils.plaintext import visible
+from nbutils.stopping import Stopped, stop_on_sigterm
 
 if TYPE_CHECKING:
     from nbutils.engine import Engine
     from nbutils.plans import Plan, Variant
 
 CLOSED_PIPE = 141  # what shells say of a command whose reader has gone
+REFUSED, RUN_AGAIN = 2, 75
 INTERRUPTED = 130  # what shells say of a command ended by Ctrl-C
 
 
@@ -40,16 +42,24 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     args.again = shlex.join(["python", "-m", "nbutils", *arguments])
     try:
-        return args.command(args)
+        with stop_on_sigterm():
+            return args.command(args)
+    except LockedRunError as error:
+        print(f"error: {visible(error)}", file=sys.stderr)
+        return RUN_AGAIN
     except WorkbookError as error:
         print(f"error: {visible(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
+        return REFUSED
+    except KeyboardInterrupt as stop:
         print("stopped", file=sys.stderr)
-        return INTERRUPTED
+        return RUN_AGAIN if isinstance(stop, Stopped) else INTERRUPTED
     except BrokenPipeError:  # as of `status | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would tell of it at its end
         return CLOSED_PIPE
+    except OSError as error:
+        path = relative(Path(error.filename)) if error.filename else "a file"
+        print(f"error: {path}: {error.strerror or error}. Mend that, then try again.", file=sys.stderr)
+        return REFUSED
 
 
 def check(args: argparse.Namespace) -> int:
@@ -93,8 +103,6 @@ def batch(args: argparse.Namespace) -> int:
     from nbutils.batch import Batch, register_plan, select
     from nbutils.plans import find_plan, load_plan
     from nbutils.progress import make_display
-    from nbutils.runner import RUN_AGAIN
-    from nbutils.stopping import Stopped
 
     plan = load_plan(find_plan(args.plan))
     folder = resolve(args.out) if args.out else RUNS / plan.name

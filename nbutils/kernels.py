@@ -28,6 +28,7 @@ from traitlets.config import Config
 from nbutils.environment import memory_kills
 from nbutils.files import atomic_write
 from nbutils.hosting import THRIFT, short_temporary_folder
+from nbutils.processes import FROM_OUTSIDE
 from nbutils.stopping import Watch
 from nbutils.thrift import shorten_printed
 from nbutils.warm_kernels import exit_code, peak_memory_mib, provisioner
@@ -35,7 +36,6 @@ from nbutils.warm_kernels import exit_code, peak_memory_mib, provisioner
 LOG_LINES = 20
 IOPUB_SECONDS = 60  # the default of 4 fails a cell whose output is slow to arrive on a busy machine
 START_SECONDS = 180  # many kernels that start at once on few cores
-FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}  # what ends a kernel that is not at fault
 NEVER_READY = "Kernel died before replying to kernel_info"  # a RuntimeError of jupyter_client, of no kind of its own
 AUTOSAVE_SECONDS = 60  # the whole notebook is written each time
 _STARTED: list[AsyncKernelManager] = []  # by the `execute` at work in this process
@@ -88,11 +88,12 @@ def execute(
         except PapermillExecutionError:
             pass  # the saved notebook has the error, and is read below
         except BaseException as error:
-            if not isinstance(error, DeadKernelError) and str(error) != NEVER_READY:
-                _mark_unfinished(output)
+            if not _is_death(error):
+                _mark(output, watch)
                 raise
             code, memory = exit_code(managers[-1].provisioner), memory_kills() > killed_before
-            raise KernelDied(_mark_death(output, _death(code, memory)) | {"crash": -code not in FROM_OUTSIDE}) from None
+            died = {"type": KernelDied.__name__, "message": _death(code, memory)}
+            raise KernelDied(_mark(output, watch, died) | {"crash": -code not in FROM_OUTSIDE}) from None
     failure = _failure(nbformat.read(output, as_version=4))
     if failure:
         raise NotebookFailed(failure)
@@ -191,35 +192,44 @@ def _death(code: int, memory: bool) -> str:
     return f"the kernel was ended by {name}, a crash in compiled code or a signal from outside."
 
 
-def tell(output: Path, record: Mapping[str, Any]) -> None:
+def _is_death(error: BaseException | None) -> bool:
+    """Whether the kernel died; what failed after that, as a save on a full disk, hides it."""
+    while error is not None:
+        if isinstance(error, DeadKernelError) or str(error) == NEVER_READY:
+            return True
+        error = error.__context__
+    return False
+
+
+def tell(output: Path, record: Mapping[str, Any], watch: Watch) -> None:
     """Put what ended the run into the saved notebook, in the cell that it ended."""
-    if not output.is_file():
-        return
-    saved = nbformat.read(output, as_version=4)
-    index = _last_started(saved)
-    error = nbformat.v4.new_output("error", ename=record["type"], evalue=record["message"])
-    saved.cells[index].outputs = [*saved.cells[index].get("outputs", []), error]
-    _mark_cells(saved, index)
-    _save(saved, output)
+    _mark(output, watch, record)
 
 
-def _mark_death(output: Path, message: str) -> dict[str, Any]:
-    """Put the death into the saved notebook, where papermill wrote `completed`; returns the record of it."""
-    tell(output, {"type": KernelDied.__name__, "message": message})
-    saved = nbformat.read(output, as_version=4)
-    return _record(KernelDied.__name__, message, saved, _last_started(saved))
+def _mark(output: Path, watch: Watch, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Put the saved notebook right, where papermill wrote `completed`, with the error `told`; the record of that.
 
-
-def _mark_unfinished(output: Path) -> None:
-    if not output.is_file():
-        return
+    A notebook that was cut in a save, or cannot be written any more, goes: it would claim cells that did not end.
+    """
+    told = told or {"type": "", "message": ""}
+    nowhere = {**told, "cell": None, "log": []}
     try:
         saved = nbformat.read(output, as_version=4)
-    except ValueError:  # ended in the middle of a save
-        output.unlink()
-        return
-    _mark_cells(saved, _last_started(saved))
-    _save(saved, output)
+    except (OSError, ValueError):
+        output.unlink(missing_ok=True)
+        return nowhere
+    index = _last_started(saved)
+    record = _record(told["type"], told["message"], saved, index) if told["type"] else nowhere
+    if told["type"]:
+        error = nbformat.v4.new_output("error", ename=told["type"], evalue=told["message"])
+        saved.cells[index].outputs = [*saved.cells[index].get("outputs", []), error]
+    _mark_cells(saved, index)
+    watch.make_room()
+    try:
+        _save(saved, output)
+    except OSError:
+        output.unlink(missing_ok=True)
+    return record
 
 
 def _mark_cells(saved: nbformat.NotebookNode, failed: int) -> None:

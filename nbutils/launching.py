@@ -26,7 +26,7 @@ from typing import Any
 
 from nbutils import errors
 from nbutils.errors import Preempted, RankKilled, RunError, WorkbookError
-from nbutils.processes import end_with_parent
+from nbutils.processes import FROM_OUTSIDE, end_with_parent
 from nbutils.stopping import AGAIN, leave_quickly, noted, stop_at_once
 
 STOP = "stop"  # a file in the folder of logs: ranks that start later were asked to stop, too
@@ -175,7 +175,7 @@ def _first_failure(log_folder: Path, deaths: Deaths) -> Exception:
     first = min(records, key=lambda record: record["time"], default=None)
     killed = _first_killed(deaths)
     if killed and (first is None or killed[0] < first["time"] + KILLED_AFTER):
-        return RankKilled(f"{killed[1]} Its log is in {log_folder}.")
+        return killed[1](f"{killed[2]} Its log is in {log_folder}.")
     if first is None:
         return RankFailed(f"A rank ended without a word. The logs of all ranks are in {log_folder}.")
     kind = getattr(errors, first["type"], None)
@@ -187,11 +187,16 @@ def _first_failure(log_folder: Path, deaths: Deaths) -> Exception:
     )
 
 
-def _first_killed(deaths: Deaths) -> tuple[float, str] | None:
-    """(time, what happened) of the first rank that a signal ended which no other rank's failure explains."""
+def _first_killed(deaths: Deaths) -> tuple[float, type[RankKilled | RankFailed], str] | None:
+    """(time, the error, what happened) of the first rank that a signal ended which no other rank's failure explains.
+
+    Killed is what came from outside; a crash in compiled code is a failure.
+    """
     for rank, (when, code) in sorted(deaths.seen.items(), key=lambda item: item[1]):
         if code < 0 and -code not in TERMINATED:
             name = signal.Signals(-code).name
+            if -code not in FROM_OUTSIDE:
+                return when, RankFailed, f"Rank {rank} failed first: {name}, a crash in compiled code."
             why = ", most often because the machine ran out of memory" if name == "SIGKILL" else ""
-            return when, f"Rank {rank} was ended first, by {name}{why}."
+            return when, RankKilled, f"Rank {rank} was ended first, by {name}{why}."
     return None

@@ -83,10 +83,10 @@ def find_manifest(folder: Path) -> Manifest | None:
         return read_json(folder / MANIFEST)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{relative(folder / MANIFEST)} cannot be read ({error}). Delete the folder, run again."
-        ) from None
+    except ValueError as error:
+        raise RunError(f"{relative(folder / MANIFEST)} is damaged ({error}). Delete the folder, run again.") from None
+    except OSError as error:
+        raise RunError(f"{relative(folder / MANIFEST)} cannot be read ({error}). Mend that, then try again.") from None
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ from nbutils.stopping import AGAIN, CELL_TIMEOUT, DRIVEN_FOLDER, Watch, kernel_s
 
 DONE, BROKEN, REFUSED, RUN_AGAIN, KERNEL_DIED = 0, 1, 2, 75, 138
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a folder that is full, or not to be written
+CANNOT_WRITE = ("OSError", "SafetensorError", "RuntimeError")  # what a notebook raises then, by who writes
+ALMOST_FULL = 1 << 20  # bytes left on the disk of the run's folder: then that is the one that is full
 MISTAKES = {
     kind.__name__ for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, WorkbookError)
 }
@@ -70,7 +73,7 @@ def run_variant(
     """
     start = time.monotonic()
     place = Place(resolve(plan_folder), variant.name)
-    with place.lock():
+    with _told_where(place), place.lock():
         place.mend()
         variant = place_needs(variant, place.plan_folder)
         if place.is_finished(run_key(variant.notebook, variant.params, read_inputs(variant.params))):
@@ -134,11 +137,13 @@ def _attempt(place: Place, plan: str, variant: Variant, check: Callable[[Variant
             manifest = begin(place.attempt, plan, variant, earlier)
             place.reserve()
         with kernel_stopped(place.attempt, signal_kernel, variant.resources) as watch:
+            watch.make_room = place.use_reserve
             status, exit_code, error = _ending(place, variant, check, watch)
-    with _told_where(place):
-        place.use_reserve()
-        manifest = end(place.attempt, manifest, status, exit_code, error, watch.peak_memory_mib)
-        published = place.publish()
+            watch.ended = True
+            with _told_where(place):
+                place.use_reserve()
+                manifest = end(place.attempt, manifest, status, exit_code, error, watch.peak_memory_mib)
+                published = place.publish()
     return manifest, place.published if published else place.attempt
 
 
@@ -147,11 +152,11 @@ def _told_where(place: Place) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(_not_writable(place, error.strerror or str(error))) from None
+        raise RunError(_not_writable(error.filename or place.attempt, error.strerror or str(error))) from None
 
 
-def _not_writable(place: Place, reason: str) -> str:
-    return f"{relative(place.attempt)} cannot be written ({reason}). Make room or mend it, then run again."
+def _not_writable(path: str | Path, reason: str) -> str:
+    return f"{relative(Path(path))} cannot be written ({reason}). Make room or mend it, then run again."
 
 
 def _ending(
@@ -171,14 +176,22 @@ def _ending(
     except WorkbookError as mistake:
         return FAILED, REFUSED, _outside(mistake)
     except KeyboardInterrupt:  # or Stopped
-        return PREEMPTED, RUN_AGAIN, _outside(Preempted(AGAIN))
+        return _interrupted(variant, watch)
     except Exception as error:  # of the machinery, not of the notebook: recorded like any other ending
         if watch.asked:
-            return PREEMPTED, RUN_AGAIN, _outside(Preempted(AGAIN))
+            return _interrupted(variant, watch)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            return FAILED, REFUSED, _outside(RunError(_not_writable(place, error.strerror)))
+            return FAILED, REFUSED, _outside(RunError(_not_writable(place.attempt, error.strerror)))
         return FAILED, BROKEN, _outside(error)
     return FINISHED, DONE, None
+
+
+def _interrupted(variant: Variant, watch: Watch) -> tuple[str, int, dict[str, Any]]:
+    """(status, exit code, error) of a run that was ended from here: at a limit, or because somebody asked."""
+    if watch.limit:
+        told = {"type": watch.limit, "message": _over_limit(watch.limit, variant.resources)}
+        return FAILED, BROKEN, told | {"cell": None, "log": []}
+    return PREEMPTED, RUN_AGAIN, _outside(Preempted(AGAIN))
 
 
 def _failed(place: Place, variant: Variant, failure: Any, watch: Watch) -> tuple[str, int, dict[str, Any]]:
@@ -187,18 +200,22 @@ def _failed(place: Place, variant: Variant, failure: Any, watch: Watch) -> tuple
 
     record = failure.record
     if watch.limit:
-        record = record | {"type": watch.limit, "message": _over_limit(watch.limit, variant.resources)}
-        tell(place.attempt / NOTEBOOK, record)
-        return FAILED, BROKEN, record
+        status, exit_code, told = _interrupted(variant, watch)
+        record = record | {"type": told["type"], "message": told["message"]}
+        tell(place.attempt / NOTEBOOK, record, watch)
+        return status, exit_code, record
     if record["type"] == Preempted.__name__:
         return PREEMPTED, RUN_AGAIN, record
     if watch.asked:
         return PREEMPTED, RUN_AGAIN, record | _told(Preempted(AGAIN))
     if isinstance(failure, KernelDied) or record["type"] == RankKilled.__name__:
         return KILLED, KERNEL_DIED, record
-    unwritable = next((os.strerror(each) for each in UNWRITABLE if os.strerror(each) in record["message"]), "")
-    if record["type"] == OSError.__name__ and unwritable:
-        return FAILED, REFUSED, record | _told(RunError(_not_writable(place, unwritable)))
+    reason = next((os.strerror(each) for each in UNWRITABLE if os.strerror(each) in record["message"]), "")
+    if record["type"] in CANNOT_WRITE and reason:
+        full = shutil.disk_usage(place.attempt).free < ALMOST_FULL
+        cure = _not_writable(place.attempt, reason) if full else "Make room or mend it, then run again."
+        told = RunError(cure if full else f"{record['message'].rstrip('.')}. {cure}")
+        return FAILED, REFUSED, record | _told(told)
     return FAILED, REFUSED if record["type"] in MISTAKES else BROKEN, record
 
 

@@ -117,6 +117,8 @@ class Watch(StopRequest):
     """What a runner knows of its kernel's run. `limit` names the one that was reached, empty where none was."""
 
     limit: str = ""
+    ended: bool = False  # the kernel; what is left is to record how, and no signal may cut that short
+    make_room: Callable[[], None] = lambda: None  # on the disk, for the notebook and the record of an end
     cell_began: float | None = None  # time.monotonic
     peak_memory_mib: float | None = None  # of the kernel's process, once it has ended
     over: bool = False
@@ -138,14 +140,19 @@ def kernel_stopped(run_folder: Path, send: Callable[[int], bool], limits: Resour
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal last
         since, last = time.monotonic() - last, time.monotonic()
-        if watch.asked and number == signal.SIGTERM and since < ECHO_SECONDS:
+        echo = number == signal.SIGTERM and (since < ECHO_SECONDS or (watch.limit and since == math.inf))
+        if watch.ended or (watch.asked and echo):
             return
         if watch.asked or not send(signal.SIGTERM):
             watch.asked = True
             raise Stopped
         watch.asked = True
 
-    Thread(target=_look_after, args=(run_folder, send, watch, limits), daemon=True).start()
+    def ask_myself() -> None:  # where there is no kernel yet: whatever goes on in this process
+        if signal.getsignal(signal.SIGTERM) is ask:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Thread(target=_look_after, args=(run_folder, send, ask_myself, watch, limits), daemon=True).start()
     try:
         with _handled(ask, signal.SIGTERM, signal.SIGINT):
             yield watch
@@ -153,21 +160,36 @@ def kernel_stopped(run_folder: Path, send: Callable[[int], bool], limits: Resour
         watch.over = True
 
 
-def _look_after(run_folder: Path, send: Callable[[int], bool], watch: Watch, limits: Resources) -> None:
+def _look_after(
+    run_folder: Path, send: Callable[[int], bool], ask_myself: Callable[[], None], watch: Watch, limits: Resources
+) -> None:
     """Ask the kernel to stop at a limit; end it where it was asked and takes too long."""
     began = time.monotonic()
-    while not watch.over and not watch.asked:
+    while not watch.over and not watch.ended and not watch.asked:
         watch.limit = _limit_reached(began, watch.cell_began, limits)
         if watch.limit and send(signal.SIGTERM):
             watch.asked = True
+        elif watch.limit:
+            ask_myself()
         time.sleep(TICK_SECONDS)
     asked = busy = time.monotonic()
-    while not watch.over and (now := time.monotonic()) - busy < SOON_SECONDS and now - asked < SAVE_SECONDS:
-        if any(run_folder.glob(f"{MARK}-*")):
+    while not watch.ended and (now := time.monotonic()) - busy < SOON_SECONDS and now - asked < SAVE_SECONDS:
+        if any(map(_is_at_work, run_folder.glob(f"{MARK}-*"))):
             busy = now
         time.sleep(TICK_SECONDS)
-    if not watch.over:
+    if not watch.ended and not watch.over:
         send(signal.SIGKILL)
+
+
+def _is_at_work(mark: Path) -> bool:
+    """Whether the process that left this mark is there: one that was killed took it nowhere."""
+    try:
+        os.kill(int(mark.name.rpartition("-")[2]), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _limit_reached(began: float, cell_began: float | None, limits: Resources) -> str:
@@ -181,10 +203,18 @@ def _limit_reached(began: float, cell_began: float | None, limits: Resources) ->
 
 @contextmanager
 def stop_on_sigterm() -> Iterator[None]:
-    """Raise Stopped where SIGTERM arrives, which would else end this process and leave those it started."""
+    """Raise Stopped where SIGTERM arrives, which would else end this process and leave those it started.
+
+    Several in a moment are one.
+    """
+
+    last = -math.inf
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise Stopped
+        nonlocal last
+        since, last = time.monotonic() - last, time.monotonic()
+        if since >= ECHO_SECONDS:
+            raise Stopped
 
     with _handled(stop, signal.SIGTERM):
         yield

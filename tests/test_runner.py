@@ -221,6 +221,46 @@ def test_a_full_disk_is_recorded_on_it_and_keeps_the_good_result(folder):
         assert (outcome.status, record.newer) == ("finished", None)
 
 
+def test_a_kernel_killed_on_a_full_disk_is_killed_and_its_notebook_claims_nothing(folder):
+    kill = "import os, signal, time\ntime.sleep(0.5)\nos.kill(os.getpid(), signal.SIGKILL)"
+    with small_disk(folder, "1200k"):
+        fill = FILL.replace("    while", "    while ") + "\n"
+        quietly = f"try:\n    {fill.strip().replace(chr(10), chr(10) + '    ')}\nexcept OSError: pass\n{kill}"
+        outcome, record = run(folder, "x = 1", quietly, "never = 1")
+        assert (outcome.status, outcome.exit_code) == ("killed", 138), outcome
+        assert (record.status, record.manifest["error"]["type"]) == ("killed", "KernelDied")
+        notebook = record.folder / "notebook.ipynb"
+        assert not notebook.exists() or cells_of(record.folder)[-1] == ("never = 1", "pending")
+
+
+def test_a_limit_reached_on_a_full_disk_is_a_limit(folder):
+    with small_disk(folder, "1200k"):
+        quietly = (
+            f"try:\n    {FILL.replace(chr(10), chr(10) + '    ')}\nexcept OSError: pass\nimport time; time.sleep(60)"
+        )
+        outcome, _ = run(folder, quietly, limits=Resources(cell_minutes=0.03))
+    assert (outcome.status, outcome.exit_code, outcome.again) == ("failed", 1, False)
+    assert outcome.message.startswith("CellTimeout")
+
+
+def test_another_disk_that_is_full_is_named_as_the_notebook_named_it(folder):
+    outcome, _ = run(folder, "raise OSError(28, 'No space left on device', '/elsewhere/cache')")
+    assert (outcome.status, outcome.exit_code) == ("failed", 2)
+    assert "No space left on device. Make room or mend it" in outcome.message and str(folder) not in outcome.message
+
+
+def test_a_limit_holds_before_there_is_a_kernel(folder):
+    def slow_check(variant: Variant) -> None:
+        time.sleep(20)
+
+    notebook = write_notebook(folder.parent / "variant.ipynb", "x = 1")
+    variant = replace(flat_variant(notebook, "variant", {}), resources=Resources(run_minutes=0.02))
+    start = time.monotonic()
+    outcome = run_variant(variant, "plan", folder, slow_check)
+    assert time.monotonic() - start < 10
+    assert (outcome.status, outcome.exit_code, outcome.message[:9]) == ("failed", 1, "TimeLimit")
+
+
 def test_a_folder_that_cannot_be_written_is_told_before_anything_starts(folder):
     folder.write_text("a file")
     with pytest.raises(
@@ -338,6 +378,9 @@ def test_two_runners_never_share_a_run_and_a_dead_one_is_seen(folder):
         with pytest.raises(RunError, match=rf"another runner is at work on it \(process {first.pid} "):
             run(folder, *cells, seed=1)
         assert load_runs(folder)[0].status == "running"
+        with start_cli(folder, *cells) as second:
+            _, told = second.communicate(timeout=60)
+        assert (second.returncode, "another runner is at work on it" in told) == (75, True)  # later, not never
         first.kill()
     (dead,) = load_runs(folder)
     assert (dead.status, dead.manifest["error"]["type"]) == ("killed", "RunnerKilled")
@@ -397,6 +440,15 @@ def test_a_runner_asked_to_stop_ends_its_kernel_and_says_so(folder, busy):
     (record,) = load_runs(folder)
     assert (record.status, record.manifest["exit_code"]) == ("preempted", 75)
     assert [status for _, status in cells_of(record.folder)] == ["completed", "failed", "pending"]
+
+
+def test_a_runner_is_stopped_before_its_kernel_is_there(folder):
+    with start_cli(folder, "x = 1") as runner:
+        wait_for(folder / ".locks" / "variant")
+        runner.terminate()
+        runner.communicate(timeout=30)
+    assert runner.returncode == 75
+    assert not list(folder.glob("variant/result.json"))
 
 
 def test_a_need_that_is_not_finished_is_told(folder):

@@ -262,6 +262,7 @@ def all_reduce_until_somebody_is_gone(ending: str) -> None:
     [
         ("error", RankFailed, "Rank 1 failed first: ValueError: diverged"),
         ("SIGKILL", RankKilled, "Rank 1 was ended first, by SIGKILL, most often because the machine ran out of memory"),
+        ("SIGSEGV", RankFailed, "Rank 1 failed first: SIGSEGV, a crash in compiled code"),
     ],
 )
 def test_the_rank_that_ended_first_is_named_whatever_the_others_saw(tmp_path, ending, raised, message):

@@ -74,6 +74,7 @@ class MetricsWriter(TrainerCallback):
             self.last_tokens = self.earlier["tokens"]
         else:
             self.rows.writeheader()
+            self.file.flush()  # a checkpoint before the first row has a copy of the file
 
     def on_log(self, args, state, control, logs, **kwargs):
         if "train_runtime" in logs:

@@ -6,7 +6,7 @@
 Runs are forked from this process, which has imported all they need and has run nothing: a start takes milliseconds, so
 that a kill falls on training, evaluation or the writing of a checkpoint. Two processes are two such forks with gloo
 between them; a kill takes one or both. Each case is first run without a kill, and its model, its best model,
-metrics.csv (but for times), audit.csv and final numbers are compared byte for byte.
+metrics.csv (but for times), audit.csv and final numbers are compared byte for byte; of interactions also their rounds.
 """
 
 from __future__ import annotations
@@ -34,12 +34,17 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "GLOO_
 
 import torch
 
+from nbutils.interaction.settings import Interaction
+from nbutils.interaction.training import InteractionConfig, train_interactively
 from nbutils.measures import is_of_the_machine
-from nbutils.objectives import cosine_mixing
+from nbutils.objectives import cosine_mixing, smoothing
 from nbutils.preparation import DataConfig, prepare_data
 from nbutils.training import TrainingConfig, train
 
 NUMBERS = ("parameters", "steps", "tokens_seen", "best_eval_ce_loss", "best_step")
+WORDS = ("human_words", "student_words", "teacher_words")
+ROUNDS = {"rounds": 4, "prompts_per_round": 5, "samples_per_prompt": 3, "prompt_tokens": 5, "response_tokens": 8}
+ROUNDS |= {"passes": 2, "top_p": 1.0}
 DEADLINE = 120.0  # seconds for one run
 CASES = {  # (changes of the configuration, processes)
     "plain": ({}, 1),
@@ -48,6 +53,11 @@ CASES = {  # (changes of the configuration, processes)
     "stops early": ({"early_stopping_patience": 6, "learning_rate": 0.3, "max_steps": 80, "eval_steps": 2}, 1),
     "two": ({"per_device_train_batch_size": 2, "random_chunks": True, "max_steps": 16}, 2),
     "two accumulated": ({"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 12}, 2),
+}
+INTERACTIONS = {
+    "judged": ({"interaction": Interaction("simpo_judge", **ROUNDS)}, 1),
+    "rewarded": ({"interaction": Interaction("ppo", kl_stop=0.02, kl_target=0.1, kl_horizon=100, **ROUNDS)}, 1),
+    "two judged": ({"interaction": Interaction("simpo_judge", **ROUNDS), "per_device_train_batch_size": 2}, 2),
 }
 
 
@@ -66,11 +76,16 @@ def write_data(folder: Path, storage: str = "arrow") -> Path:
 
 
 def configuration(data: Path, run: Path, **changes: object) -> TrainingConfig:
-    """A run of 20 steps over several epochs with dropout, evaluations and a checkpoint every other step."""
-    settings = TrainingConfig(
+    """A run of 20 steps over several epochs with dropout, evaluations and a checkpoint every other step.
+
+    With an `interaction` among the changes it is that, of as many steps as it has.
+    """
+    if "interaction" not in changes:
+        changes = {"objective": cosine_mixing(0.5, ramp=0.5), **changes}
+    settings = (InteractionConfig if "interaction" in changes else TrainingConfig)(
         data_folder=data,
         run_folder=run,
-        objective=cosine_mixing(0.5, ramp=0.5),
+        objective=smoothing(None),
         model_name="micro",
         dropout=0.2,
         max_steps=20,
@@ -124,11 +139,12 @@ def left_behind(run: Path) -> dict[str, object]:
         rows = [untimed(row) for row in csv.DictReader(file)]
     numbers = json.loads((run / "numbers.json").read_text())
     weights = {name: (run / name / "model.safetensors").read_bytes() for name in ("model", "model_best")}
-    return weights | {
-        "metrics.csv": rows,
-        "audit.csv": (run / "audit.csv").read_text(),
-        "numbers": {name: numbers[name] for name in NUMBERS},
-    }
+    files = {name: (run / name).read_text() for name in ("audit.csv", "round_samples.jsonl") if (run / name).exists()}
+    if (run / "rounds.csv").exists():
+        with (run / "rounds.csv").open(newline="") as file:
+            files["rounds.csv"] = [untimed(row) for row in csv.DictReader(file)]
+    found = {name: numbers[name] for name in (*NUMBERS, *WORDS) if name in numbers}
+    return weights | files | {"metrics.csv": rows, "numbers": found}
 
 
 def run_killed(
@@ -165,7 +181,7 @@ def undisturbed(config: TrainingConfig, processes: int) -> tuple[float, float]:
 
 def check_case(name: str, data: Path, folder: Path, kills: int, chance: random.Random) -> None:
     """Compare a run of the case that is killed so often with one that is not. Raises AssertionError."""
-    changes, processes = CASES[name]
+    changes, processes = (CASES | INTERACTIONS)[name]
     start = time.monotonic()
     calm = configuration(data, folder / "calm", **changes)
     began, longest = undisturbed(calm, processes)
@@ -199,7 +215,7 @@ def _fork_rank(config: TrainingConfig, rank: int, processes: int, port: int) -> 
         if processes > 1:
             os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        numbers = train(config)
+        numbers = (train_interactively if isinstance(config, InteractionConfig) else train)(config)
         if rank == 0:
             (config.run_folder / "numbers.json").write_text(json.dumps(numbers))
 
@@ -229,11 +245,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20, help="in all (default: %(default)s)")
     parser.add_argument("--storage", default="arrow", help="of the data (default: %(default)s)")
-    parser.add_argument("--case", choices=CASES, action="append", help="one of them, or several (default: all)")
+    parser.add_argument(
+        "--case", choices=CASES | INTERACTIONS, action="append", help="one of them, or several (default: all)"
+    )
     parser.add_argument("--seed", type=int, default=None, help="of the moments (default: another each time)")
     args = parser.parse_args()
     seed = random.randrange(10**6) if args.seed is None else args.seed
-    names = args.case or list(CASES)
+    names = args.case or list(CASES | INTERACTIONS)
     print(f"seed {seed}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         if not (pid := os.fork()):  # nothing runs in this process itself

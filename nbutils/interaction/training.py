@@ -142,7 +142,7 @@ class InteractionTrainer(ObjectiveTrainer):
         self._budgets: dict[str, Budget] = {}  # of who is asked, by this process alone
         if self.is_world_process_zero():
             maker = round_maker(config, policy, data)
-            maker.precision = self.compute_loss_context_manager
+            maker.precision = self.accelerator.autocast
             rows.make = lambda number: maker.make(number, self.state.global_step)
             asked = {"judge": maker.judge, "corrector": maker.corrector}
             self._budgets = {role: each.budget for role, each in asked.items() if each is not None}

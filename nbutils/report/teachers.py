@@ -10,6 +10,7 @@ import numpy as np
 from nbutils.measures import measure
 from nbutils.studies import Arm, Study
 
+WORDS = "teacher_words"  # of an interaction, whose teacher is no teacher of a distillation
 PREFIX = "teacher_"  # of results that are the teacher's
 
 
@@ -47,7 +48,8 @@ class AgainstControl:
 
 def has_teacher(study: Study) -> bool:
     """Whether any run of a study reports what its teacher reached."""
-    return any(name.startswith(PREFIX) for arm in study.own_arms for run in arm.runs for name in run.result)
+    names = {name for arm in study.own_arms for run in arm.runs for name in run.result} - {WORDS}
+    return any(name.startswith(PREFIX) for name in names)
 
 
 def is_taught(arm: Arm) -> bool:

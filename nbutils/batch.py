@@ -90,7 +90,8 @@ class Batch:
     """A batch in progress. `outcomes` has every variant that ended for good, was skipped or is blocked.
 
     retries: more attempts, at most, at a variant that was stopped or killed from outside. The first comes after
-    `backoff_seconds`, each next one after twice the time.
+    `backoff_seconds`, each next one after twice the time. An engine may lose its places often: what was stopped there
+    is tried again without limit.
     """
 
     plan: Plan
@@ -221,11 +222,12 @@ class Batch:
         made = self.retrying[name].number if name in self.retrying else 0
         if outcome.status == HELD:
             return  # it began between our look at the lock and our runner's
-        if not outcome.again or made == self.retries:
+        counts = self.engine.counts_preemption or outcome.status != PREEMPTED
+        if not outcome.again or (counts and made == self.retries):
             self._end(outcome, display)
             return
-        seconds = min(self.backoff_seconds * 2**made, LONGEST_BACKOFF_SECONDS)
-        retry = Retry(name, variant.stage, time.monotonic() + seconds, made + 1, self.retries)
+        at = time.monotonic() + min(self.backoff_seconds * 2**made, LONGEST_BACKOFF_SECONDS)
+        retry = Retry(name, variant.stage, at, made + counts, self.retries if counts else None)
         self.retrying[name] = retry
         display.put_off(name, outcome.status, f"{outcome.message.rstrip('.')}; {retry.told()}", self.tally())
 

@@ -27,6 +27,7 @@ class Engine(Protocol):
     """Runs variants, several at a time. Within `with` its processes are there; after it none is."""
 
     workers: int  # variants at a time, for the time that is left
+    counts_preemption: bool  # against the retries; not where nodes come and go, and tell their runners before
 
     def __enter__(self) -> Engine: ...
 

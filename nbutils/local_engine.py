@@ -19,7 +19,7 @@ from fractions import Fraction
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from nbutils import environment
 from nbutils.attempts import LOGS, Place
@@ -112,6 +112,7 @@ class LocalEngine:
     workers: int
     gpus: Sequence[str] | None = None
     preloaded: tuple[str, ...] = PRELOADED
+    counts_preemption: ClassVar[bool] = True
     _runners: dict[str, Runner] = field(default_factory=dict, init=False)
     _next: NextInLine | None = field(default=None, init=False)
     _expected: list[Variant] | None = field(default=None, init=False)
@@ -140,7 +141,11 @@ class LocalEngine:
             self.stop()
 
     def check(self, variants: list[Variant]) -> None:
-        """Raise PlanError where one asks for more than this machine has; `variants` are all that will be started."""
+        """Raise PlanError where one asks for more than this machine has, or an id of a GPU is none or given twice.
+
+        `variants` are all that will be started.
+        """
+        self._check_ids()
         self._expected = variants
         for variant in variants:
             share, cores = self._share(variant), environment.cores()
@@ -156,6 +161,16 @@ class LocalEngine:
                     f"{variant.name} asks for {share.cores} cores and here {_count(cores)}. Let its stage ask for "
                     "fewer, with `resources: {cpus: ...}`, or run it where there are as many."
                 )
+
+    def _check_ids(self) -> None:
+        """A GPU that stands there twice could only go to one variant: the other would find none."""
+        given = ",".join(self.gpus)
+        cure = f"Name each once, with --gpus or {VISIBLE}, as 0,1."
+        twice = next((each for each, times in Counter(self.gpus).items() if times > 1), None)
+        if not all(each.strip() for each in self.gpus):
+            raise PlanError(f"The GPUs to share out are {given!r}, and an id is empty. {cure}")
+        if twice is not None:
+            raise PlanError(f"The GPUs to share out are {given!r}, and {twice} is there twice. {cure}")
 
     def has_room(self, variant: Variant) -> bool:
         """Whether it can start now. Where not, the first to ask gets what those that now run longest give back."""

@@ -46,7 +46,7 @@ class Retry:
     stage: str
     at: float
     number: int
-    limit: int
+    limit: int | None  # None: this one does not count
 
     def seconds_left(self) -> float:
         """Until then; 0 where that time has come."""
@@ -54,7 +54,8 @@ class Retry:
 
     def told(self) -> str:
         """`retry in 20 s (1 of 3)`."""
-        return f"retry in {duration(self.seconds_left())} ({self.number} of {self.limit})"
+        counted = "" if self.limit is None else f" ({self.number} of {self.limit})"
+        return f"retry in {duration(self.seconds_left())}{counted}"
 
 
 @dataclass

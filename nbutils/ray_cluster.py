@@ -17,7 +17,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,6 +52,10 @@ class Cluster:
     def gpus(self) -> int:
         """In all."""
         return sum(gpus for gpus, _ in self.nodes)
+
+    def has_gpus(self) -> bool:
+        """Whether it has some, or may start nodes that have."""
+        return self.grows or self.gpus() > 0
 
     def has_node_for(self, gpus: int, cpus: int) -> bool:
         """Whether one of the nodes, with nothing else on it, has so many."""
@@ -116,14 +120,17 @@ def tell() -> None:
     try:
         ray = import_ray()
         ray.init(address=sys.argv[1], **QUIET)
-        alive = [node for node in ray.nodes() if node["Alive"]]
-        found = {
-            "nodes": [[int(node["Resources"].get(name, 0)) for name in ("GPU", "CPU")] for node in alive],
-            "grows": any(GROUP in node["Labels"] for node in alive),
-        }
+        found = asdict(cluster_now(ray))
     except Exception as error:
         found = {"error": first_line(error)}
     print(json.dumps(found), flush=True)
+
+
+def cluster_now(ray: ModuleType) -> Cluster:
+    """The cluster that this process is connected to, as it is."""
+    alive = [node for node in ray.nodes() if node["Alive"]]
+    nodes = tuple((int(node["Resources"].get("GPU", 0)), int(node["Resources"].get("CPU", 0))) for node in alive)
+    return Cluster(nodes, any(GROUP in node["Labels"] for node in alive))
 
 
 def first_line(error: BaseException) -> str:

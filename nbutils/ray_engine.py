@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from nbutils.engine import runner_died
 from nbutils.errors import PlanError, RunError
@@ -27,11 +27,13 @@ from nbutils.local_engine import signals_held_back
 from nbutils.manifest import KILLED
 from nbutils.places import relative
 from nbutils.plans import Plan, Variant
-from nbutils.ray_cluster import LOCAL, Cluster, connected, first_line, import_ray, look_at
+from nbutils.ray_cluster import LOCAL, Cluster, cluster_now, connected, first_line, import_ray, look_at
 from nbutils.ray_worker import STOP_SECONDS, Ended, Task, work
 from nbutils.runner import KERNEL_DIED, Outcome
 
 MARKS = ".ray"  # in the plan's folder: a folder for each batch at work, which its nodes must see
+NODES_SECONDS = 30.0  # between looks at the nodes, for what none of them can run
+NO_GPUS = "Where it is to train on cores, let its stage say `resources: {gpus: 0}`."
 FORCE_SECONDS = 10.0  # for Ray to end what does not stop
 SAME_PLACES = "Every node needs the same checkout, at the same path, and the same packages as the batch."
 
@@ -49,9 +51,12 @@ class RayEngine:
     plan: Plan
     plan_folder: Path
     address: str = ""
+    counts_preemption: ClassVar[bool] = False  # a node that goes asks its runners to stop, if there is time
     _cluster: Cluster | None = field(default=None, init=False)
     _tasks: dict[Any, Task] = field(default_factory=dict, init=False)  # by Ray's reference to what they return
     _begun: set[str] = field(default_factory=set, init=False)
+    _stuck: bool = field(default=False, init=False)  # and the user knows
+    _looked: float = field(default=0.0, init=False)  # at the nodes
     _ray: ModuleType | None = field(default=None, init=False)
     _open: ExitStack = field(default_factory=ExitStack, init=False)
 
@@ -76,6 +81,7 @@ class RayEngine:
                 reason = error.strerror or error
                 raise RunError(f"{relative(self._marks)} cannot be made ({reason}). Mend it, then run again.") from None
             stack.enter_context(connected(self._ray, self.address, self._cluster))
+            self._looked = time.monotonic()
             self._function = self._ray.remote(max_retries=0, retry_exceptions=False)(work)
             self._open = stack.pop_all()
         return self
@@ -104,7 +110,8 @@ class RayEngine:
                     f"{told} Let its stage ask for fewer, with processes or `resources: {{gpus: ..., cpus: ...}}`, or "
                     "start Ray on a larger machine first."
                 )
-            logger.warning("%s It waits until the cluster starts one that has.", told)
+            self._stuck = True
+            logger.warning("%s It waits until the cluster starts one that has. %s", told, NO_GPUS if gpus else "")
 
     def has_room(self, variant: Variant) -> bool:
         """Always: Ray has a queue, and a cluster that grows does so by what it finds there."""
@@ -127,6 +134,9 @@ class RayEngine:
             outcomes = [self._take(reference) for reference in ended]
         at_work = {task.variant.name for task in self._tasks.values()}
         self._begun = at_work & {each.name for each in self._marks.iterdir()}
+        if time.monotonic() - self._looked > NODES_SECONDS:
+            self._looked = time.monotonic()
+            self.tell_stuck(cluster_now(self._ray))
         return [outcome for outcome in outcomes if outcome]
 
     def stop(self) -> None:
@@ -141,6 +151,19 @@ class RayEngine:
             self._await_end(FORCE_SECONDS)
             self._tasks.clear()
             self._begun.clear()
+
+    def tell_stuck(self, cluster: Cluster) -> None:
+        """Warn, once until it is over, where no node of the `cluster` is large enough for something queued."""
+        queued = [task for task in self._tasks.values() if task.variant.name not in self._begun]
+        stuck = [task for task in queued if not cluster.has_node_for(task.gpus, task.cpus)]
+        if stuck and not self._stuck:
+            others = f" and {len(stuck) - 1} more wait" if len(stuck) > 1 else " waits"
+            logger.warning(
+                "Nothing in the Ray cluster at %s can run %s now, which asks for %d GPUs and %d cores on one machine; "
+                "there is %s. It%s until there is such a node. Start one, or end the batch by Ctrl-C and go on later.",
+                *(self.address, stuck[0].variant.name, stuck[0].gpus, stuck[0].cpus, cluster.told(), others),
+            )
+        self._stuck = bool(stuck)
 
     def _await_end(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -161,7 +184,7 @@ class RayEngine:
 
     def _request(self, variant: Variant) -> tuple[int, int]:
         """(GPUs, cores) to ask Ray for."""
-        return variant.resources.gpus_for(variant.params, self._cluster.gpus()), variant.resources.cpus or 1
+        return variant.resources.gpus_for(variant.params, self._cluster.has_gpus()), variant.resources.cpus or 1
 
     def _submit(self, task: Task) -> None:
         function = self._function.options(num_gpus=task.gpus, num_cpus=task.cpus, name=task.variant.name)
@@ -178,6 +201,7 @@ class RayEngine:
         except errors.NodeDiedError:
             logger.warning("%s: its node was lost. It is queued again and goes on from its newest checkpoint.", name)
             self._submit(task)
+            self._looked = 0.0
             return None
         except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
             message = f"Ray's worker ended while it ran, as where memory is short: {first_line(error)}"

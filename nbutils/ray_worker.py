@@ -81,7 +81,7 @@ def work(task: Task) -> Ended:
         log = Place(task.plan_folder, task.variant.name).log
         try:
             log.parent.mkdir(parents=True, exist_ok=True)
-            file = log.open("wb")
+            file = log.open("ab")  # earlier attempts', and of another batch's runner at work
         except OSError as error:
             reason = error.strerror or error
             message = f"{relative(log)} cannot be written ({reason}). Make room or mend it, then run again."

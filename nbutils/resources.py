@@ -28,7 +28,10 @@ class Resources:
     cell_minutes: float | None = None
 
     def gpus_for(self, params: Mapping[str, Any], there: int) -> int:
-        """GPUs that a variant with these parameters takes where so many are there, which may be more than there are."""
+        """GPUs that a variant with these parameters takes where so many are there, which may be more than there are.
+
+        there: those that may yet be started count, too. Where there are none, processes train on cores.
+        """
         if self.gpus is not None:
             return self.gpus
         return int(params.get(PROCESSES, 0)) if there else 0

@@ -144,6 +144,21 @@ def test_more_than_there_is_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("gpus", "told"),
+    [
+        (("0", "1", "0"), "The GPUs to share out are '0,1,0', and 0 is there twice."),
+        (("0", ""), "The GPUs to share out are '0,', and an id is empty."),
+        ((" ",), "The GPUs to share out are ' ', and an id is empty."),
+    ],
+)
+def test_a_gpu_is_named_once(tmp_path, gpus, told):
+    """The second variant would find none."""
+    with pytest.raises(PlanError) as refusal:
+        LocalEngine("p", tmp_path / "runs", 2, gpus).check([])
+    assert str(refusal.value) == f"{told} Name each once, with --gpus or CUDA_VISIBLE_DEVICES, as 0,1."
+
+
+@pytest.mark.parametrize(
     ("visible", "gpus"),
     [
         (None, ("0", "1", "2")),

@@ -169,29 +169,33 @@ def test_what_was_killed_is_tried_again_and_a_mistake_is_not(cluster, tmp_path):
 
 
 class Thief(LogDisplay):
-    """Takes the node away that trains, once there is a checkpoint; then comes another."""
+    """Takes the node away that trains, once there is a checkpoint; when that is known there comes another."""
 
-    def __init__(self, cluster, training: Place) -> None:
+    def __init__(self, cluster, training: Place, known: Callable[[], bool]) -> None:
         super().__init__(sys.stdout)
-        self.cluster, self.training, self.taken = cluster, training, False
+        self.cluster, self.training, self.known, self.taken, self.given = cluster, training, known, 0.0, False
 
     def tick(self, tally: Tally) -> None:
         saved = [each for each in (self.training.attempt / "checkpoints").glob("step-*") if not each.suffix]
         if saved and not self.taken:
-            self.taken = True
+            self.taken = time.monotonic()
             self.cluster.remove_node(next(iter(self.cluster.worker_nodes)), allow_graceful=False)
+        if self.taken and not self.given and (self.known() or time.monotonic() - self.taken > 60):
+            self.given = True
             add_node(self.cluster, GPU_NODE)
 
 
 @pytest.mark.slow
-def test_a_node_is_lost_and_every_variant_finishes_with_the_numbers_it_would_have_had(here, cluster, data, tmp_path):
+def test_a_node_is_lost_and_every_variant_finishes_with_its_numbers(here, cluster, data, tmp_path, caplog):
     write_notebook(tmp_path / "study.ipynb", NOTE, parameters=NEEDS)
     training = TRAINING.replace("cpus: 1", "cpus: 1, gpus: 1") % data
     plan = study_plan(tmp_path, PLAN[0], PLAN[1].replace("[1, 2]", "[1, 3]"), training)
     place = Place(tmp_path / "runs", "training")
     work = Batch(plan, place.plan_folder, list(plan.variants), RayEngine(plan, place.plan_folder, cluster.address), 0)
     work.check()
-    work.run(Thief(cluster, place))
+    told = "can run training now, which asks for 1 GPUs and 1 cores"
+    work.run(Thief(cluster, place, lambda: told in caplog.text))
+    assert caplog.text.count(told) == 1
     assert set(endings(work).values()) == {"finished"}, work.table()
     assert [each["status"] for each in read_manifest(place.published)["attempts"]] == ["killed", "finished"]
     assert re.search(r"Training goes on from step \d", (place.published / "notebook.ipynb").read_text())

@@ -21,6 +21,7 @@ from nbutils.batch import Batch
 from nbutils.local_engine import LocalEngine
 from nbutils.plans import Variant
 from nbutils.progress import LogDisplay
+from nbutils.ray_engine import RayEngine
 from nbutils.runner import Outcome
 from nbutils.runs import load_runs
 from nbutils.status import plan_status
@@ -188,6 +189,8 @@ class Queue:
     """An engine that takes all at once and runs one at a time, as a cluster may."""
 
     workers: int = 1
+    counts_preemption: bool = True
+    endings: dict[str, list[str]] = field(default_factory=dict)  # before it finishes
     names: list[str] = field(default_factory=list)
     stopped: bool = False
 
@@ -210,7 +213,11 @@ class Queue:
         return name == self.names[0]
 
     def wait(self, seconds):
-        return [Outcome(self.names.pop(0), "finished", 0)]
+        if not self.names:
+            return []
+        name = self.names.pop(0)
+        status = self.endings[name].pop(0) if self.endings.get(name) else "finished"
+        return [Outcome(name, status, 0, again=status != "finished")]
 
     def stop(self):
         self.stopped = True
@@ -232,3 +239,28 @@ def test_what_an_engine_has_queued_waits_and_does_not_run(tmp_path):
         *("start    study-seed1", "finished study-seed1", "start    study-seed2", "finished study-seed2"),
         *("start    study-seed3", "finished study-seed3"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("counts", "ended"),
+    [(True, ["preempted", "preempted", "preempted"]), (False, ["finished", "killed", "finished"])],
+)
+def test_what_a_node_that_goes_has_stopped_does_not_count(tmp_path, monkeypatch, counts, ended):
+    """Where nodes come and go they ask their runners to stop; a kill counts in any case."""
+    monkeypatch.setattr("nbutils.batch.TICK_SECONDS", 0.0)
+    write_notebook(tmp_path / "study.ipynb", parameters=STUDY)
+    plan = study_plan(tmp_path, "{name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 2, 3]}}")
+    ends = {
+        "study-seed1": ["preempted"] * 5,
+        "study-seed2": ["killed", "preempted", "killed"],
+        "study-seed3": ["killed", "preempted"],
+    }
+    engine = Queue(counts_preemption=counts, endings=ends)
+    work = Batch(plan, tmp_path / "runs", list(plan.variants), engine, retries=1, backoff_seconds=0.01)
+    with (tmp_path / "display").open("w") as log:
+        work.run(LogDisplay(log))
+    assert list(dict(sorted(endings(work).items())).values()) == ended
+    told = (tmp_path / "display").read_text()
+    assert len(re.findall(r"preempted study-seed1: .*; retry in \d+ s \[", told)) == (0 if counts else 5)
+    assert LocalEngine.counts_preemption
+    assert not RayEngine.counts_preemption

@@ -6,6 +6,10 @@ nobody gave a seed. Where that cannot be had the host refuses, and the runner st
 
 A kernel ends with its runner, whose connection the host watches, and with the host. The host ends with the batch, or
 with the last runner of a batch that was killed.
+
+What a kernel has started ends with it, also in a session of its own. A living kernel adopts the orphans among its
+descendants; when it dies they all become the host's. So a child of the host that is no kernel was started by one that
+has died.
 """
 
 from __future__ import annotations
@@ -18,6 +22,7 @@ import selectors
 import signal
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -25,9 +30,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from nbutils.hosting import message_socket, receive, send
 from nbutils.places import ROOT
-from nbutils.processes import end_with_parent
+from nbutils.processes import adopt_orphans, end_with_parent
 from nbutils.stopping import DRIVEN_FOLDER
 
 INLINE_FIGURES = "module://matplotlib_inline.backend_inline"  # what ipykernel sets before a notebook imports matplotlib
@@ -37,6 +44,7 @@ WHILE_IMPORTING = {
 }
 OF_ONE_KERNEL = {DRIVEN_FOLDER, "JPY_PARENT_PID", "JPY_SESSION_NAME", "CUDA_VISIBLE_DEVICES"}
 REQUEST_SECONDS = 10  # a runner sends its request at once
+ORPHAN_SECONDS, ORPHAN_TICK = 2.0, 0.005  # what was killed ends at once, but for one that the system holds
 KIB_OF_A_MIB = 1024  # Linux counts in KiB
 
 
@@ -60,6 +68,7 @@ class KernelHost:
     sources: dict[Path, tuple[int, int] | None]  # nbutils as it was imported
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
     kernels: dict[int, socket.socket | None] = field(default_factory=dict)  # by process, the runner's connection
+    helpers: frozenset[int] = frozenset()  # processes of libraries that it has imported
 
     def serve(self) -> Launch | None:
         """Returns None in the host, at its end, and in every kernel what it is to become."""
@@ -68,6 +77,8 @@ class KernelHost:
             end.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        adopt_orphans()
+        self.helpers = self._children()
         with woken, waker, self.selector:
             self.selector.register(woken, selectors.EVENT_READ, "kernel ended")
             self.selector.register(self.listener, selectors.EVENT_READ, "request")
@@ -126,17 +137,37 @@ class KernelHost:
 
     def _reap(self) -> None:
         """Tell runners of their kernels' ends; what a kernel has started ends with it."""
+        ended: list[tuple[socket.socket, dict[str, float]]] = []
         for process in list(self.kernels):
             if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
                 continue
             _kill_group(process)  # before the process is collected: until then nobody else can have its number
             _, status, usage = os.wait4(process, 0)
-            ended = {"exit_code": os.waitstatus_to_exitcode(status), "peak_memory_mib": usage.ru_maxrss / KIB_OF_A_MIB}
             connection = self.kernels.pop(process)
             if connection:
                 self.selector.unregister(connection)
-                with connection, suppress(OSError):
-                    send(connection, ended)
+                code, peak = os.waitstatus_to_exitcode(status), usage.ru_maxrss / KIB_OF_A_MIB
+                ended.append((connection, {"exit_code": code, "peak_memory_mib": peak}))
+        self._end_orphans()
+        for connection, message in ended:
+            with connection, suppress(OSError):
+                send(connection, message)
+
+    def _end_orphans(self) -> None:
+        """Kill what dead kernels have started. The children of each that is killed are the host's in the next round."""
+        deadline = time.monotonic() + ORPHAN_SECONDS
+        while orphans := self._children() - self.kernels.keys() - self.helpers:
+            for process in orphans:  # not collected yet, so nobody else can have its number
+                with suppress(PermissionError):
+                    os.kill(process, signal.SIGKILL)
+                os.waitpid(process, os.WNOHANG)
+            if time.monotonic() > deadline:
+                return
+            time.sleep(ORPHAN_TICK)
+
+    @staticmethod
+    def _children() -> frozenset[int]:
+        return frozenset(child.pid for child in psutil.Process().children())
 
     def _runner_gone(self, process: int) -> None:
         connection = self.kernels.get(process)
@@ -178,6 +209,7 @@ def _kill_group(process: int) -> None:
 def _detach(output: Sequence[int], end_with_host: Callable[[], None]) -> None:
     """Make the forked process a session of its own, with the signals and the output of a fresh one."""
     os.setsid()
+    adopt_orphans()
     end_with_host()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):

@@ -18,6 +18,7 @@ from tiny_notebooks import write_notebook, write_plan
 from nbutils.attempts import Place
 from nbutils.hosting import kernel_host
 from nbutils.kernel_host import KernelHost, read_sources
+from nbutils.runner import flat_variant, run_variant
 from nbutils.runs import load_runs
 from nbutils.warm_kernels import HostUnavailable, WarmKernel
 
@@ -186,6 +187,66 @@ def test_a_batch_that_is_killed_leaves_its_runners_to_finish_and_then_nothing(tm
     wait_for(folder / "study-seed1" / "manifest.json")
     assert_gone(processes)
     assert [run.status for run in load_runs(folder)] == ["finished"]
+
+
+# ---- nor does what it has started, in a session of its own ----------------------------------------------------------
+
+SESSIONS = """\
+import os, subprocess, time
+own = subprocess.Popen(["sleep", "300"], start_new_session=True)
+orphan = subprocess.run("setsid sh -c 'sleep 300 >/dev/null & echo $!'", shell=True, stdout=-1, text=True).stdout
+nested = subprocess.Popen(["setsid", "sh", "-c", "setsid sleep 300 & echo $! > nested; wait"], cwd=run_folder)
+while not (os.path.exists(run_folder + "/nested") and open(run_folder + "/nested").read()): time.sleep(0.01)
+open(run_folder + "/pids", "w").write(f"{own.pid} {orphan} {nested.pid} {open(run_folder + '/nested').read()}")
+"""
+
+
+def started(folder: Path) -> list[int]:
+    """The processes that SESSIONS has started."""
+    processes = [*map(int, wait_for(folder / "pids").split())]
+    assert len(processes) == 4 and all(map(is_alive, processes))
+    return processes
+
+
+def test_a_session_of_its_own_ends_with_the_runner_whose_kernel_began_it(tmp_path):
+    """And not with that of another kernel of the same host."""
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+    with host_of(tmp_path) as host:
+        runners = [start_runner(host, folder, SESSIONS, "time.sleep(100)") for folder in folders]
+        one, other = (started(folder / "runs/.attempts/variant") for folder in folders)
+        runners[0].kill()
+        assert_gone(one)
+        assert all(map(is_alive, other))
+        runners[1].kill()
+        assert_gone(other)
+        for runner in runners:
+            runner.communicate(timeout=10)
+
+
+@pytest.mark.parametrize("environment", [{}, {"OMP_NUM_THREADS": "3"}])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_session_of_its_own_ends_with_a_stopped_runner(tmp_path, environment, number):
+    with (
+        host_of(tmp_path) as host,
+        start_runner(host, tmp_path, SESSIONS, "sum(range(10**12))", **environment) as runner,
+    ):
+        processes = started(tmp_path / "runs/.attempts/variant")
+        runner.send_signal(number)
+        runner.communicate(timeout=30)
+        assert_gone(processes)
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("x = 1", 0), ("1 / 0", 1), ("os._exit(3)", 138), ("os.kill(os.getpid(), 9)", 138)]
+)
+def test_a_session_of_its_own_ends_with_its_notebook(tmp_path, end, code):
+    write_notebook(tmp_path / "variant.ipynb", SESSIONS, end)
+    outcome = run_variant(flat_variant(tmp_path / "variant.ipynb", "variant", {}), "plan", tmp_path / "runs")
+    assert outcome.exit_code == code
+    processes = [*map(int, (outcome.folder / "pids").read_text().split())]
+    assert len(processes) == 4 and not any(map(is_alive, processes))
 
 
 # ---- where no kernel can be forked ----------------------------------------------------------------------------------

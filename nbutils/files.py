@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,35 @@ def atomic_write(path: Path, content: str | bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush_tree(folder: Path, without: Collection[str] = ()) -> None:
+    """Have the system write all in `folder` to its disk, but for what is named in `without` there.
+
+    A record that is written then cannot outlive, in a power cut, what it speaks of. Raises OSError where the disk fails
+    or is full. What cannot be opened is passed over.
+    """
+    for path, folders, files in os.walk(folder):
+        if path == os.fspath(folder):
+            folders[:] = [each for each in folders if each not in without]
+            files = [each for each in files if each not in without]
+        for name in files:
+            _flush(Path(path, name), os.O_RDONLY)
+        _flush(Path(path), os.O_DIRECTORY)
+
+
+def _flush(path: Path, how: int) -> None:
+    try:
+        descriptor = os.open(path, how | os.O_NOFOLLOW | os.O_NONBLOCK)  # no link, and no wait for a pipe's other end
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EROFS):  # neither a file nor a folder, or where that cannot be done
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -144,7 +144,7 @@ def rows_of_rounds(method: str, seed: int) -> list[dict[str, Any]]:
     for number in range(1, ROUNDS + 1):
         share = number / ROUNDS
         row: dict[str, Any] = {"round": number, "step": 10 * (number - 1), "examples": 8, "reward": float("nan")}
-        row |= {"scored": float("nan"), "failures": 0, "kl": float("nan")}
+        row |= {"scored": float("nan"), "failures": 0, "uncorrected": int(method == "sft"), "kl": float("nan")}
         if method != "text":
             row |= {"reward": 0.3 + (first - 0.3) * share + 0.01 * seed, "scored": 8, "kl": kl * share}
             row |= {"failures": 2 if method == "ppo" else 0}

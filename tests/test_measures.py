@@ -89,7 +89,7 @@ def test_prefix_smoothing_is_measured_in(name, label, value, text, unit, better)
         ("test_judge_known_words", "test judge's score of known words", 0.25, "0.250", "0 to 1", "higher"),
         ("test_second_judge_repetition", "test held-out judge's score of repetition", 1, "1.000", "0 to 1", "higher"),
         ("test_repetition", "test repetition", 0.125, "12.5", "%", "lower"),
-        ("judge_failure_rate", "failures of judge or teacher", 0.125, "12.50", "%", "lower"),
+        ("judge_failure_rate", "failures of the judge", 0.125, "12.50", "%", "lower"),
         ("judges_agreement", "rank correlation of the judges", -0.5, "−0.50", "", ""),
         ("human_words", "words of people", 12_000, "12,000", "", ""),
         ("kl_to_start", "KL from the start", 0.25, "0.250", "nats per token", ""),

@@ -127,6 +127,10 @@ def test_equal_and_unequal_words_are_said(group, evidence):
     assert "Contrast distilled: no words were counted of distilled" in text
     alike = replace(group, contrasts=group.contrasts[:2])
     assert "Every planned contrast compares arms at about equal words." in text_of(equal_words(alike))
+    absent = replace(alike.contrasts[1], control=replace(alike.contrasts[1].control, runs=()))
+    assert text_of(equal_words(replace(alike, contrasts=(absent,)))).count("compares arms") == 0
+    some = replace(alike, contrasts=(alike.contrasts[0], absent))
+    assert "Every contrast that has runs compares arms at about equal words." in text_of(equal_words(some))
     verdicts = text_of(report.verdicts(evidence))
     assert "The words were unequal: simpo_judge used 22,000" in verdicts.replace("judged used", "simpo_judge used")
     assert verdicts.count("The words were unequal") == 1 and verdicts.count("No words were counted") == 1
@@ -175,11 +179,22 @@ def test_a_judge_that_is_not_held_out_checks_nothing(study):
 def test_failures_length_and_agreement_in_words(study):
     html = judge_table(study)
     row = row_of(html, "SimPO by the judge")
-    assert row[2:5] == ["0.00 (0 of 120)", "0.80 (n 90)", "0.10 (n 120)"]
-    assert row[5] == "scores follow length: 0.80 the held-out judge hardly agrees: 0.10, which may be chance"
+    assert row[2:6] == ["0.00 (0 of 120)", "–", "0.80 (n 90)", "0.10 (n 120)"]
+    assert row_of(html, "imitation")[3] == "15 (of 120)" and row_of(html, "SimPO on")[3] == "0 (of 120)"
+    assert row[6] == "scores follow length: 0.80 the held-out judge hardly agrees: 0.10, which may be chance"
     row = row_of(html, ">PPO")
-    assert row[2] == "25.00 (30 of 150)" and row[5].startswith("fails often: 25 % length: 0.10, which may be chance")
+    assert row[2] == "25.00 (30 of 150)" and row[6].startswith("fails often: 25 % length: 0.10, which may be chance")
     assert row_of(html, "text alone")[2] == "–"  # no judge was asked while it learned
+    only = replace(study, arms=study.arms[-3:])
+    assert "Without a" not in judge_table(only).data
+
+
+def test_an_interval_of_correlations_is_one(study):
+    text = changed(arm(study, "text alone"))
+    for run, value in zip(text.runs, (0.9, 0.5, 0.9), strict=True):
+        run.__dict__["result"] |= {"judge_length_correlation": value}
+    low = scipy.stats.ttest_1samp([0.9, 0.5, 0.9], 0).confidence_interval(0.95).low
+    assert row_of(judge_table(with_arm(study, text)), "text alone")[4] == f"0.77 [{low:.2f}, 1.00] (n 90)"
 
 
 @pytest.mark.parametrize(

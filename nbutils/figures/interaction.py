@@ -131,7 +131,7 @@ def _shade(axes: Axes, origin: np.ndarray) -> None:
         Rectangle(corner, right - origin[0], origin[1] - bottom, color=LINE, alpha=0.6, linewidth=0, zorder=0)
     )
     axes.set(xlim=(left, right), ylim=(bottom, top))
-    axes.set_title("grey: first judge up, other down", color=QUIET, fontweight="normal", fontsize=7.5)
+    axes.set_title("grey: first judge up, other down", loc="right", color=QUIET, fontweight="normal", fontsize=7.5)
 
 
 def _short(value: float) -> str:

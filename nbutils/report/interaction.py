@@ -136,7 +136,9 @@ def response_table(study: Study) -> HTML:
         | {title: mean_and_interval(arm.results(metric), measure(metric)) for metric, title in titles.items()}
         for arm in arms
     ]
-    caption = RESPONSES_CAPTION + f" Arms marked {OTHERWISE} above were asked otherwise here, too." * bool(_otherwise(study))
+    caption = RESPONSES_CAPTION + f" Arms marked {OTHERWISE} above were asked otherwise here, too." * bool(
+        _otherwise(study)
+    )
     return table(frame_of(rows), caption, [arm is study.control for arm in arms]) if rows else HTML("")
 
 
@@ -257,10 +259,12 @@ def _average(values: Iterable[float]) -> str:
 def equal_words(group: Group) -> HTML:
     """Which arms used about as many words, and which contrasts compare arms that did not."""
     sentences = _alike(group.study.arms)
-    told = [(each.judged.contrast.name, unequal_words(each.treatment, each.control)) for each in group.contrasts]
+    counted = [each for each in group.contrasts if all(side and side.runs for side in (each.treatment, each.control))]
+    told = [(each.judged.contrast.name, unequal_words(each.treatment, each.control)) for each in counted]
     unequal = [f"Contrast {named(name)}: {text[0].lower()}{text[1:]}" for name, text in told if text]
     if told and not unequal:
-        sentences.append("Every planned contrast compares arms at about equal words.")
+        which = "Every planned contrast" if len(counted) == len(group.contrasts) else "Every contrast that has runs"
+        sentences.append(f"{which} compares arms at about equal words.")
     items = "".join(f"<li>{escaped(text, LONGEST_PARAGRAPH)}</li>" for text in (*sentences, *unequal))
     return HTML(f"<ul>{items}</ul>" if items else "")
 

@@ -8,17 +8,18 @@ import numpy as np
 from IPython.display import HTML
 
 from nbutils.arms import named
-from nbutils.interaction_results import holds_out, is_interaction, rounds_of
+from nbutils.interaction.settings import CORRECTED
+from nbutils.interaction_results import holds_out, is_interaction, method_of, rounds_of
 from nbutils.measures import UNKNOWN, measure
-from nbutils.report.page import frame_of, stacked, table
-from nbutils.report.tables import mean_and_interval
+from nbutils.report.page import frame_of, table
+from nbutils.statistics import mean_interval
 from nbutils.studies import Arm, Study
 
 CAPTION = (
-    "Mean and 95 % interval over seeds. Failures: of what judge or teacher were asked while the student learned; they "
-    "count in no mean. Correlations are Spearman's, of the finished student's responses to test "
-    "prompts; n: responses of all seeds. Rule of thumb: from 0.5 on scores follow length, and can be earned by "
-    "writing more; from 0.7 on judges agree, from 0.4 on in part. Within ±2/√n of 0 a correlation may be chance."
+    "Mean and 95 % interval over seeds. Failures: samples that the judge gave no score while the student learned; they "
+    "count in no mean. Correlations are Spearman's, of the finished student's responses to test prompts; n: responses "
+    "of all seeds. Rule of thumb: from 0.5 on scores follow length, and can be earned by writing more; from 0.7 on "
+    "judges agree, from 0.4 on in part. Within ±2/√n of 0 a correlation may be chance."
 )
 FAILS = 0.05  # share of failures from which what is left may be another kind of text
 FOLLOWS, LEANS = 0.5, 0.3  # correlations with length
@@ -27,13 +28,15 @@ AGREES, IN_PART = 0.7, 0.4  # correlations of judges
 
 def judge_table(study: Study) -> HTML:
     """Each arm's judges and what speaks for or against them; empty where no judge was asked."""
-    rows = [row for arm in study.arms if is_interaction(arm) and (row := _row(arm, study))]
+    rows = [row for arm in study.arms if is_interaction(arm) and (row := _row(arm))]
+    if all(row["Without a\ncorrection"] == UNKNOWN for row in rows):
+        rows = [{title: cell for title, cell in row.items() if title != "Without a\ncorrection"} for row in rows]
     if not rows:
         return HTML("")
-    return stacked(table(frame_of(rows), f"Can the judges be believed? {CAPTION}", text=("Arm", "Judges", "In words")))
+    return table(frame_of(rows), f"Can the judges be believed? {CAPTION}", text=("Arm", "Judges", "In words"))
 
 
-def _row(arm: Arm, study: Study) -> dict[str, str]:
+def _row(arm: Arm) -> dict[str, str]:
     params = arm.runs[0].params
     length, agreement = (_mean(arm, name) for name in ("judge_length_correlation", "judges_agreement"))
     failed = _failures(arm)
@@ -44,7 +47,8 @@ def _row(arm: Arm, study: Study) -> dict[str, str]:
     return {
         "Arm": arm.label,
         "Judges": "\n".join(judges),
-        "Failures\n(%)": measure("judge_failure_rate").number(failed) + _counts(arm),
+        "Failures\n(%)": measure("judge_failure_rate").number(failed) + _counts(*_asked(arm)),
+        "Without a\ncorrection": _uncorrected(arm),
         "Score and\nlength": _correlation(arm, "judge_length_correlation", scored),
         "Agreement\nof judges": _correlation(arm, "judges_agreement", both),
         "In words": "\n".join(_in_words(arm, failed, (length, scored), (agreement, both))),
@@ -69,9 +73,17 @@ def _failures(arm: Arm) -> float:
     return math.nan if kept and not _asked(arm)[1] else _mean(arm, "judge_failure_rate")
 
 
-def _counts(arm: Arm) -> str:
-    failed, asked = _asked(arm)
+def _counts(failed: int, asked: int) -> str:
     return f"\n({failed:,} of {asked:,})" if asked else ""
+
+
+def _uncorrected(arm: Arm) -> str:
+    """How many samples the teacher did not correct; a dash of arms without one."""
+    frames = [frame["uncorrected"] for run in arm.runs if "uncorrected" in (frame := rounds_of(run)).columns]
+    if method_of(arm) not in CORRECTED or not frames:
+        return UNKNOWN
+    samples = arm.runs[0].params["prompts_per_round"] * sum(map(len, frames))
+    return f"{sum(int(frame.sum()) for frame in frames):,}" + f"\n(of {samples:,})"
 
 
 def _scored(arm: Arm) -> int:
@@ -81,8 +93,14 @@ def _scored(arm: Arm) -> int:
 
 
 def _correlation(arm: Arm, name: str, number: int) -> str:
-    told = mean_and_interval(arm.results(name), measure(name))
-    return told + f"\n(n {number:,})" * (number > 0 and told != UNKNOWN)
+    """Mean and interval over seeds, no wider than a correlation can be."""
+    values, quantity = arm.results(name), measure(name)
+    if not values:
+        return UNKNOWN
+    lines = [quantity.number(float(np.mean(values)))]
+    low, high = mean_interval(values)
+    lines += [quantity.interval(max(low, -1), min(high, 1))] if high > low else []
+    return "\n".join([*lines, *[f"(n {number:,})"] * (number > 0)])
 
 
 def _in_words(arm: Arm, failed: float, length: tuple[float, int], agreement: tuple[float, int]) -> list[str]:

@@ -81,12 +81,16 @@ def _thin_out(cells: Sequence[NotebookNode]) -> bool:
     """Keep the first and the last figures and tables of cells with a flood of them; whether any was left out."""
     floods = [cell for cell in cells if len(cell.outputs) > FLOOD]
     calm = sum(len(cell.outputs) for cell in cells) - sum(len(cell.outputs) for cell in floods)
+    left_out = False
     for cell in floods:
         errors = [number for number, each in enumerate(cell.outputs) if each.output_type == "error"]
         always = {number for number, each in enumerate(cell.outputs) if each.output_type == "stream"}
         always |= {*errors[:1], *errors[-1:]}
         others = [number for number in range(len(cell.outputs)) if number not in always]
         most = max((MOST_OUTPUTS - calm) // len(floods), LEAST_OUTPUTS) - len(always) - 1
+        if len(others) <= max(most + 1, 2):  # that one more would take the place of the line that says so
+            continue
+        left_out = True
         sizes = [len(json.dumps(cell.outputs[number])) for number in others]
         kept = next((n for n in range(most, 2, -1) if sum(_ends(sizes, n)) <= BUDGET // len(floods)), 2)
         stay = always | set(_ends(others, kept))
@@ -96,7 +100,7 @@ def _thin_out(cells: Sequence[NotebookNode]) -> bool:
         cell.outputs = [
             noted.get(number, each) for number, each in enumerate(cell.outputs) if number in stay or number in noted
         ]
-    return bool(floods)
+    return left_out
 
 
 def _ends(items: Sequence[int], number: int) -> list[int]:

@@ -164,6 +164,13 @@ def test_no_text_becomes_longer(tmp_path):
     assert notebook.read_bytes() == before
 
 
+@pytest.mark.parametrize(("given", "kept"), [(30, 30), (31, 31), (37, 37), (38, 38), (39, 38)])
+def test_figures_that_are_few_enough_all_stay(tmp_path, given, kept):
+    notebook = written(tmp_path / "notebook.ipynb", [shown(f"figure {n}") for n in range(given)])
+    assert shorten_printed(notebook) == (kept < given)
+    assert len(thrifty(notebook).cells[0].outputs) == kept
+
+
 def test_of_a_flood_of_tables_the_first_and_last_stay_and_every_error(tmp_path):
     error = nbformat.v4.new_output("error", ename="ValueError", evalue="diverged")
     flood = [stream("stdout", "begin\n"), *(shown(f"table {n}") for n in range(200)), error]

@@ -72,11 +72,11 @@ def check(args: argparse.Namespace) -> int:
     check_gpu(args.gpu, args.utilisation)
     file = find_plan(args.plan)
     if is_cluster_file(file):
-        print(check_cluster_file(file))
+        print(visible(check_cluster_file(file)))
     elif args.names:
         print(variant_names(load_plan(file)))
     else:
-        print(plan_listing(load_plan(file), args.gpu, args.utilisation))
+        print(visible(plan_listing(load_plan(file), args.gpu, args.utilisation)))
     return 0
 
 

@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         parsed = super().parse_args(args, namespace)
         needed = ("notebook", "params", "variant")
         if hasattr(parsed, "manifest") and not parsed.manifest and not all(getattr(parsed, each) for each in needed):
-            self.error(
+            parsed.parser.error(
                 "run needs NOTEBOOK, --params and --variant, or --from with the manifest.json of a run to repeat"
             )
         return parsed
@@ -54,7 +54,7 @@ def make_parser(commands: Sequence[Callable[[argparse.Namespace], int]]) -> argp
     for command in commands:
         name, told = command.__name__, command.__doc__
         sub = subparsers.add_parser(name, help=told, description=told, epilog=RUN_HELP if name == "run" else None)
-        sub.set_defaults(command=command)
+        sub.set_defaults(command=command, parser=sub)
         ARGUMENTS[name](sub.add_argument)
     return parser
 
@@ -63,7 +63,11 @@ def _check_arguments(add: Add) -> None:
     add("plan", metavar="FILE", help=f"{PLAN_HELP}, or a file that has a cluster run one, as in params/cluster/")
     add("--gpu", default="A100", help="GPU to estimate hours for (default: %(default)s)")
     add("--utilisation", type=float, default=0.4, help="fraction of its peak in use (default: %(default)s)")
-    add("--names", action="store_true", help="only list the variants, `stage TAB notebook TAB variant` a line")
+    add(
+        "--names",
+        action="store_true",
+        help="the variants alone, a line each: stage, notebook, name, what it needs, GPUs, cores",
+    )
 
 
 def _run_arguments(add: Add) -> None:

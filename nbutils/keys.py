@@ -20,7 +20,8 @@ from nbutils.notebooks import source_sha256
 from nbutils.params import RUN_FOLDER
 from nbutils.places import ROOT, relative, resolve
 
-# They start, record, watch or show runs and change no number: an edit of one of them repeats no training.
+# They start, record, watch or show runs and change no number that is judged: an edit of one repeats no training. The
+# search and the benchmarks are here too: what they draw or time is new each time, and nobody pairs it.
 NOT_IN_KEY = frozenset(
     {
         *(

@@ -192,7 +192,7 @@ def _engine(args: argparse.Namespace, plan: Plan, folder: Path) -> Engine:
         return RayEngine(plan, folder, args.address)
     if args.address:
         raise PlanError(f"--address {args.address} is that of a Ray cluster. Add --engine ray, or leave it out.")
-    gpus = None if args.gpus is None else tuple(filter(None, (each.strip() for each in args.gpus.split(","))))
+    gpus = None if args.gpus is None else tuple(each.strip() for each in args.gpus.split(",") if args.gpus.strip())
     preloaded = () if args.fresh_kernels else PRELOADED
     return LocalEngine(plan.name, folder, args.workers or default_workers(gpus), gpus, preloaded)
 

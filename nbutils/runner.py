@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from nbutils import errors
-from nbutils.attempts import Place
+from nbutils.attempts import CHECKPOINTS, Place
 from nbutils.errors import PlanError, Preempted, RankKilled, RunError, WorkbookError
+from nbutils.files import flush_tree
 from nbutils.hosting import hosted
 from nbutils.keys import read_inputs, run_key
 from nbutils.manifest import FAILED, FINISHED, KILLED, PREEMPTED, Manifest, begin, end
@@ -142,6 +143,7 @@ def _attempt(place: Place, plan: str, variant: Variant, check: Callable[[Variant
             watch.ended = True
             with _told_where(place):
                 place.use_reserve()
+                flush_tree(place.attempt, {CHECKPOINTS})
                 manifest = end(place.attempt, manifest, status, exit_code, error, watch.peak_memory_mib)
                 published = place.publish()
     return manifest, place.published if published else place.attempt

@@ -37,7 +37,7 @@ WORDS = ("human_words", "student_words", "teacher_words")
 ABOUT = 1.05  # word counts no further apart than by this factor count as equal
 MOST_ROUNDS = 1e9  # a larger number is none of a round
 # Parameters by which the responses that are scored differ, whatever was learned.
-ASKED = ("prompts", "prompt_tokens", "response_tokens", "temperature", "top_p", "judged_samples")
+ASKED = ("prompts", "prompt_tokens", "response_tokens", "judged_samples")
 JUDGES = ("judge", "second_judge")
 BEGINNING = ("start_model", "model_name", "data_folder")
 

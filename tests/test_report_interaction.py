@@ -100,7 +100,7 @@ def test_the_table_of_arms_has_every_number_by_hand(study):
 def test_scores_of_other_prompts_or_judges_are_marked_and_the_difference_named(study):
     html = arm_table(study)
     assert "†" in row_of(html, ">PPO")[2] and "†" not in row_of(html, "imitation")[2]
-    assert "PPO (prompts story, not contexts; top_p 1.0, not 0.8)" in html.data
+    assert "PPO (prompts story, not contexts)" in html.data
     other = with_arm(study, with_params(arm(study, "imitation (SFT)"), judge=f"runs/{HOSTILE}"))
     html = arm_table(other)
     assert "†" in row_of(html, "imitation")[2] and "†" not in row_of(html, "imitation")[3]

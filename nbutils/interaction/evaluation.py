@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from nbutils.preparation import PreparedData
 
 logger = logging.getLogger(__name__)
+TEMPERATURE, TOP_P = 1.0, 0.8  # of the held-out samples, however an arm sampled while it learned
 SEED = 20_000  # of the held-out samples: the same prompts and draws for every arm
 
 
@@ -84,7 +85,7 @@ def held_out_samples(
         prompts = [blocks[int(i)]["input_ids"][: settings.prompt_tokens].astype(np.int64) for i in chosen]
         prompts = [each if end is None else np.insert(each, 0, end) for each in prompts]
     size = config.per_device_eval_batch_size
-    sampling = Sampling(settings.response_tokens, settings.temperature, settings.top_p, size)
+    sampling = Sampling(settings.response_tokens, TEMPERATURE, TOP_P, size)
     return sample(model, data.tokenizer, prompts, sampling, SEED)
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from nbutils.manifest import FINISHED, Manifest, find_manifest, read_manifest
 from nbutils.places import RUNS, relative, resolve
 from nbutils.plaintext import visible
 from nbutils.progress import duration, text_table
-from nbutils.repeat.circumstances import SHORT, Change, changes
+from nbutils.repeat.circumstances import SHORT, Change, changes, in_few
 from nbutils.repeat.numbers import FileDifference, compare_runs
 from nbutils.repeat.request import check_comparable, manifest_file, read_finished, recorded_variant
+from nbutils.resources import Resources
 from nbutils.runner import BROKEN, DONE, Outcome, run_variant
 
 REPEATED = ".repeated"  # beside the plans' folders; reports and status pass over what is hidden
@@ -27,7 +28,8 @@ REPEAT_OF = "repeat of "  # begins the plan's name in a repeat's record, which n
 RECORD = "repeat.json"  # in the repeated run's folder
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 IN_KEY = ("notebook", "nbutils", "parameter", "content", "package")  # what such a change is called begins so
-MOST_CHANGES = 20  # lines about what else is different
+MOST_CHANGES = 20  # lines about what else is different, packages apart
+NOTHING_CHANGED = "Nothing that is recorded of code, packages, machine and inputs has changed since."
 NOTHING_ELSE = (
     "Nothing else that is recorded is different. Either the run draws on something that its seed does not set, or it "
     "adds in another order each time, as GPUs may."
@@ -74,13 +76,12 @@ class Repeat:
         return [table, *added] if table else []
 
     def _explanations(self) -> list[str]:
-        if not self.files:
-            return []
         if not self.changes:
-            return [] if self.same else [NOTHING_ELSE]
+            nothing = NOTHING_ELSE if self.outcome.status == FINISHED else NOTHING_CHANGED
+            return [] if self.same else [nothing]
         title = "Different, without effect:" if self.same else "Different, which may explain it:"
-        rows = [(each.what, each.first, each.second) for each in self.changes[:MOST_CHANGES]]
-        more = len(self.changes) - MOST_CHANGES
+        shown, more = in_few(self.changes, MOST_CHANGES)
+        rows = [(each.what, each.first, each.second) for each in shown]
         rest = [f"and {more} more, in {relative(self.outcome.folder / RECORD)}"] if more > 0 else []
         return [title, text_table(("what", "then", "now"), rows), *rest]
 
@@ -104,25 +105,25 @@ def _row(file: FileDifference) -> tuple[str, str, str, str, str]:
     return file.file, f"{file.compared:,} {file.what}", *of
 
 
-def repeat(manifest: Path, out: Path | None = None) -> Repeat:
+def repeat(manifest: Path, out: Path | None = None, resources: Resources | None = None) -> Repeat:
     """Make the run of `manifest`, a manifest.json or its run folder, again; its numbers beside those it had.
 
     out: a plan folder to make it in, else runs/.repeated/<plan>. An earlier repeat there is replaced; a run that
-    is none is not. Raises WorkbookError, with cause and cure, where the run cannot be made again or did not finish.
+    is none is not. resources: the time it may take; a manifest does not hold its plan's, so not given is for ever.
+    Raises WorkbookError, with cause and cure, where the run cannot be made again or did not finish.
     """
     file = manifest_file(manifest)
     original, folder = read_finished(file), file.parent
     check_comparable(folder, original)
-    variant = recorded_variant(folder, original)
+    variant = replace(recorded_variant(folder, original), resources=resources or Resources())
     plan = original["plan"].removeprefix(REPEAT_OF)
     place = Place(resolve(out) if out else RUNS / REPEATED / plan, variant.name)
     _make_room(place, folder)
     with _threads(original.get("hardware", {}).get("threads")):
         outcome = run_variant(variant, REPEAT_OF + plan, place.plan_folder)
-    done = Repeat(folder, plan, outcome)
-    if outcome.status == FINISHED:
-        others = _what_else(original, read_manifest(outcome.folder))
-        done = Repeat(folder, plan, outcome, tuple(compare_runs(folder, outcome.folder)), tuple(others))
+    files = compare_runs(folder, outcome.folder) if outcome.status == FINISHED else ()
+    others = _what_else(original, read_manifest(outcome.folder))
+    done = Repeat(folder, plan, outcome, tuple(files), tuple(others))
     write_json(outcome.folder / RECORD, done.record())
     return done
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 from nbutils.errors import RunError
 from nbutils.files import read_json
@@ -20,6 +21,7 @@ from nbutils.keys import MODELS, file_sha256
 from nbutils.manifest import MANIFEST
 from nbutils.measures import is_of_the_machine
 from nbutils.places import relative
+from nbutils.runs import RESULTS
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +58,8 @@ def compare_runs(first: Path, second: Path) -> list[FileDifference]:
     Raises RunError where a file cannot be read.
     """
     found = []
-    for file, what, read in _files(first):
+    for file in RESULTS:
+        what, read = READERS[Path(file).suffix]
         here, there = (_read(folder / file, read) for folder in (first, second))
         if here:
             found.append(compare_columns(file, what, here, there))
@@ -81,11 +84,13 @@ def compare_columns(file: str, what: str, first: Columns, second: Columns) -> Fi
 
 
 def relative_difference(first: Any, second: Any) -> float:
-    """0 where both are the same, infinity where they differ and one is no number; of lists the largest."""
+    """0 where both are the same, infinity where they differ and one is no number; of lists and mappings the largest."""
     if first == second or (_is_nan(first) and _is_nan(second)):
         return 0.0
     if isinstance(first, list | tuple) and isinstance(second, list | tuple) and len(first) == len(second):
         return max(map(relative_difference, first, second))
+    if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
+        return max(relative_difference(first[name], second[name]) for name in first)
     numbers = [_number(first), _number(second)]
     if None in numbers or not all(map(math.isfinite, numbers)):
         return math.inf
@@ -98,11 +103,8 @@ def _column_difference(values: Sequence[Any], others: Sequence[Any] | None) -> t
         return math.inf, " is missing"
     if len(values) != len(others):
         return math.inf, f" has {len(others):,} rows, not {len(values):,}"
-    differences = [
-        (relative_difference(value, other), row)
-        for row, (value, other) in enumerate(zip(values, others, strict=True))
-        if value != other and not (_is_nan(value) and _is_nan(other))
-    ]
+    sizes = enumerate(map(relative_difference, values, others))
+    differences = [(size, row) for row, size in sizes if size > 0]
     if not differences:
         return 0.0, ""
     size, row = max(differences, key=lambda each: (each[0], -each[1]))
@@ -115,24 +117,13 @@ def _is_nan(value: Any) -> bool:
 
 
 def _number(value: Any) -> float | None:
-    try:
-        return None if isinstance(value, bool) or value is None else float(value)
-    except (TypeError, ValueError):
-        return None
+    """Text is none: what a model wrote is another text where it wrote 0.10 for 0.1."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _shown(value: Any) -> str:
     text = " ".join(str(value).split())
     return text if len(text) <= 24 else text[:23] + "…"
-
-
-def _files(folder: Path) -> Iterable[tuple[str, str, Callable[[Path], Columns]]]:
-    """(name, what is counted in it, how it is read) of the files with numbers that a run may leave."""
-    yield "result.json", "numbers", _result
-    yield "metrics.csv", "columns", _csv
-    for name in ("per_document", "answers", "harness"):
-        yield f"{name}.parquet", "columns", _parquet
-    yield "samples.jsonl", "columns", _lines
 
 
 def _read(path: Path, read: Callable[[Path], Columns]) -> Columns:
@@ -141,22 +132,35 @@ def _read(path: Path, read: Callable[[Path], Columns]) -> Columns:
         return {}
     try:
         columns = read(path)
-    except (OSError, ValueError, AttributeError) as error:  # cut, or edited by hand
+    except (OSError, ValueError, AttributeError, TypeError, BadZipFile) as error:  # cut, or edited by hand
         raise RunError(
             f"{relative(path)} cannot be read ({type(error).__name__}: {error}). Copy the run folder again."
         ) from None
     return {name: values for name, values in columns.items() if not is_of_the_machine(name)}
 
 
-def _result(path: Path) -> Columns:
-    return {name: [value] for name, value in read_json(path).items()}
+def _json(path: Path) -> Columns:
+    """Of a mapping every entry, of a list of records every name in them."""
+    content = read_json(path)
+    return _of_records(content) if isinstance(content, list) else {name: [value] for name, value in content.items()}
 
 
 def _csv(path: Path) -> Columns:
-    """The cells as they are written: a float has all its digits, so equal text is an equal number."""
+    """The cells by their value: 0.10 is 0.1."""
     with path.open(newline="", encoding="utf-8") as file:
         names, *rows = list(csv.reader(file)) or [[]]
-    return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True)) if rows else {name: [] for name in names}
+    cells = [[_value(cell) for cell in row] for row in rows]
+    return dict(zip(names, map(list, zip(*cells, strict=True)), strict=True)) if rows else {name: [] for name in names}
+
+
+def _value(cell: str) -> Any:
+    """The number a cell holds, else its text."""
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            continue
+    return cell
 
 
 def _parquet(path: Path) -> Columns:
@@ -166,9 +170,29 @@ def _parquet(path: Path) -> Columns:
 
 
 def _lines(path: Path) -> Columns:
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return _of_records([json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line])
+
+
+def _of_records(records: Sequence[Mapping[str, Any]]) -> Columns:
     names = dict.fromkeys(name for record in records for name in record)
     return {name: [record.get(name) for record in records] for name in names}
+
+
+def _arrays(path: Path) -> Columns:
+    import numpy as np
+
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: np.atleast_1d(arrays[name]).tolist() for name in arrays.files}
+
+
+# by the suffix: what is counted in a file, and how it is read
+READERS: dict[str, tuple[str, Callable[[Path], Columns]]] = {
+    ".json": ("entries", _json),
+    ".csv": ("columns", _csv),
+    ".parquet": ("columns", _parquet),
+    ".jsonl": ("columns", _lines),
+    ".npz": ("arrays", _arrays),
+}
 
 
 def _data_fingerprint(folder: Path) -> Columns:

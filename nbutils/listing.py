@@ -11,7 +11,7 @@ from typing import Any
 
 from nbutils.cost import Cost, estimate, quantity
 from nbutils.errors import Unreachable, WorkbookError
-from nbutils.places import relative
+from nbutils.places import RUNS, relative
 from nbutils.plans import Plan, Stage
 from nbutils.preflight import check_variant, remarks
 from nbutils.progress import text_table
@@ -25,7 +25,7 @@ def variant_names(plan: Plan) -> str:
     """A line for each variant, in the order of the plan; nothing is checked, so that it is there at once.
 
     Columns, with tabs between them: stage, notebook, variant, the stages it needs (with commas between them), the GPUs
-    it takes where there are some, the cores it asks for; - where there is nothing to say.
+    it takes where there are some, the cores it asks for, the folder of the plan's runs; - where there is nothing.
     """
     needs = {stage.name: ",".join(dict.fromkeys(stage.needs.values())) for stage in plan.stages}
     rows = (
@@ -36,6 +36,7 @@ def variant_names(plan: Plan) -> str:
             needs[variant.stage] or "-",
             variant.resources.gpus_for(variant.params, there=1),
             variant.resources.cpus or "-",
+            relative(RUNS / plan.name),
         )
         for variant in plan.variants
     )

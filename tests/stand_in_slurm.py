@@ -1,8 +1,9 @@
 """A Slurm of one machine for tests of batch scripts: sbatch runs an array's tasks one by one before it returns.
 
 It honours what params/cluster/slurm.sh relies on: #SBATCH lines and options of the command line, dependencies,
-requeues, steps that srun starts, and the signal before the time limit, which it sends to the script's shell alone as
-soon as a task writes `waiting`.
+requeues, steps that srun starts, and the signal before the time limit, which comes as soon as a task writes `waiting`:
+to the step, or with B: to the script's shell alone. A task that writes `cancelled` is cancelled: SIGTERM comes to all
+its processes. As the real one srun passes no SIGTERM on to its step, it kills it.
 `install` makes the commands; what was run is in `tasks`.
 """
 
@@ -17,14 +18,15 @@ import time
 from pathlib import Path
 
 FOLDER = "STAND_IN_SLURM"  # environment variable: where jobs are noted
-WAITING = "waiting"
+WAITING, CANCELLED = "waiting", "cancelled"
+STEP = "step"  # file: the process of the step that runs
 
 
 def install(folder: Path) -> dict[str, str]:
     """Make sbatch, scontrol and srun in `folder`; returns the environment in which they are found."""
     commands = folder / "bin"
     commands.mkdir(parents=True)
-    for name in ("sbatch", "scontrol", "srun"):
+    for name in ("sbatch", "scontrol", "squeue", "srun"):
         path = commands / name
         path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" {name} "$@"\n')
         path.chmod(0o755)
@@ -68,16 +70,34 @@ def _run(folder: Path, job: int, task: int, options: dict[str, str], command: li
         variables |= {"SLURM_RESTART_COUNT": str(len(codes))} if codes else {}
         mode = "a" if options.get("open-mode") == "append" else "w"
         with Path(options["output"].replace("%a", str(task))).open(mode) as log:
-            process = subprocess.Popen(["bash", *command], env=os.environ | variables, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                ["bash", *command], env=os.environ | variables, stdout=log, stderr=log, process_group=0
+            )
         while process.poll() is None:
-            if (folder / WAITING).exists():
-                (folder / WAITING).unlink()
-                name = options["signal"].removeprefix("B:").split("@")[0]
-                process.send_signal(signal.Signals[f"SIG{name}"])
+            _signal(folder, process, options["signal"])
             time.sleep(0.05)
+        (folder / CANCELLED).unlink(missing_ok=True)
         codes.append(process.returncode)
     with (folder / "tasks.jsonl").open("a") as file:
         file.write(json.dumps({"job": job, "task": task, "codes": codes, "options": options}) + "\n")
+
+
+def _signal(folder: Path, process: subprocess.Popen, given: str) -> None:
+    """Send what a running task has to hear now: its time is nearly over, or it is cancelled."""
+    if (folder / WAITING).exists():
+        (folder / WAITING).unlink()
+        number = signal.Signals[f"SIG{given.removeprefix('B:').split('@')[0]}"]
+        os.kill(process.pid if given.startswith("B:") else int((folder / STEP).read_text()), number)
+    if (folder / CANCELLED).exists() and not (folder / CANCELLED).read_text():
+        (folder / CANCELLED).write_text("told")
+        os.kill(int((folder / STEP).read_text()), signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGTERM)  # the shell and srun
+
+
+def squeue(words: list[str]) -> None:
+    assert words[0] == "--noheader"
+    assert words[2] == "--format=%T"
+    print("COMPLETING" if (Path(os.environ[FOLDER]) / CANCELLED).exists() else "RUNNING")
 
 
 def scontrol(words: list[str]) -> None:
@@ -87,9 +107,15 @@ def scontrol(words: list[str]) -> None:
 
 
 def srun(words: list[str]) -> None:
-    step = next(word for word in words if not word.startswith("--"))
-    os.execvp(step, words[words.index(step) :])  # a signal to srun comes to its step
+    command = words[next(position for position, word in enumerate(words) if not word.startswith("--")) :]
+    step = subprocess.Popen(
+        command, start_new_session=True
+    )  # no child of srun on a real cluster, and in no group of it
+    signal.signal(signal.SIGTERM, lambda number, frame: os.killpg(step.pid, signal.SIGKILL))
+    (Path(os.environ[FOLDER]) / STEP).write_text(str(step.pid))
+    code = step.wait()
+    sys.exit(code if code >= 0 else 128 - code)
 
 
 if __name__ == "__main__":
-    {"sbatch": sbatch, "scontrol": scontrol, "srun": srun}[sys.argv[1]](sys.argv[2:])
+    {"sbatch": sbatch, "scontrol": scontrol, "squeue": squeue, "srun": srun}[sys.argv[1]](sys.argv[2:])

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from stand_in_slurm import WAITING, install, tasks
+from stand_in_slurm import CANCELLED, WAITING, install, tasks
 from tiny_notebooks import write_notebook, write_plan
 
 from nbutils.attempts import Place
@@ -59,7 +59,7 @@ def plan(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("slurm.sh", "B:TERM@360"),
+        ("slurm.sh", "stopped  TERM@360: a training has 300 s to save"),
         ("kuberay.yaml", "2 pods with 4 GPU"),
         ("runai.yaml", "--engine ray --address auto"),
         ("job.yaml", "20 variants, 8 at a time"),
@@ -173,13 +173,16 @@ def test_a_mistake_in_an_indexed_job_is_told(tmp_path, old, new, words):
         ("#SBATCH --open-mode=append\n", "", "a requeued task empties its log"),
         ("#SBATCH --requeue\n", "set -e\n#SBATCH --requeue\n", "line 6: Slurm reads no #SBATCH line after the first"),
         ("#SBATCH", "# SBATCH", "has no #SBATCH line, so it is no batch script of Slurm"),
-        ("TERM@360", "TERM@120", "--signal comes 120 s before the time limit. Give --signal=B:TERM@360"),
+        ("TERM@360", "TERM@120", "--signal comes 120 s before the time limit. Give --signal=TERM@360"),
         ("TERM@360", "TERM", "--signal comes 60 s before the time limit"),
-        ("#SBATCH --signal=B:TERM@360\n", "", "--signal is 'missing'. Give --signal=B:TERM@360"),
-        ("B:TERM", "B:USR1", "no trap hears the signal USR1"),
+        ("#SBATCH --signal=TERM@360\n", "", "--signal is 'missing'. Give --signal=TERM@360"),
+        ("=TERM@360", "=B:TERM@360", "--signal=B: comes to the shell alone, and srun passes no SIGTERM on"),
+        ("=TERM@360", "=USR1@360", "--signal is USR1, and `run` saves its state at SIGTERM alone"),
+        ("    trap : TERM\n", "", "SIGTERM ends the shell before the step has saved its state"),
+        ("trap : TERM", "trap 'kill $!' TERM", "the trap kills srun, which passes no SIGTERM on"),
+        ("srun --ntasks=1", "nice", "--signal goes to what srun starts. Write srun python -m nbutils run"),
         ("--time=12:00:00", "--time=5", "--time is 300 s, and the signal comes 360 s before it"),
         ("--time=12:00:00", "--time=soon", "--time is 'soon'. Give --time=hours:minutes:seconds"),
-        ('--out "$out" &', '--out "$out"', "is not in the background, and bash hears a signal only when it has ended"),
         ("75 | 143)", "143)", "nothing requeues a task that ends with exit code 75"),
         ("--params", "--parms", "is no command: unrecognized arguments: --parms"),
         ("nbutils run", "nbutils check", "no `python -m nbutils run`, so its tasks run no variant"),
@@ -187,19 +190,15 @@ def test_a_mistake_in_an_indexed_job_is_told(tmp_path, old, new, words):
 )
 def test_a_mistake_in_a_batch_script_is_told(tmp_path, old, new, words):
     if "nbutils check" in new:
-        old, new = 'run "$notebook" --params "$plan" --variant "$variant" --out "$out" &', 'check "$plan" &'
+        old, new = 'run "$notebook" --params "$plan" --variant "$variant" ${out:+--out "$out"}', 'check "$plan"'
     refused(tmp_path, "slurm.sh", old, new, words)
 
 
-def test_a_signal_to_the_step_needs_a_step(tmp_path):
-    """Without B: it comes to what srun starts, so that neither a trap nor the background is needed."""
-    text = SLURM.read_text().replace("=B:TERM@", "=TERM@").replace('--out "$out" &', '--out "$out"')
+@pytest.mark.parametrize("option", ["dependency=singleton", "gpu-bind=closest", "threads-per-core=1", "begin=now"])
+def test_what_slurm_knows_is_known(tmp_path, option):
     path = tmp_path / "slurm.sh"
-    path.write_text(text)
-    assert "TERM@360" in check_cluster_file(path)
-    path.write_text(text.replace("srun --ntasks=1", "nice"))
-    with pytest.raises(PlanError, match=r"without B: --signal goes to what srun starts\. Write srun python"):
-        check_cluster_file(path)
+    path.write_text(SLURM.read_text().replace("#SBATCH --requeue", f"#SBATCH --requeue\n#SBATCH --{option}"))
+    assert f"--{option}" in check_cluster_file(path)
 
 
 def test_a_script_that_is_not_there_is_told(tmp_path):
@@ -213,8 +212,8 @@ def test_a_script_that_is_not_there_is_told(tmp_path):
 def test_names_are_told_at_once_and_in_order(plan):
     rows = [line.split("\t") for line in variant_names(load_plan(plan)).splitlines()]
     assert [row[2] for row in rows] == ["data", "study-seed1", "study-seed2", "after-seed1", "after-seed2"]
-    assert rows[0] == ["data", str(plan.parent / "data.ipynb"), "data", "-", "2", "3"]
-    assert (rows[1][0], rows[1][3:]) == ("study", ["data", "0", "-"])
+    assert rows[0] == ["data", str(plan.parent / "data.ipynb"), "data", "-", "2", "3", "runs/p"]
+    assert (rows[1][0], rows[1][3:6]) == ("study", ["data", "0", "-"])
     start = time.perf_counter()
     command = [sys.executable, "-X", "importtime", "-m", "nbutils", "check", str(plan), "--names"]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -251,33 +250,78 @@ def test_a_plan_runs_to_its_end_as_arrays(plan, tmp_path):
     assert "after-seed1 needs study-seed1 for before_folder, which is failed" in logs["after-1.log"]
 
 
+def one_task(tmp_path: Path, runner: str) -> subprocess.CompletedProcess:
+    """A task of slurm.sh by itself, with `runner` for the shell text that python is."""
+    python = tmp_path / "slurm" / "bin" / "python"
+    python.write_text(f"#!/bin/sh\n{runner}\n")
+    python.chmod(0o755)
+    (tmp_path / "study.names").write_text("a\tb\tc\t-\t0\t-\nstudy\tstudy.ipynb\tstudy-seed1\t-\t0\t-\n")
+    variables = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "STAND_IN_SLURM": str(tmp_path / "slurm")}
+    variables |= {"PATH": f"{python.parent}:{os.environ['PATH']}", "SLURM_RESTART_COUNT": "50"}
+    command = ["bash", str(SLURM), "p.yaml", "", str(tmp_path / "study.names")]
+    return subprocess.run(command, env=os.environ | variables, cwd=tmp_path, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize(
-    ("code", "restarts", "requeued"),
+    ("codes", "requeued"),
     [
-        (0, 0, False),
-        (1, 0, False),
-        (2, 0, False),
-        (75, 0, True),
-        (75, 50, True),
-        (143, 0, True),
-        (138, 1, True),
-        (138, 2, False),
-        (137, 0, True),
+        ([0], [False]),
+        ([1], [False]),
+        ([2], [False]),
+        ([75, 75, 75, 75, 143], [True] * 5),
+        ([138, 75, 137, 75, 138], [True, True, True, True, False]),
     ],
 )
-def test_a_task_is_requeued_by_its_exit_code(tmp_path, code, restarts, requeued):
-    """Memory kills come again: after two of them it is enough."""
-    environment = install(tmp_path / "slurm")
-    runner = tmp_path / "slurm" / "bin" / "python"
-    runner.write_text(f"#!/bin/sh\nexit {code}\n")
-    runner.chmod(0o755)
-    (tmp_path / "names").write_text("a\tb\tc\t-\t0\t-\nstudy\tstudy.ipynb\tstudy-seed1\t-\t0\t-\n")
-    variables = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_RESTART_COUNT": str(restarts)}
-    command = ["bash", str(SLURM), "p.yaml", "runs", str(tmp_path / "names")]
-    done = subprocess.run(command, env=environment | variables, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == code
-    assert (tmp_path / "slurm" / "requeue-7_2").exists() == requeued
-    assert done.stdout == (f"study-seed1: exit code {code}, back into the queue\n" if requeued else "")
+def test_a_task_is_requeued_by_its_exit_code(tmp_path, codes, requeued):
+    """Memory kills come again: after two of them it is enough, however often it was stopped."""
+    install(tmp_path / "slurm")
+    mark = tmp_path / "slurm" / "requeue-7_2"
+    for code, again in zip(codes, requeued, strict=True):
+        mark.unlink(missing_ok=True)
+        done = one_task(tmp_path, f"exit {code}")
+        assert (done.returncode, mark.exists()) == (code, again)
+        assert done.stdout == (f"study-seed1: exit code {code}, back into the queue\n" if again else "")
+
+
+def test_a_task_that_was_cancelled_stays_away(tmp_path):
+    environment = install(tmp_path / "slurm") | {"SLURM_JOB_ID": "1"}
+    python = tmp_path / "slurm" / "bin" / "python"
+    again = f"{tmp_path}/again"
+    cancelled = tmp_path / "slurm" / CANCELLED
+    python.write_text(f"#!/bin/sh\n[ ! -e {again} ] || exit 0\ntouch {again}\nsleep 0.5\ntouch {cancelled}\nsleep 9\n")
+    python.chmod(0o755)
+    (tmp_path / "study.names").write_text("study\tstudy.ipynb\tstudy-seed1\t-\t0\t-\n")
+    options = ["--array=1-1", f"--output={tmp_path}/log"]
+    command = ["sbatch", *options, str(SLURM), "p.yaml", "", str(tmp_path / "study.names")]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=20)
+    assert [task["codes"] for task in tasks(tmp_path / "slurm")] in ([[137]], [[143]])
+    assert "back into the queue" not in (tmp_path / "log").read_text()
+
+
+def test_a_signal_to_the_shell_leaves_the_step_alone(tmp_path):
+    """SIGTERM to the shell that waits neither ends the task nor reaches srun, which would kill the step."""
+    install(tmp_path / "slurm")
+    # the shell is the parent of the stand-in of srun, which is this process's
+    runner = "kill -TERM $(ps -o ppid= -p $PPID); sleep 0.3; echo saved; exit 75"
+    done = one_task(tmp_path, runner)
+    assert (done.returncode, done.stdout) == (75, "saved\nstudy-seed1: exit code 75, back into the queue\n")
+
+
+def test_the_folder_of_a_plan_is_asked_of_its_reader(plan, tmp_path):
+    """Its name may stand in quotation marks, before a comment, in a file of Windows."""
+    text = plan.read_text().replace("name: p\n", 'name:   "p"  # of all\n').replace("\n", "\r\n")
+    plan.write_bytes(text.encode())
+    environment = install(tmp_path / "slurm") | {"OUT": ""}
+    sbatch = tmp_path / "slurm" / "bin" / "sbatch"
+    sbatch.write_text('#!/bin/sh\nshift $(($# - 3))\necho "$@" >&2\necho 1\n')
+    (tmp_path / "nbutils").symlink_to(ROOT / "nbutils")
+    done = subprocess.run(
+        ["bash", str(SLURM), str(plan)], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name for path in tmp_path.glob("runs/p/.slurm/*/*"))
+    assert names == ["after.names", "data.names", "names", "study.names"]
+    assert done.stderr.startswith(f"{plan}  runs/p/.slurm/")  # no folder: `run` decides
 
 
 def test_a_script_without_a_plan_tells_its_usage(tmp_path):

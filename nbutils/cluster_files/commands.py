@@ -15,6 +15,7 @@ from nbutils.plans import Plan, find_plan, load_plan
 
 START = re.compile(r"\bpython3?\s+-m\s+nbutils\b")
 VARIABLE = re.compile(r"\$(?:\{(\w+)[^}]*\}|(\w+))")
+WHERE_SET = re.compile(r"\$\{\w+:?\+([^{}]*)\}")  # words that stand there where a variable has a value
 UNKNOWN = "1"  # stands for a variable whose value is not in the file: a name to the parser, or a number
 
 
@@ -50,7 +51,7 @@ def find_commands(where: str, text: str, variables: Mapping[str, str] | None = N
     """
     return [
         Command(before, tuple(words), after, _parse(where, given, words))
-        for line in text.replace("\\\n", " ").splitlines()
+        for line in WHERE_SET.sub(r"\1", text.replace("\\\n", " ")).splitlines()
         if not line.lstrip().startswith("#")
         for before, given, after in _in_line(line)
         for words in [[_value(word, variables or {}) for word in given]]

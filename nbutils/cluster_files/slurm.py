@@ -6,7 +6,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from nbutils.cluster_files.commands import Command, find_commands
+from nbutils.cluster_files.commands import find_commands
 from nbutils.errors import PlanError, did_you_mean
 from nbutils.places import relative
 from nbutils.runner import RUN_AGAIN
@@ -14,13 +14,20 @@ from nbutils.stopping import SAVE_SECONDS
 
 MARGIN_SECONDS = 30  # to end the kernel and write the record, once the state is saved
 OPTION_NAMES = (
-    "account array chdir comment constraint cpus-per-gpu cpus-per-task error exclude exclusive export gpus "
-    "gpus-per-node gpus-per-task gres hint job-name licenses mail-type mail-user mem mem-per-cpu mem-per-gpu nice "
-    "nodelist nodes ntasks ntasks-per-node open-mode output partition prefer qos requeue reservation signal time "
-    "time-min tmp wait-all-nodes"
+    "account acctg-freq array batch bb bbf begin chdir cluster-constraint clusters comment consolidate-segments "
+    "constraint container container-id contiguous core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task "
+    "deadline delay-boot dependency distribution error exclude exclusive export export-file external-launcher extra "
+    "extra-node-info get-user-env gid gpu-bind gpu-freq gpus gpus-per-node gpus-per-socket gpus-per-task gres "
+    "gres-flags hint hold ignore-pbs input job-name kill-on-invalid-dep licenses mail-type mail-user mcs-label mem "
+    "mem-bind mem-per-cpu mem-per-gpu mincpus network nice no-kill no-requeue nodefile nodelist nodes ntasks "
+    "ntasks-per-core ntasks-per-gpu ntasks-per-node ntasks-per-socket open-mode output overcommit oversubscribe "
+    "parsable partition power prefer priority profile propagate qos quiet reboot requeue reservation resv-ports "
+    "segment signal sockets-per-node spread-job stepmgr switches test-only thread-spec threads-per-core time time-min "
+    "tmp tres-bind tres-per-task uid use-min-nodes verbose wait wait-all-nodes wckey wrap"
 )
 OPTIONS = frozenset(OPTION_NAMES.split())
-SIGNAL = re.compile(r"(?P<batch>B:)?(?P<name>[A-Z0-9]+)(?:@(?P<seconds>\d+))?")
+SIGNAL = re.compile(r"(?:(?P<receiver>[BR]+):)?(?P<name>[A-Za-z0-9]+)(?:@(?P<seconds>\d+))?")
+SIGTERM = ("TERM", "SIGTERM", "15")
 TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>\d+))?(?::(?P<seconds>\d+))?")
 
 
@@ -38,7 +45,9 @@ def check_script(path: Path) -> str:
         raise PlanError(f"{where} has no `python -m nbutils run`, so its tasks run no variant. Add it.")
     seconds = _check_signal(where, options)
     for run in runs:
-        _check_heard(where, options["signal"], text, run)
+        if "srun" not in run.before.split():
+            raise PlanError(f"{where}: --signal goes to what srun starts. Write srun python -m nbutils run.")
+    _check_shell(where, text)
     for command in commands:
         command.plan(where)
     told = " ".join(f"--{name}" + (f"={value}" if value else "") for name, value in options.items())
@@ -46,7 +55,8 @@ def check_script(path: Path) -> str:
         [
             f"{where}: a batch script of Slurm, {len(commands)} commands of the workbook in it.",
             f"  options  {told}",
-            f"  stopped  {options['signal']}: a training has {seconds:g} s to save, then its task is requeued",
+            f"  stopped  {options['signal']}: a training has {min(seconds, SAVE_SECONDS):g} s to save, then its task "
+            "is requeued",
         ]
     )
 
@@ -87,10 +97,17 @@ def _read_options(where: str, text: str) -> dict[str, str]:
 def _check_signal(where: str, options: dict[str, str]) -> float:
     """Seconds between the signal and the time limit. Raises PlanError where they are too few to save in."""
     needed = SAVE_SECONDS + MARGIN_SECONDS
-    cure = f"Give --signal=B:TERM@{needed + MARGIN_SECONDS:g}: a training may need {SAVE_SECONDS:g} s to save."
+    cure = f"Give --signal=TERM@{needed + MARGIN_SECONDS:g}: a training may need {SAVE_SECONDS:g} s to save."
     found = SIGNAL.fullmatch(options.get("signal", ""))
     if not found:
         raise PlanError(f"{where}: --signal is {options.get('signal', 'missing')!r}. {cure}")
+    if "B" in (found["receiver"] or ""):
+        raise PlanError(
+            f"{where}: --signal=B: comes to the shell alone, and srun passes no SIGTERM on: it kills what it started. "
+            f"{cure}"
+        )
+    if found["name"].upper() not in SIGTERM:
+        raise PlanError(f"{where}: --signal is {found['name']}, and `run` saves its state at SIGTERM alone. {cure}")
     seconds = float(found["seconds"] or 60)
     if seconds < needed:
         raise PlanError(f"{where}: --signal comes {seconds:g} s before the time limit. {cure}")
@@ -131,17 +148,15 @@ def _check_requeue(where: str, options: dict[str, str], text: str) -> None:
         )
 
 
-def _check_heard(where: str, given: str, text: str, run: Command) -> None:
-    """Raise PlanError where the signal does not reach the runner. With B: it comes to the shell, else to steps."""
-    if not given.startswith("B:"):
-        if "srun" not in run.before.split():
-            raise PlanError(f"{where}: without B: --signal goes to what srun starts. Write srun python -m nbutils run.")
-        return
-    name = given.removeprefix("B:").split("@")[0].removeprefix("SIG")
-    if not re.search(rf"^\s*trap\s.*\b(?:SIG)?{name}\b", text, re.MULTILINE):
-        raise PlanError(f"{where}: no trap hears the signal {name}. Add one that sends SIGTERM to the runner.")
-    if run.after != "&":
+def _check_shell(where: str, text: str) -> None:
+    """Raise PlanError where SIGTERM ends the shell, and with it the step that is saving, or kills the step by srun."""
+    traps = re.findall(r"^\s*trap\s+(.*)\s(?:SIG)?TERM\b", text, re.MULTILINE)
+    if not traps:
         raise PlanError(
-            f"{where}: `python -m nbutils run` is not in the background, and bash hears a signal only when it has "
-            "ended. End its line with & and `wait` for it."
+            f"{where}: SIGTERM ends the shell before the step has saved its state, and nothing requeues the task. "
+            "Add: trap : TERM"
+        )
+    if any(re.search(r"\bkill\b", trap) for trap in traps):
+        raise PlanError(
+            f"{where}: the trap kills srun, which passes no SIGTERM on: it kills what it started. Write: trap : TERM"
         )

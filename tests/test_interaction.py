@@ -32,7 +32,7 @@ from nbutils.interaction.judges import JudgeLimits
 from nbutils.interaction.policy import PolicyModel
 from nbutils.interaction.rewards import Rewarded
 from nbutils.interaction.rollouts import Sampling, sample, with_end
-from nbutils.interaction.rounds import Context, RoundMaker
+from nbutils.interaction.rounds import Context, RoundMaker, _seed_of
 from nbutils.interaction.settings import METHODS, Interaction, check_interaction
 from nbutils.interaction.training import starting_model
 from nbutils.models import load_model
@@ -142,6 +142,10 @@ def test_samples_follow_from_their_seed_and_leave_no_trace(data):
     torch.rand(5)
     assert responses(sample(model, data.tokenizer, prompts, Sampling(8), seed=1)) == first
     assert responses(sample(model, data.tokenizer, prompts, Sampling(8), seed=2)) != first
+
+
+def test_every_round_of_every_seed_has_draws_of_its_own():
+    assert len({_seed_of(seed, number) for seed in range(5) for number in range(20)}) == 100
 
 
 def test_a_model_without_finite_logits_is_told(data):
@@ -603,8 +607,8 @@ def test_a_student_that_diverged_is_not_judged(data_folder, data, tmp_path, monk
 
 def test_every_arm_is_asked_the_same_with_the_same_draws(data_folder, data, tmp_path):
     model, given = student(data), []
-    for method, seed in (("text", 1), ("simpo", 2), ("ppo", 1)):
-        config = configuration(data_folder, tmp_path, settings(method), seed=seed)
+    for method, seed, top_p in (("text", 1, 0.5), ("simpo", 2, 0.8), ("ppo", 1, 1.0)):
+        config = configuration(data_folder, tmp_path, settings(method, top_p=top_p), seed=seed)
         rollouts = held_out_samples(config, model, data, 5, "test")
         given.append([(each.prompt.tolist(), each.response.tolist()) for each in rollouts])
     assert given[0] == given[1] == given[2]

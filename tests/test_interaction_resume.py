@@ -17,9 +17,12 @@ from pathlib import Path
 import pytest
 from kill_many import write_data
 from small_interaction import ToyTeacher, configuration, left_behind, metrics_of, rounds_of, settings, trained
+from small_judges import write_model
 
+from nbutils.attempts import CHECKPOINTS, clear_folder
 from nbutils.errors import Preempted
 from nbutils.interaction import examples, rounds
+from nbutils.interaction.correctors import ModelCorrector
 from nbutils.interaction.judges import JudgeLimits
 from nbutils.interaction.training import InteractionConfig, InteractionTrainer
 from nbutils.resuming import Checkpointing
@@ -202,6 +205,20 @@ def test_words_never_decrease_and_stand_beside_every_step(data, tmp_path):
         assert all(one < other for one, other in zip(earlier, later, strict=True))
     shown = [json.loads(line) for line in (tmp_path / "round_samples.jsonl").read_text().splitlines()]
     assert [each["round"] for each in shown] == [1, 1, 2, 2, 3, 3]
+
+
+def test_what_was_answered_before_a_kill_is_not_asked_again(data, tmp_path, monkeypatch):
+    """Of a run that is tried again its checkpoints alone are left: the replies are among them."""
+    teacher = write_model(tmp_path / "teacher")
+    config = replace(configured(data, tmp_path / "run", "simpo"), correcting_teacher=str(teacher), checkpoint_steps=0)
+    config = replace(config, interaction=replace(config.interaction, rounds=2))
+    trained(config)
+    wanted = left_behind(config.run_folder)
+    clear_folder(config.run_folder, {CHECKPOINTS})
+    monkeypatch.setattr(ModelCorrector, "write", None)
+    trained(config)
+    assert left_behind(config.run_folder) == wanted
+    assert rounds_of(config.run_folder, "teacher_words")[-1][0] > 0
 
 
 @pytest.mark.slow

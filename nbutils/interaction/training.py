@@ -19,6 +19,7 @@ from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging as logging_of_transformers
 
+from nbutils.attempts import CHECKPOINTS
 from nbutils.interaction.correction import make_corrector
 from nbutils.interaction.examples import ROUND_FILE, RoundOrder, RoundRows
 from nbutils.interaction.judges import Judge, JudgeLimits, known_words_of, make_judge
@@ -38,7 +39,7 @@ from nbutils.training import ObjectiveTrainer, TrainingConfig
 from nbutils.training_arguments import make_deterministic
 
 MOST_BLOCKS = 5_000  # of the training text, that a judge of rules learns words from
-JUDGE_CACHE = "judge_cache"  # in the run's folder
+JUDGE_CACHE = f"{CHECKPOINTS}/judge_cache"  # in the run's folder: what outlives it where the run is tried again
 
 
 @dataclass(frozen=True)

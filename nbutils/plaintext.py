@@ -11,6 +11,7 @@ import re
 import unicodedata
 
 LONGEST_TEXT = 400  # characters of a cell
+LONGEST_QUOTED = 100  # of what an error repeats of a file
 LONGEST_PARAGRAPH = 4000  # of a sentence made of several such texts
 MOST_MARKS = 4  # accents on one letter: Vietnamese and Hebrew need three
 # Letters and signs by their category, and nothing to see: fillers of Hangul, inherent vowels, the empty Braille cell.

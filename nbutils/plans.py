@@ -43,6 +43,7 @@ from nbutils.errors import ParameterError, PlanError, did_you_mean
 from nbutils.notebooks import find_notebook
 from nbutils.params import RUN_FOLDER, Schema, read_schema
 from nbutils.places import PARAMS, relative, resolve
+from nbutils.plaintext import LONGEST_QUOTED, shortened
 from nbutils.resources import Resources, read_resources
 from nbutils.yamlfile import read_yaml
 
@@ -307,15 +308,21 @@ def _stage(stages: list[Stage], name: str) -> Stage:
 
 def _check_keys(where: str, given: Any, kinds: Mapping[str, type], required: Iterable[str] = ()) -> None:
     if not isinstance(given, dict):
-        raise PlanError(f"{where} is {given!r}. Give a mapping with the keys {', '.join(kinds) or 'of a matrix'}.")
+        raise PlanError(
+            f"{where} is {_quoted(given)}. Give a mapping with the keys {', '.join(kinds) or 'of a matrix'}."
+        )
     for key, value in given.items():
         if key not in kinds:
-            raise PlanError(f"{where} has no key {str(key)!r}. {did_you_mean(str(key), kinds)}")
+            raise PlanError(f"{where} has no key {_quoted(str(key))}. {did_you_mean(str(key), kinds)}")
         if value is not None and not isinstance(value, kinds[key]):
-            raise PlanError(f"{where}: {key} is {value!r}. Give {_KINDS[kinds[key]]}.")
+            raise PlanError(f"{where}: {key} is {_quoted(value)}. Give {_KINDS[kinds[key]]}.")
     for key in required:
         if given.get(key) in (None, ""):
             raise PlanError(f"{where}: {key} is missing.")
+
+
+def _quoted(given: Any) -> str:
+    return shortened(repr(given), LONGEST_QUOTED)
 
 
 _KINDS = {str: "text, in quotes if it looks like a number", list: "a list", dict: "a mapping, {name: value}"}

@@ -15,6 +15,7 @@ import yaml
 
 from nbutils.errors import PlanError, did_you_mean
 from nbutils.places import relative
+from nbutils.plaintext import LONGEST_QUOTED, shortened
 
 # https://yaml.org/spec/1.2.2/#103-core-schema; integers come first, the pattern of floats matches them too
 RESOLVERS = (
@@ -41,7 +42,10 @@ class PlainLoader(yaml.SafeLoader):
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
                     raise yaml.constructor.ConstructorError(
-                        None, None, f"{key.value!r} stands here a second time", key.start_mark
+                        None,
+                        None,
+                        f"{shortened(repr(key.value), LONGEST_QUOTED // 2)} stands here a second time",
+                        key.start_mark,
                     )
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
@@ -72,7 +76,7 @@ def read_yaml(path: Path) -> Any:
 
 def _where(error: Exception) -> str:
     mark = getattr(error, "problem_mark", None)
-    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    problem = shortened(getattr(error, "problem", None) or str(error).splitlines()[0], LONGEST_QUOTED)
     if mark is None:
         return f" is not YAML: {problem}."
     return f", line {mark.line + 1}, column {mark.column + 1}, is not YAML: {problem}."

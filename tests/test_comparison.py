@@ -18,7 +18,7 @@ from nbutils.files import read_json, write_json
 from nbutils.measures import UNKNOWN, measure
 from nbutils.report import ReportError, write_summary
 from nbutils.report.beside import COLUMNS
-from nbutils.report.comparison import SAME, UNDECIDED, Comparison, compare, compare_sides
+from nbutils.report.comparison import OTHER_DATA, SAME, UNDECIDED, Comparison, compare, compare_sides
 from nbutils.report.export import CLASSES, TAGS
 from nbutils.report.sides import read_sides
 from nbutils.statistics import mean_interval
@@ -101,9 +101,14 @@ def test_the_text_tells_verdicts_runs_and_what_else_is_different(sets, tmp_path)
     assert lines[place + 1].startswith("A supported −0.00") and lines[place + 1].endswith("5 pairs")
     assert lines[place + 2].startswith("B not supported +0.52") and lines[place + 2].endswith("4 pairs")
     assert "finished on both sides: 16" in lines and "in B alone: 0" in lines
-    assert any(line.startswith("in A alone: 4 (cosine-alpha0.0-seed5-noise_seed0, ") for line in lines)
+    assert "in A alone: 4 (cosine-alpha0.0-seed5-noise_seed0, cosine-alpha0.0-seed5-noise_seed1 and 2 more)" in lines
+    assert (
+        lines.index("parameter max_steps 200 100")
+        < lines.index("GPU none H200")
+        < lines.index("package torch 2.13.0 9.9.9")
+    )
     assert "package torch 2.13.0 9.9.9" in lines and "GPU none H200" in lines
-    assert "parameter max_steps 200 100" in lines and "mixing-perplexity: smallest_effect 0.01 0.02" in lines
+    assert "parameter max_steps 200 100" in lines and "smallest_effect of mixing-perplex… 0.01 0.02" in lines
     assert "Exploratory: no contrast asked for it" in text and "unrelated" not in text
 
 
@@ -118,7 +123,7 @@ def test_the_page_holds_the_same_and_looks_like_the_report(sets, tmp_path):
         "What else is different",
         "9.9.9",
         "B worse",
-        "16 runs that both sides",
+        "16 runs whose names both sides",
     ):
         assert words in shown.text
     assert page.count('<tr class="control">') == 2  # the contrasts with another outcome
@@ -156,6 +161,38 @@ def test_what_one_side_alone_has_is_named_and_left_to_the_page(sets, tmp_path):
     again = compare(other, sets[0], tmp_path / "c.html")
     assert "studies in A alone, on the page: more-extra" in again
     assert "in A alone: 1 (more/extra-seed1)" in again
+
+
+def test_runs_on_other_data_are_never_called_better(sets, tmp_path):
+    other = shutil.copytree(sets[1], tmp_path / "other" / "toy")
+    for manifest in other.glob(f"cosine-{SHIFTED}-seed[12]-*/manifest.json"):
+        write_json(manifest, read_json(manifest) | {"data_fingerprint": "e" * 64})
+    comparison = compare_sides(*read_sides(sets[0], other))
+    told = rows(comparison)
+    shifted = told["alpha 0.5", "test cross entropy"]
+    assert (shifted.reading, shifted.difference, shifted.interval, shifted.pairs) == (OTHER_DATA, UNKNOWN, UNKNOWN, "0")
+    assert shifted.first != UNKNOWN and told["alpha 0.0", "test cross entropy"].reading == SAME
+    text = compare(sets[0], other, tmp_path / "c.html")
+    assert "finished on both sides: 14" in text and "of the same name on other data: 2 (cosine-alpha0.5-seed1" in text
+    assert "Their numbers do not compare" in text and "in A alone: 4 " in text
+    shown = Structure((tmp_path / "c.html").read_text()).text
+    assert "Finished on both sides: 14." in shown and "2 finished under the same name on other data" in shown
+
+
+def test_verdicts_in_other_metrics_keep_their_own(sets, tmp_path):
+    other = shutil.copytree(sets[0], tmp_path / "other" / "toy")
+    plan = other / "plan.yaml"
+    before, asked = "metric: test_ce_loss\n  smallest_effect: 0.01", "metric: test_token_acc\n  smallest_effect: 0.01"
+    assert before in plan.read_text()
+    plan.write_text(plan.read_text().replace(before, asked, 1))
+    text = compare(sets[0], other, tmp_path / "c.html")
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    place = lines.index("mixing-perplexity: the metrics differ, so this is not one question")
+    assert lines[place + 2] == "in test cross entropy (nats per token)" and "−0.00" in lines[place + 1]
+    assert lines[place + 4] == "in test token accuracy (%)" and "+0.1" in lines[place + 3]  # in points
+    assert "metric of mixing-perplexity test_ce_loss test_token_acc" in lines
+    shown = Structure((tmp_path / "c.html").read_text()).text
+    assert "the metrics differ" in shown and "in test token accuracy" in shown
 
 
 # ---- reports --------------------------------------------------------------------------------------------------------

@@ -323,6 +323,23 @@ def test_what_is_no_yaml_is_told_by_line(tmp_path, text, words):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("x" * 900, "Give a mapping with the keys name"),
+        (f"name: quick\nstages: {'x' * 900}\n", "Give a list"),
+        (f"name: quick\n{'x' * 900}: 1\n", "has no key"),
+        (f"{'x' * 900}: 1\n" * 2, "stands here a second time"),
+        (f"name: *{'x' * 900}\n", "found undefined alias"),
+    ],
+)
+def test_an_error_does_not_repeat_the_file(tmp_path, text, words):
+    (tmp_path / "long.yaml").write_text(text)
+    with pytest.raises(PlanError) as caught:
+        load_plan(tmp_path / "long.yaml")
+    assert words in str(caught.value) and "x" * 101 not in str(caught.value)
+
+
 def test_a_missing_file_gets_the_nearest_name(here, plan):
     with pytest.raises(PlanError, match=r"There is no file .*quik.yaml. Did you mean 'quick.yaml'"):
         load_plan(here / "quik.yaml")

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from nbutils.measures import UNKNOWN
+from nbutils.measures import UNKNOWN, Measure
 from nbutils.plaintext import escaped, visible
-from nbutils.report.comparison import Comparison, MeanRow, Told, VerdictRow
+from nbutils.repeat.circumstances import in_few, listed
+from nbutils.report.comparison import OTHER_DATA, Comparison, MeanRow, Told, VerdictRow
 from nbutils.report.export import export
 from nbutils.report.log import text as markdown
 from nbutils.report.page import details, frame_of, table
@@ -17,12 +18,19 @@ from nbutils.report.page import details, frame_of, table
 COLUMNS = 110  # of a terminal
 INDENT, GAP = "  ", "  "
 LEAST_LABEL = 16  # characters of what a row is called
-MOST_CHANGES, MOST_NAMES = 15, 6  # lines and names of the text; the page has all
+MOST_CHANGES = 15  # lines of the text about what is different, packages apart; the page has all
+LONGEST_CONTRAST = 60  # characters of its name where more must stand behind it
 UNPAIRED = "B − A: difference of means; intervals need two folders of runs."
 PAIRED = "B − A: mean over the seeds that both have, with its 95 % interval. Exploratory: no contrast asked for it,"
 WORDS = "and the interval is not corrected for the number of rows. Undecided: it holds 0."
-NOT_KNOWN = "A report's numbers tell no parameters, packages or machine: give two folders of runs to compare those."
+NOT_KNOWN = (
+    "A report's numbers tell no parameters, data, packages or machine: give two folders of runs to compare those."
+)
 NOTHING_ELSE = "Nothing: plan, parameters, code, packages and machine are the same."
+OTHER_METRICS = "the metrics differ, so this is not one question"
+OTHER_DATA_NOTE = (
+    "Other data: runs of one seed read other documents, or other tokens of them. Their numbers do not compare."
+)
 NO_VERDICTS = "No contrast was planned."
 NO_MEANS = "No run has a number to compare."
 
@@ -33,7 +41,7 @@ def as_text(comparison: Comparison) -> str:
         [f"A  {comparison.first.told()}", f"B  {comparison.second.told()}"],
         ["VERDICTS", *(_verdict_lines(comparison.verdicts) or [INDENT + NO_VERDICTS])],
         [*_mean_lines(comparison)],
-        ["RUNS", *(INDENT + line for line in _run_lines(comparison, MOST_NAMES))],
+        ["RUNS", *(INDENT + line for line in _run_lines(comparison))],
         ["WHAT ELSE IS DIFFERENT", *_change_lines(comparison)],
     ]
     return "\n\n".join("\n".join(_cut(line) for line in block) for block in blocks)
@@ -49,8 +57,11 @@ def _verdict_lines(rows: Sequence[VerdictRow]) -> list[str]:
     both = [row for row in rows if Told() not in (row.first, row.second)]
     lines = []
     for row in both:
-        lines.append(f"{row.contrast}: {row.measure.axis}")
-        lines += [INDENT + _verdict_line(name, told) for name, told in (("A", row.first), ("B", row.second))]
+        behind = row.measure.axis if row.measure else OTHER_METRICS
+        lines.append(f"{_cut(row.contrast, LONGEST_CONTRAST)}: {behind}")
+        for name, told in (("A", row.first), ("B", row.second)):
+            lines.append(INDENT + _verdict_line(name, told))
+            lines += [] if row.measure else [f"{INDENT}   in {told.measure.axis}"]
     return lines + _alone("contrasts", [(row.contrast, row.second == Told()) for row in rows if row not in both])
 
 
@@ -61,8 +72,14 @@ def _alone(what: str, names: Iterable[tuple[str, bool]]) -> list[str]:
     for side, of_first in (("A", True), ("B", False)):
         own = [name for name, is_of_first in names if is_of_first == of_first]
         if own:
-            lines.append(f"{what} in {side} alone, on the page: {', '.join(own)}")
+            lines.append(_naming(f"{what} in {side} alone, on the page: ", own))
     return lines
+
+
+def _naming(words: str, names: Sequence[str], end: str = "") -> str:
+    """A line with as many whole names as fit, and how many more there are."""
+    names = [visible(name).replace("\n", " ") for name in names]
+    return words + listed(names, COLUMNS - len(INDENT) - len(words) - len(end)) + end
 
 
 def _verdict_line(side: str, told: Told) -> str:
@@ -86,7 +103,11 @@ def _mean_lines(comparison: Comparison) -> list[str]:
     for (study, arm), members in groupby(zip(rows, cells, strict=True), key=lambda pair: (pair[0].study, pair[0].arm)):
         lines.append(study if study.endswith(arm) else f"{study}: {arm}")
         lines += [_mean_line(each, label, widths) for _, each in members]
-    return [*lines, *((PAIRED, WORDS) if comparison.paired else (UNPAIRED,)), *alone]
+    return [*lines, *((PAIRED, WORDS) if comparison.paired else (UNPAIRED,)), *_data_notes(comparison), *alone]
+
+
+def _data_notes(comparison: Comparison) -> list[str]:
+    return [OTHER_DATA_NOTE] if any(row.reading == OTHER_DATA for row in comparison.means) else []
 
 
 def _one_sided(comparison: Comparison) -> dict[str, bool]:
@@ -104,12 +125,15 @@ def _mean_line(cells: Sequence[str], label: int, widths: Sequence[int]) -> str:
     return INDENT + GAP.join([f"{_cut(cells[0], label):<{label}}", *numbers])
 
 
-def _run_lines(comparison: Comparison, most: int) -> list[str]:
+def _run_lines(comparison: Comparison) -> list[str]:
     first, second = comparison.alone()
-    lines = [f"finished on both sides: {len(comparison.first.finished) - len(first)}"]
-    for side, names in (("A", first), ("B", second)):
-        more = f" and {len(names) - most} more" if len(names) > most else ""
-        lines.append(f"in {side} alone: {len(names)}" + f" ({', '.join(names[:most])}{more})" * bool(names))
+    other = comparison.on_other_data()
+    told = [("in A alone", first), ("in B alone", second)]
+    if other:
+        told.insert(0, ("of the same name on other data", other))
+    lines = [f"finished on both sides: {len(comparison.shared())}"]
+    for words, names in told:
+        lines.append(_naming(f"{words}: {len(names)} (", names, ")") if names else f"{words}: 0")
     return lines
 
 
@@ -117,12 +141,12 @@ def _change_lines(comparison: Comparison) -> list[str]:
     found = comparison.changes
     if not found:
         return [INDENT + (NOT_KNOWN if found is None else NOTHING_ELSE)]
-    rows = [("", "A", "B"), *((each.what, each.first, each.second) for each in found[:MOST_CHANGES])]
+    shown, more = in_few(found, MOST_CHANGES)
+    rows = [("", "A", "B"), *((each.what, each.first, each.second) for each in shown)]
     widest = [34, 35, 35]
     cut = [[_cut(cell, width) for cell, width in zip(row, widest, strict=True)] for row in rows]
     widths = [max(len(row[i]) for row in cut) for i in range(3)]
     lines = [INDENT + GAP.join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)) for row in cut]
-    more = len(found) - MOST_CHANGES
     return [*lines, f"{INDENT}and {more} more, on the page"] if more > 0 else lines
 
 
@@ -163,9 +187,9 @@ def _verdict_table(rows: Sequence[VerdictRow]) -> str:
     frame = frame_of(
         {
             "Contrast": row.contrast,
-            "Measure": row.measure.label + (f"\n({row.measure.difference_unit})" if row.measure.unit else ""),
-            "A": _verdict_cell(row.first),
-            "B": _verdict_cell(row.second),
+            "Measure": _measure_cell(row.measure) if row.measure else OTHER_METRICS,
+            "A": _verdict_cell(row.first, row.measure),
+            "B": _verdict_cell(row.second, row.measure),
         }
         for row in rows
     )
@@ -177,10 +201,16 @@ def _verdict_table(rows: Sequence[VerdictRow]) -> str:
     return table(frame, caption, differs, text=frame.columns).data
 
 
-def _verdict_cell(told: Told) -> str:
-    if told.outcome == UNKNOWN:
+def _measure_cell(measure: Measure) -> str:
+    return measure.label + (f"\n({measure.difference_unit})" if measure.unit else "")
+
+
+def _verdict_cell(told: Told, common: Measure | None) -> str:
+    """One side's verdict, with its measure where the sides have none in common."""
+    if told == Told():
         return UNKNOWN
-    return f"{told.outcome}\n{told.difference}\n{_bracketed(told.interval)}\n({told.pairs} pairs)"
+    own = "" if common else f"\nin {_measure_cell(told.measure)}"
+    return f"{told.outcome}{own}\n{told.difference}\n{_bracketed(told.interval)}\n({told.pairs} pairs)"
 
 
 def _bracketed(interval: str) -> str:
@@ -190,7 +220,8 @@ def _bracketed(interval: str) -> str:
 def _mean_tables(comparison: Comparison) -> str:
     if not comparison.means:
         return _note(NO_MEANS)
-    parts = [f"<p>{escaped(f'{PAIRED} {WORDS}' if comparison.paired else UNPAIRED)}</p>"]
+    notes = [f"{PAIRED} {WORDS}" if comparison.paired else UNPAIRED, *_data_notes(comparison)]
+    parts = [f"<p>{escaped(' '.join(notes))}</p>"]
     for study, members in groupby(comparison.means, key=lambda row: row.study):
         rows = [_mean_row(row, comparison.paired) for row in members]
         parts.append(f"<h3>{escaped(study)}</h3>{table(frame_of(rows), '', text=('Arm', 'Measure')).data}")
@@ -208,12 +239,12 @@ def _mean_row(row: MeanRow, paired: bool) -> dict[str, str]:
 
 def _runs(comparison: Comparison) -> str:
     first, second = comparison.alone()
-    counts = _run_lines(comparison, 0)
-    parts = [f"<p>{escaped(counts[0].capitalize())}.</p>"]
-    for side, names in (("A", first), ("B", second)):
+    parts = [f"<p>Finished on both sides: {len(comparison.shared())}.</p>"]
+    told = (("under the same name on other data", comparison.on_other_data()), ("in A alone", first))
+    for words, names in (*told, ("in B alone", second)):
         if names:
             content = "".join(f"<li>{escaped(name)}</li>" for name in names)
-            parts.append(details(f"{len(names)} finished in {side} alone", f"<ul>{content}</ul>"))
+            parts.append(details(f"{len(names)} finished {words}", f"<ul>{content}</ul>"))
     return "".join(parts)
 
 
@@ -223,7 +254,11 @@ def _change_table(comparison: Comparison) -> str:
         return _note(NOT_KNOWN if found is None else NOTHING_ELSE)
     frame = frame_of({"What": each.what, "A": each.first, "B": each.second} for each in found)
     both = [name for name in comparison.first.manifests if name in comparison.second.manifests]
-    of = f"Of the {len(both)} runs that both sides have." if both else "Of all runs: the sides have none in common."
+    of = (
+        f"Of the {len(both)} runs whose names both sides have."
+        if both
+        else "Of all runs: the sides have none in common."
+    )
     return table(frame, f"{of} Several values: not all runs of the side have the same.", text=frame.columns).data
 
 

@@ -3,7 +3,8 @@
     print(compare(Path("runs/quick"), Path("runs/quick-again")))
 
 Of two folders of runs, means are compared over the seeds that both have, with Student's 95 % interval. No contrast
-asked for that: it is exploratory and not corrected. Without an interval nothing is called better or worse.
+asked for that: it is exploratory and not corrected. Without an interval nothing is called better or worse, and runs
+on other data, prepared in another way or cut by another tokenizer, have none.
 """
 
 from __future__ import annotations
@@ -19,24 +20,31 @@ import numpy as np
 
 from nbutils import statistics
 from nbutils.arms import Arm, number
+from nbutils.manifest import Manifest
 from nbutils.measures import UNKNOWN, Measure, measure
 from nbutils.places import REPORTS, relative, resolve
 from nbutils.repeat.circumstances import Change, changes
 from nbutils.report.export import ReportError
 from nbutils.report.sides import Side, read_sides
 
-SAME, UNDECIDED = "same", "undecided"
+SAME, UNDECIDED, OTHER_DATA = "same", "undecided", "other data"
 LONGEST_NAME = 60  # of a side, in the file's name
 
 
 @dataclass(frozen=True)
 class Told:
-    """One side's verdict on a contrast, as text: all dashes where that side does not have it."""
+    """One side's verdict on a contrast, as text in its own measure: all dashes where that side does not have it."""
 
+    metric: str = UNKNOWN
     outcome: str = UNKNOWN
     difference: str = UNKNOWN
     interval: str = UNKNOWN
     pairs: str = UNKNOWN
+
+    @property
+    def measure(self) -> Measure:
+        """What the numbers are of, and in which unit."""
+        return measure(self.metric)
 
 
 @dataclass(frozen=True)
@@ -44,14 +52,22 @@ class VerdictRow:
     """A planned contrast, and what the runs of each side say to it."""
 
     contrast: str
-    measure: Measure
     first: Told
     second: Told
+
+    @property
+    def measure(self) -> Measure | None:
+        """What it is judged in; None where the sides judge it in different ones, so that they do not compare."""
+        metrics = {told.metric for told in (self.first, self.second) if told != Told()}
+        return measure(metrics.pop()) if len(metrics) == 1 else None
 
 
 @dataclass(frozen=True)
 class MeanRow:
-    """An arm's mean in a measure on both sides. `reading` is what the interval of the difference supports."""
+    """An arm's mean in a measure on both sides. `reading` is what the interval of the difference supports.
+
+    Where runs of one seed read other data there are no pairs: no difference, no interval, and the reading says so.
+    """
 
     study: str
     arm: str
@@ -83,6 +99,19 @@ class Comparison:
         """The finished runs that only the first side has, and those that only the second has."""
         first, second = self.first.finished, self.second.finished
         return [name for name in first if name not in second], [name for name in second if name not in first]
+
+    def on_other_data(self) -> list[str]:
+        """The runs that finished on both sides under one name, but on other data. Of a report that is not known."""
+        return [
+            name
+            for name, manifest in self.first.manifests.items()
+            if name in self.second.manifests and _data(manifest) != _data(self.second.manifests[name])
+        ]
+
+    def shared(self) -> list[str]:
+        """The runs that finished on both sides, on the same data as far as that is known."""
+        other = self.on_other_data()
+        return [name for name in self.first.finished if name in self.second.finished and name not in other]
 
 
 def compare(a: Path, b: Path, html_file: Path | None = None) -> str:
@@ -121,15 +150,17 @@ def _slug(comparison: Comparison) -> str:
 def _verdict_rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[VerdictRow]:
     for name in dict.fromkeys([*first, *second]):
         sides = [side.get(name) for side in (first, second)]
-        quantity = measure(str(next(side.get("metric") for side in sides if side)))
-        yield VerdictRow(name, quantity, *(_told(side, quantity) for side in sides))
+        yield VerdictRow(name, *map(_told, sides))
 
 
-def _told(verdict: Mapping[str, Any] | None, quantity: Measure) -> Told:
+def _told(verdict: Mapping[str, Any] | None) -> Told:
     if verdict is None:
         return Told()
+    metric = str(verdict.get("metric"))
+    quantity = measure(metric)
     difference, low, high = (number(verdict.get(name)) for name in ("difference", "low", "high"))
     return Told(
+        metric,
         str(verdict.get("outcome", UNKNOWN)),
         quantity.difference(difference),
         quantity.difference_interval(low, high),
@@ -153,6 +184,8 @@ def _mean_rows(first: Side, second: Side) -> Iterator[MeanRow]:
 def _mean_cells(metric: str, means: Sequence[float], arms: Sequence[Arm | None]) -> tuple[str, ...]:
     """Both means, their difference, its interval, pairs of seeds, and what the interval supports."""
     quantity = measure(metric)
+    if None not in arms and _read_other_data(metric, *arms):
+        return (*map(quantity.number, means), UNKNOWN, UNKNOWN, "0", OTHER_DATA)
     difference, interval, pairs = means[1] - means[0], (math.nan, math.nan), UNKNOWN
     differences = _differences(metric, *arms) if None not in arms else []
     if differences:
@@ -166,6 +199,20 @@ def _mean_cells(metric: str, means: Sequence[float], arms: Sequence[Arm | None])
         pairs,
         _reading(quantity, *interval),
     )
+
+
+def _data(manifest: Manifest) -> str | None:
+    """What tells the data that a run read or made: documents, tokenizer and all that was done to them."""
+    return manifest.get("data_fingerprint")
+
+
+def _read_other_data(metric: str, first: Arm, second: Arm) -> bool:
+    """Whether runs of both arms with one seed, which would be a pair, read other data."""
+    data = [
+        {run.matrix.get("seed"): _data(run.manifest) for run in arm.runs if metric in run.result}
+        for arm in (first, second)
+    ]
+    return any(data[1][seed] != read for seed, read in data[0].items() if seed in data[1])
 
 
 def _differences(metric: str, first: Arm, second: Arm) -> list[float]:
@@ -208,5 +255,6 @@ def _plan_changes(first: Side, second: Side) -> list[Change]:
     contrasts = [{name: asdict(each.contrast) for name, each in side.judged.items()} for side in (first, second)]
     for name in (name for name in contrasts[0] if name in contrasts[1]):
         ours, theirs = contrasts[0][name], contrasts[1][name]
-        found += [Change(f"{name}: {f}", str(ours[f]), str(theirs[f])) for f in ours if ours[f] != theirs[f]]
+        fields = [field for field in ours if ours[field] != theirs[field]]
+        found += [Change(f"{field} of {name}", str(ours[field]), str(theirs[field])) for field in fields]
     return found

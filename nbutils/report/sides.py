@@ -18,6 +18,7 @@ from nbutils.files import read_json
 from nbutils.manifest import MANIFEST, Manifest
 from nbutils.places import relative, resolve
 from nbutils.plans import INTERACTIVE
+from nbutils.repeat.circumstances import listed
 from nbutils.report.export import ReportError
 from nbutils.report.weekly import FINISHED, summary
 from nbutils.runs import load_runs
@@ -26,6 +27,7 @@ from nbutils.studies import Arm, Evidence, Judged, gather
 WHAT_FITS = (
     "Give a report (reports/<week>.html or .json), a plan's folder of runs (runs/<plan>), or one of plans (runs)."
 )
+LONGEST_PLANS = 40  # characters of their names in a line
 RUN, ARM, VERDICT = "{}/", "{}-", "{}: "  # how the plan begins a name among a report's numbers
 
 
@@ -94,7 +96,7 @@ class Side:
     def told(self) -> str:
         """What it is, in a line."""
         what = "runs of" if self.evidence else f"report of week {self.numbers['week']}, of"
-        plans = ", ".join(self.plans) or "no plan"
+        plans = listed(self.plans, LONGEST_PLANS) or "no plan"
         return f"{relative(self.path)}: {what} {plans}; {len(self.finished)} of {len(self.runs)} runs finished"
 
     def _short(self, kind: str, name: str) -> str:

@@ -136,7 +136,9 @@ def test_a_mistake_in_a_ray_job_is_told(tmp_path, old, new, words):
             "          term",
             "ray-head: schedulerName is not 'runai-scheduler'",
         ),
-        ("metadata: {labels: *labels}", "metadata: {}", "the label runai/queue differs (none, team-a)"),
+        ("labels: {runai/queue: team-a, ", "labels: {", "the label runai/queue differs (none, team-a)"),
+        ("non-preemptible", "preemptible", "ray-head: preemptible, and with the head the batch itself ends"),
+        ("  labels:\n", "  labels:\n    kai.scheduler/preemptibility: preemptible\n", "the RayJob: preemptible"),
     ],
 )
 def test_a_mistake_for_run_ai_is_told(tmp_path, old, new, words):
@@ -367,3 +369,35 @@ def test_a_pod_that_goes_stops_its_own_runners_and_waits_for_them(tmp_path):
         assert other.poll() is None
         other.kill()
     assert place.result()["status"] == "preempted"
+
+
+def test_a_runner_that_starts_while_a_pod_goes_is_asked_too(tmp_path):
+    """Ray goes on giving work to the pod; and a second SIGTERM would end a runner that saves its state."""
+    locks = tmp_path / "runs" / "p" / ".locks"
+    locks.mkdir(parents=True)
+    holder = tmp_path / "holder.sh"
+    holder.write_text(
+        'exec 9>>"$1"; flock 9; echo "process $$ on $(uname -n)" >"$1"\n'
+        "ended=; trap 'echo asked; ended=$((SECONDS + 2))' TERM\n"
+        'until [ -n "$ended" ] && [ "$SECONDS" -ge "$ended" ]; do sleep 0.1; done\n'
+    )
+
+    def start(name: str) -> subprocess.Popen:
+        return subprocess.Popen(["bash", str(holder), str(locks / name)], stdout=subprocess.PIPE, text=True)
+
+    with start("first") as first:
+        while not (locks / "first").exists() or not (locks / "first").read_text():
+            time.sleep(0.05)
+        hook = subprocess.Popen(["bash", str(CLUSTER / "stop_runners.sh"), str(tmp_path / "runs")])
+        assert first.stdout.readline() == "asked\n"
+        with start("second") as second:
+            assert hook.wait(30) == 0
+            assert (first.poll(), second.poll()) == (0, 0)
+            assert (first.stdout.read(), second.stdout.read()) == ("", "asked\n")
+            assert second.wait(5) == 0
+        start_of_wait = time.monotonic()
+        with start("third") as third:
+            command = ["bash", str(CLUSTER / "stop_runners.sh"), str(tmp_path / "runs"), "1"]
+            subprocess.run(command, check=True, timeout=10)
+            assert time.monotonic() - start_of_wait < 4  # the pod's time is over, whoever is still at work
+            third.kill()

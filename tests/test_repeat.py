@@ -254,10 +254,11 @@ def test_few_lines_tell_parameters_first_and_packages_last():
     packages = {f"both{number}": "1" for number in range(8)}
     first = {"params": {"alpha": 0.5}, "packages": packages | {"old": "1"}, "hardware": {"cores": 2}}
     now = {name: "2" for name in packages} | {f"new-package-{number}": "1" for number in range(9)}
-    second = {"params": {"alpha": 1.0}, "packages": now, "hardware": {"cores": 4}}
+    second = {"params": {"alpha": 1.0, "task": "lm"}, "packages": now, "hardware": {"cores": 4}}
     rows, more = in_few(changes([first], [second]), 20)
     assert [row.what for row in rows] == [
         "parameter alpha",
+        "parameter task",
         "cores",
         *(f"package both{number}" for number in range(5)),
         "further packages",
@@ -266,7 +267,7 @@ def test_few_lines_tell_parameters_first_and_packages_last():
     assert (rows[-2].first, more) == ("3 of another version", 0)
     assert (rows[-1].first, rows[-1].second) == ("1 (old)", "9 (new-package-0 and 8 more)")
     rows, more = in_few(changes([first], [second]), 1)
-    assert (rows[0].what, rows[1].what, more) == ("parameter alpha", "package both0", 1)
+    assert (rows[0].what, rows[1].what, more) == ("parameter alpha", "package both0", 2)
 
 
 def test_lists_of_names_end_at_a_name():

@@ -47,7 +47,7 @@ def circumstances(manifest: Manifest) -> dict[str, str]:
 
 
 def changes(first: Iterable[Manifest], second: Iterable[Manifest]) -> list[Change]:
-    """The facts in which the runs of two sides differ, packages last; of several runs, the values any of them has."""
+    """The facts in which the runs of two sides differ, parameters first, packages last; of several runs all values."""
     sides = [[circumstances(manifest) for manifest in side] for side in (first, second)]
     names = dict.fromkeys(name for side in sides for facts in side for name in facts)
     found = []
@@ -55,7 +55,7 @@ def changes(first: Iterable[Manifest], second: Iterable[Manifest]) -> list[Chang
         values = [tuple(dict.fromkeys(facts.get(name, ABSENT) for facts in side)) for side in sides]
         if set(values[0]) != set(values[1]):
             found.append(Change(name, _together(*values), _together(*reversed(values))))
-    return sorted(found, key=lambda change: (_is_package(change), _is_new(change)))
+    return sorted(found, key=lambda change: (_is_package(change), not _is_given(change), _is_new(change)))
 
 
 def in_few(found: Sequence[Change], most: int) -> tuple[list[Change], int]:
@@ -92,6 +92,11 @@ def listed(names: Sequence[str], width: int) -> str:
 
 def _is_package(change: Change) -> bool:
     return change.what.startswith(PACKAGE)
+
+
+def _is_given(change: Change) -> bool:
+    """Whether it is of what the run was asked to do and given to read."""
+    return change.what.startswith(("parameter ", "content of "))
 
 
 def _is_new(change: Change) -> bool:

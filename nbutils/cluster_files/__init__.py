@@ -13,9 +13,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from nbutils.cluster_files.kubernetes import KINDS, check_manifest
+from nbutils.cluster_files.pods import shown
 from nbutils.cluster_files.slurm import check_script
 from nbutils.errors import PlanError, did_you_mean
 from nbutils.places import relative
+from nbutils.plaintext import visible
 from nbutils.yamlfile import read_yaml
 
 __all__ = ["check_cluster_file", "is_cluster_file"]
@@ -36,15 +38,18 @@ def is_cluster_file(path: Path) -> bool:
 
 def check_cluster_file(path: Path) -> str:
     """What the file would run, in a few lines. Raises PlanError with the place in it, the cause and the cure."""
-    path = Path(path)
+    return visible(_check(Path(path)))
+
+
+def _check(path: Path) -> str:
     if path.suffix in SCRIPTS:
         return check_script(path)
     content, where = read_yaml(path), relative(path)
     if not isinstance(content, dict):
         raise PlanError(f"{where} is no manifest of Kubernetes: it has no apiVersion and kind.")
     kind, version = content.get("kind"), content.get("apiVersion")
-    if kind not in KINDS:
-        raise PlanError(f"{where}: kind is {kind!r}. {did_you_mean(str(kind), KINDS)}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise PlanError(f"{where}: kind is {shown(kind)}. {did_you_mean(str(kind), KINDS)}")
     if version != KINDS[kind]:
-        raise PlanError(f"{where}: apiVersion of a {kind} is {version!r}. Give {KINDS[kind]!r}.")
+        raise PlanError(f"{where}: apiVersion of a {kind} is {shown(version)}. Give {KINDS[kind]!r}.")
     return check_manifest(where, content)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from nbutils.errors import PlanError, WorkbookError
 from nbutils.plans import Plan, find_plan, load_plan
 
-START = re.compile(r"\bpython3?\s+-m\s+nbutils\b")
+START = re.compile(r"\bpython[0-9.]*\s+-m\s+nbutils\b")
 VARIABLE = re.compile(r"\$(?:\{(\w+)[^}]*\}|(\w+))")
 WHERE_SET = re.compile(r"\$\{\w+:?\+([^{}]*)\}")  # words that stand there where a variable has a value
 UNKNOWN = "1"  # stands for a variable whose value is not in the file: a name to the parser, or a number

@@ -5,11 +5,23 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from nbutils.cluster_files.commands import Command, find_commands
+from nbutils.cluster_files.commands import UNKNOWN, Command, find_commands
+from nbutils.cluster_files.pods import (
+    GPU,
+    SHELLS,
+    Pod,
+    mappings,
+    maybe,
+    one_line,
+    part,
+    read_labels,
+    read_pod,
+    shown,
+    texts,
+)
 from nbutils.cluster_files.slurm import MARGIN_SECONDS
 from nbutils.errors import PlanError
 from nbutils.places import ROOT
@@ -18,70 +30,18 @@ from nbutils.runner import BROKEN, KERNEL_DIED, REFUSED, RUN_AGAIN
 from nbutils.stopping import SAVE_SECONDS
 
 KINDS = {"RayJob": "ray.io/v1", "Job": "batch/v1"}  # kind -> apiVersion
-GPU = "nvidia.com/gpu"
-RUNAI, QUEUE = "runai-scheduler", "runai/queue"
+RUNAI, QUEUE, PREEMPTIBILITY = "runai-scheduler", "runai/queue", "kai.scheduler/preemptibility"
 STOP_RUNNERS = "params/cluster/stop_runners.sh"
 RAY_REQUIREMENTS = ROOT / "requirements-ray.txt"
 # Kubernetes replaces a pod that went without its own fault; of what `run` says, only a bug is final.
 ACTIONS = {RUN_AGAIN: "Ignore", BROKEN: "FailIndex", REFUSED: "FailIndex", KERNEL_DIED: "Count"}
-_TYPES = {dict: "a mapping", list: "a list", str: "text", int: "a whole number", bool: "true or false"}
-
-
-@dataclass(frozen=True)
-class Pod:
-    """One pod template of a manifest: where it stands, how many there are of it, its first container."""
-
-    where: str
-    replicas: int
-    labels: Mapping[str, str]
-    spec: Mapping[str, Any]
-    container: Mapping[str, Any]
-
-    def limit(self, name: str) -> float:
-        """The container's limit of a resource, in units of it; 0 where there is none."""
-        given = str(((self.container.get("resources") or {}).get("limits") or {}).get(name, 0))
-        found = re.fullmatch(r"(\d+(?:\.\d+)?)(m?)", given)
-        if not found:
-            raise PlanError(f"{self.where}: the limit of {name} is {given!r}. Give a number.")
-        return float(found[1]) / (1000 if found[2] else 1)
-
-    def shared(self) -> dict[str, str]:
-        """{place in the container: claim} of the volumes that outlive the pod."""
-        claims = {
-            volume.get("name"): volume["persistentVolumeClaim"].get("claimName")
-            for volume in self.spec.get("volumes") or []
-            if volume.get("persistentVolumeClaim")
-        }
-        mounts = self.container.get("volumeMounts") or []
-        return {each["mountPath"]: claims[each.get("name")] for each in mounts if each.get("name") in claims}
 
 
 def check_manifest(where: str, content: Mapping[str, Any]) -> str:
     """What the manifest would run. Raises PlanError with the place, the cause and the cure."""
-    name = f"{content['kind']} {part(where, content, 'metadata', 'name', kind=str)}"
+    name = f"{content['kind']} {one_line(part(where, content, 'metadata', 'name', kind=str))}"
     told = _check_ray_job(where, content) if content["kind"] == "RayJob" else _check_job(where, content)
     return "\n".join([f"{where}: {name}", *(f"  {line}" for line in told)])
-
-
-def part(where: str, content: Any, *names: str, kind: type = dict) -> Any:
-    """What stands at `names`, one within the other. Raises PlanError where there is nothing, or not such a thing."""
-    for position, name in enumerate(names, 1):
-        place = ".".join(names[:position])
-        content = content.get(name) if isinstance(content, Mapping) else None
-        if content is None:
-            raise PlanError(f"{where}: {place} is missing. Give {_TYPES[kind if position == len(names) else dict]}.")
-    if not isinstance(content, kind) or (kind is int and isinstance(content, bool)):
-        raise PlanError(f"{where}: {place} is {content!r}. Give {_TYPES[kind]}.")
-    return content
-
-
-def _pod(where: str, template: Any, replicas: int = 1) -> Pod:
-    spec = part(where, template, "spec")
-    containers = part(where, spec, "containers", kind=list)
-    if not containers or not isinstance(containers[0], dict):
-        raise PlanError(f"{where}: containers is {containers!r}. Give a list of one container.")
-    labels = (template.get("metadata") or {}).get("labels") or {}
-    return Pod(f"{where}, {containers[0].get('name')}", replicas, labels, spec, containers[0])
 
 
 # ---- RayJob ----------------------------------------------------------------------------------------------------------
@@ -91,17 +51,17 @@ def _check_ray_job(where: str, content: Mapping[str, Any]) -> list[str]:
     entrypoint = part(where, content, "spec", "entrypoint", kind=str)
     command = _only(f"{where}: spec.entrypoint", find_commands(f"{where}: spec.entrypoint", entrypoint), "batch")
     _check_engine(f"{where}: spec.entrypoint", command)
-    spec = content["spec"]
+    spec = part(where, content, "spec")
     if spec.get("shutdownAfterJobFinishes") is not True:
         raise PlanError(f"{where}: spec.shutdownAfterJobFinishes is not true, so that idle GPUs stay taken. Set it.")
-    if spec.get("backoffLimit", 0) != 0:
-        raise PlanError(f"{where}: spec.backoffLimit is {spec['backoffLimit']!r}. Give 0: the batch itself retries.")
-    head = _pod(where, part(where, content, "spec", "rayClusterSpec", "headGroupSpec", "template"))
-    groups = part(where, content, "spec", "rayClusterSpec", "workerGroupSpecs", kind=list)
-    places = [f"{where}: spec.rayClusterSpec.workerGroupSpecs[{position}]" for position in range(len(groups))]
+    if spec.get("backoffLimit") not in (None, 0) or spec["backoffLimit"] is False:
+        raise PlanError(
+            f"{where}: spec.backoffLimit is {shown(spec['backoffLimit'])}. Give 0: the batch itself retries."
+        )
+    head = read_pod(where, part(where, content, "spec", "rayClusterSpec", "headGroupSpec", "template"))
     workers = [
-        _pod(where, part(place, group, "template"), part(place, group, "replicas", kind=int))
-        for place, group in zip(places, groups, strict=True)
+        read_pod(where, part(place, group, "template"), part(place, group, "replicas", kind=int))
+        for place, group in mappings(where, content, "spec", "rayClusterSpec", "workerGroupSpecs")
     ]
     pods = [head, *workers]
     version = _check_versions(where, content, pods)
@@ -118,7 +78,7 @@ def _check_ray_job(where: str, content: Mapping[str, Any]) -> list[str]:
         f"Ray {version}: {shlex.join(['python', '-m', 'nbutils', *command.words])}",
         f"{len(variants)} variants, at most {_widest(variants):g} GPU each; "
         + ", ".join(f"{pod.replicas} pods with {pod.limit(GPU):g} GPU" for pod in workers),
-        f"claim {claim} at {place}; {_grace(head):g} s to save",
+        _told_place(claim, place, workers),
     ]
 
 
@@ -170,22 +130,23 @@ def _told_mounts(pod: Pod) -> str:
     return ", ".join(f"{claim} at {place}" for place, claim in pod.shared().items())
 
 
-def _grace(pod: Pod) -> float:
-    return float(pod.spec.get("terminationGracePeriodSeconds", 30))
+def _told_place(claim: str, place: str, pods: list[Pod]) -> str:
+    seconds = min([SAVE_SECONDS, *(pod.grace for pod in pods)])
+    return f"claim {one_line(claim)} at {one_line(place)}; {seconds:g} s to save"
 
 
 def _check_grace(pod: Pod) -> None:
-    if _grace(pod) < SAVE_SECONDS + MARGIN_SECONDS:
+    if pod.grace < SAVE_SECONDS + MARGIN_SECONDS:
         raise PlanError(
-            f"{pod.where}: terminationGracePeriodSeconds is {_grace(pod):g}, and a training may need {SAVE_SECONDS:g} "
+            f"{pod.where}: terminationGracePeriodSeconds is {pod.grace:g}, and a training may need {SAVE_SECONDS:g} "
             f"to save. Give at least {SAVE_SECONDS + MARGIN_SECONDS:g}."
         )
 
 
 def _check_hook(pod: Pod) -> None:
-    hook = ((pod.container.get("lifecycle") or {}).get("preStop") or {}).get("exec") or {}
-    script = str(PurePosixPath(pod.container["workingDir"]) / STOP_RUNNERS)
-    if script not in (hook.get("command") or []):
+    hook = maybe(pod.where, pod.container, "lifecycle", "preStop", "exec")
+    script = str(PurePosixPath(part(pod.where, pod.container, "workingDir", kind=str)) / STOP_RUNNERS)
+    if script not in texts(pod.where, hook, "command"):
         raise PlanError(
             f"{pod.where}: Ray ends its tasks a second after SIGTERM, with nothing saved. Add lifecycle: {{preStop: "
             f"{{exec: {{command: [bash, {script}, <folder of all runs>]}}}}}}."
@@ -193,16 +154,22 @@ def _check_hook(pod: Pod) -> None:
 
 
 def _check_run_ai(where: str, content: Mapping[str, Any], pods: list[Pod]) -> None:
-    queues = {pod.labels.get(QUEUE) for pod in pods} | {(content["metadata"].get("labels") or {}).get(QUEUE)}
-    schedulers = {pod.spec.get("schedulerName") for pod in pods}
-    if not queues - {None} and RUNAI not in schedulers:
+    labels = read_labels(where, content)
+    queues = {each.get(QUEUE) for each in (labels, *(pod.labels for pod in pods))}
+    if not queues - {None} and not any(pod.spec.get("schedulerName") == RUNAI for pod in pods):
         return
     for pod in pods:
         if pod.spec.get("schedulerName") != RUNAI:
             raise PlanError(f"{pod.where}: schedulerName is not {RUNAI!r} as in the other pods. Give it to all.")
     if len(queues) != 1:
-        told = ", ".join(sorted(str(queue or "none") for queue in queues))
+        told = ", ".join(sorted(one_line(str(queue or "none")) for queue in queues))
         raise PlanError(f"{where}: the label {QUEUE} differs ({told}). Give the RayJob and all pods the project's.")
+    for place, given in ((f"{where}, the RayJob", labels), (pods[0].where, pods[0].labels)):
+        if given.get(PREEMPTIBILITY) == "preemptible":
+            raise PlanError(
+                f"{place}: preemptible, and with the head the batch itself ends. Give the label {PREEMPTIBILITY}: "
+                "preemptible to the workers alone."
+            )
 
 
 def _check_room(where: str, variants: list[Variant], workers: list[Pod]) -> None:
@@ -226,11 +193,10 @@ def _widest(variants: list[Variant]) -> int:
 
 
 def _check_job(where: str, content: Mapping[str, Any]) -> list[str]:
-    pod = _pod(where, part(where, content, "spec", "template"))
-    variables = {each.get("name"): str(each.get("value", "")) for each in pod.container.get("env") or []}
-    text = "\n".join(map(str, [*(pod.container.get("command") or []), *(pod.container.get("args") or [])]))
-    command = _only(pod.where, find_commands(pod.where, text, variables), "run")
-    if not command.before.endswith("exec"):
+    pod = read_pod(where, part(where, content, "spec", "template"))
+    variables = pod.variables()
+    command = _only(pod.where, find_commands(pod.where, _shell_text(pod, variables), variables), "run")
+    if not _is_direct(pod) and not command.before.endswith("exec"):
         raise PlanError(f"{pod.where}: SIGTERM reaches the shell alone. Write `exec python -m nbutils run ...`.")
     if part(where, content, "spec", "completionMode", kind=str) != "Indexed":
         raise PlanError(f"{where}: spec.completionMode is {content['spec']['completionMode']!r}. Give 'Indexed'.")
@@ -244,13 +210,25 @@ def _check_job(where: str, content: Mapping[str, Any]) -> list[str]:
         raise PlanError(
             f"{where}: spec.completions is {completions}, and there are {len(variants)} variants. Give that number."
         )
+    at_once = maybe(where, content, "spec", "parallelism", kind=int, default=1)
     gpus = _widest(variants)
     if pod.limit(GPU) < gpus:
         raise PlanError(f"{pod.where}: a variant asks for {gpus} GPUs. Set the limit of {GPU} to it.")
     return [
-        f"{completions} variants, {content['spec'].get('parallelism', 1)} at a time, each on {pod.limit(GPU):g} GPU",
-        f"claim {claim} at {place}; {_grace(pod):g} s to save",
+        f"{completions} variants, {at_once} at a time, each on {pod.limit(GPU):g} GPU",
+        _told_place(claim, place, [pod]),
     ]
+
+
+def _is_direct(pod: Pod) -> bool:
+    """Whether the container starts its command itself, and no shell does."""
+    return bool(pod.words()) and PurePosixPath(pod.words()[0]).name not in SHELLS
+
+
+def _shell_text(pod: Pod, variables: Mapping[str, str]) -> str:
+    """What the container runs, as a shell would read it. Kubernetes itself puts in what is written $(NAME)."""
+    words = [re.sub(r"\$\((\w+)\)", lambda found: variables.get(found[1], UNKNOWN), word) for word in pod.words()]
+    return shlex.join(words) if _is_direct(pod) else "\n".join(words)
 
 
 def _job_variants(where: str, plan: Plan, stage: str | None) -> list[Variant]:
@@ -265,19 +243,26 @@ def _check_failure_policy(where: str, content: Mapping[str, Any], pod: Pod) -> N
     if pod.spec.get("restartPolicy") != "Never":
         raise PlanError(f"{pod.where}: restartPolicy is not Never, which podFailurePolicy needs. Give Never.")
     part(where, content, "spec", "backoffLimitPerIndex", kind=int)
-    rules = part(where, content, "spec", "podFailurePolicy", "rules", kind=list)
-    conditions = {each.get("type"): rule.get("action") for rule in rules for each in rule.get("onPodConditions") or []}
+    part(where, content, "spec", "podFailurePolicy", "rules", kind=list)
+    rules = mappings(where, content, "spec", "podFailurePolicy", "rules")
+    conditions = {
+        part(condition_place, condition, "type", kind=str): part(place, rule, "action", kind=str)
+        for place, rule in rules
+        for condition_place, condition in mappings(place, rule, "onPodConditions")
+    }
     if conditions.get("DisruptionTarget") != "Ignore":
         raise PlanError(f"{where}: a pod that is evicted counts as a failure. Ignore onPodConditions DisruptionTarget.")
     for code, action in ACTIONS.items():
         if (given := _action(rules, code)) != action:
-            raise PlanError(f"{where}: podFailurePolicy does {given} on exit code {code}. Give the action {action}.")
+            raise PlanError(
+                f"{where}: podFailurePolicy does {one_line(given)} on exit code {code}. Give the action {action}."
+            )
 
 
-def _action(rules: list[Mapping[str, Any]], code: int) -> str:
+def _action(rules: list[tuple[str, Mapping[str, Any]]], code: int) -> str:
     """What the first rule that fits does with this exit code; without one the failure counts."""
-    for rule in rules:
-        on = rule.get("onExitCodes") or {}
-        if on and (code in on.get("values", [])) == (on.get("operator") == "In"):
-            return rule["action"]
+    for place, rule in rules:
+        on = maybe(place, rule, "onExitCodes")
+        if on and (code in part(place, on, "values", kind=list)) == (part(place, on, "operator", kind=str) == "In"):
+            return part(place, rule, "action", kind=str)
     return "Count"

@@ -12,6 +12,7 @@ from nbutils.places import relative
 from nbutils.runner import RUN_AGAIN
 from nbutils.stopping import SAVE_SECONDS
 
+HOOK = "stop_runners.sh"
 MARGIN_SECONDS = 30  # to end the kernel and write the record, once the state is saved
 OPTION_NAMES = (
     "account acctg-freq array batch bb bbf begin chdir cluster-constraint clusters comment consolidate-segments "
@@ -35,6 +36,8 @@ def check_script(path: Path) -> str:
     """What the batch script would run. Raises PlanError with the place, the cause and the cure."""
     where = relative(path)
     text = _read(path)
+    if path.name == HOOK:
+        return f"{where}: no batch script, but what a pod runs before it goes (preStop). Check the file that names it."
     options = _read_options(where, text)
     if not options:
         raise PlanError(f"{where} has no #SBATCH line, so it is no batch script of Slurm; only those can be checked.")

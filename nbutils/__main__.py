@@ -29,6 +29,7 @@ from nbutils.stopping import Stopped, stop_on_sigterm
 if TYPE_CHECKING:
     from nbutils.engine import Engine
     from nbutils.plans import Plan, Variant
+    from nbutils.resources import Resources
 
 CLOSED_PIPE = 141  # what shells say of a command whose reader has gone
 REFUSED, RUN_AGAIN = 2, 75
@@ -203,8 +204,8 @@ def _repeat(args: argparse.Namespace) -> int:
 
     if args.notebook or args.params or args.variant:
         raise PlanError("--from names the notebook, its parameters and the variant. Leave those out, or --from.")
-    repeated = repeat(Path(args.manifest), resolve(args.out) if args.out else None)
-    print(repeated.told())
+    repeated = repeat(Path(args.manifest), resolve(args.out) if args.out else None, _limits(args))
+    print(visible(repeated.told()))
     return repeated.exit_code
 
 
@@ -212,19 +213,22 @@ def _compare(args: argparse.Namespace) -> int:
     """Two reports or two sets of runs, side by side."""
     from nbutils.report.comparison import compare
 
-    print(compare(*map(Path, args.compare), resolve(args.out) if args.out else None))
+    print(visible(compare(*map(Path, args.compare), resolve(args.out) if args.out else None)))
     return 0
+
+
+def _limits(args: argparse.Namespace) -> Resources:
+    """The limits that `run` was given, None where it was not."""
+    from nbutils.resources import read_resources
+
+    return read_resources("run", {"run_minutes": args.run_minutes, "cell_minutes": args.cell_minutes})
 
 
 def _requested(args: argparse.Namespace) -> tuple[Variant, str, Path]:
     """(variant, plan name, folder of the plan's runs) that `run` was asked for."""
-    from nbutils.resources import read_resources
-
-    limits = {"run_minutes": args.run_minutes, "cell_minutes": args.cell_minutes}
-    given = read_resources("run", {name: minutes for name, minutes in limits.items() if minutes is not None})
-    changed = {name: getattr(given, name) for name in limits if limits[name] is not None}
+    given = {name: minutes for name, minutes in vars(_limits(args)).items() if minutes is not None}
     variant, plan, folder = _found(args)
-    return replace(variant, resources=replace(variant.resources, **changed)), plan, folder
+    return replace(variant, resources=replace(variant.resources, **given)), plan, folder
 
 
 def _found(args: argparse.Namespace) -> tuple[Variant, str, Path]:

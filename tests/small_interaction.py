@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from nbutils.interaction import training
 from nbutils.interaction.correctors import Corrections
@@ -18,8 +19,10 @@ from nbutils.interaction.rounds import read_rounds
 from nbutils.interaction.settings import Interaction
 from nbutils.interaction.training import InteractionConfig, train_interactively
 from nbutils.measures import is_of_the_machine
+from nbutils.models import load_model
 
 WANTED = "abcdefghi"  # some 0.18 of what random weights say in the data of kill_many.write_data
+SHARP = 3.0  # random weights times this differ from one context to the next
 
 
 class ToyJudge:
@@ -127,3 +130,28 @@ def left_behind(run: Path) -> dict[str, object]:
     samples = run / "round_samples.jsonl"
     weights = {name: (run / name / "model.safetensors").read_bytes() for name in ("model", "model_best")}
     return {**weights, **tables, "samples": samples.read_text() if samples.exists() else ""}
+
+
+def student(data, name="micro", positions=32, sharp=SHARP):
+    """A small model whose predictions hang on what it read."""
+    torch.manual_seed(3)
+    model = load_model(name, data.tokenizer, positions, from_scratch=True, dropout=0.0).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(sharp)
+    return model
+
+
+def ending_soon(model, data, factor=4.0):
+    """The same model; its end token is likely."""
+    end = data.tokenizer.eos_token_id
+    with torch.no_grad():
+        model.get_output_embeddings().weight[end] *= factor
+    return model
+
+
+def prompts_of(data, lengths):
+    """Beginnings of training blocks behind an end token."""
+    blocks = data.blocks["train"].with_format("numpy")
+    tokens = [np.asarray(blocks[i]["input_ids"][:length], np.int64) for i, length in enumerate(lengths)]
+    return [np.insert(each, 0, data.tokenizer.eos_token_id) for each in tokens]

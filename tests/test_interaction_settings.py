@@ -1,0 +1,185 @@
+"""What an interaction may be asked for, and what is measured of the student it leaves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from kill_many import write_data
+from small_interaction import WANTED, ToyJudge, configuration, settings, share, student
+
+from nbutils.errors import ModelError, ParameterError
+from nbutils.interaction import training
+from nbutils.interaction.evaluation import held_out_samples, judge_student
+from nbutils.interaction.settings import Interaction, check_interaction
+from nbutils.interaction.training import starting_model
+from nbutils.preparation import load_data
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("prepared"))
+
+
+@pytest.fixture(scope="module")
+def data(data_folder):
+    return load_data(data_folder)
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"method": "simp"}, "method is 'simp'. Did you mean 'simpo'"),
+        ({"prompts": "storys"}, "prompts is 'storys'. Did you mean 'story'"),
+        ({"rounds": 0}, "rounds is 0; give a whole number, at least 1."),
+        ({"sft_passes": -1}, "sft_passes is -1; give a whole number, at least 0."),
+        ({"gamma": -0.1}, "gamma is -0.1; give a number of at least 0."),
+        ({"kl_stop": float("nan")}, "kl_stop is nan; give a number of at least 0."),
+        ({"clip": 0.0}, "clip is 0.0; give a number above 0."),
+        ({"beta": float("inf")}, "beta is inf; give a number above 0."),
+        ({"top_p": 1.5}, "top_p is 1.5; it lies above 0 and is at most 1."),
+        ({"trace": 0.0}, "trace is 0.0; it lies above 0 and is at most 1."),
+        (
+            {"method": "simpo_judge"},
+            "method simpo_judge compares samples of one prompt. Set samples_per_prompt to 2 or more.",
+        ),
+        ({"method": "rloo"}, "method rloo compares samples of one prompt. Set samples_per_prompt to 2 or more."),
+        (
+            {"method": "sft", "samples_per_prompt": 2},
+            "method sft takes one sample of a prompt. Set samples_per_prompt to 1.",
+        ),
+        (
+            {"method": "sft", "prompts": "story"},
+            "method sft needs human text after its prompts, and the story prompt has none. Set prompts to contexts.",
+        ),
+        (
+            {"method": "ppo", "top_p": 0.8},
+            "method ppo weighs each token by the probability it was sampled with, and with top_p 0.8 that is not the "
+            "model's. Set top_p to 1.",
+        ),
+        ({"method": "rloo", "samples_per_prompt": 2, "top_p": 1.0, "temperature": 0.7}, "Set temperature to 1."),
+    ],
+)
+def test_settings_that_cannot_be_say_so(changes, message):
+    with pytest.raises(ParameterError) as caught:
+        Interaction(**changes).check()
+    assert message in str(caught.value)
+
+
+PARAMS = {"method": "simpo", "judge": "rule", "second_judge": "rule_plain", "rubric": "weekly"}
+PARAMS |= {"correcting_teacher": "human", "start_model": "", "model_name": "micro"}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"method": "ppo", "judge": "none", "top_p": 1.0},
+            "method ppo learns from scores, and judge is 'none'. Name one, as rule.",
+        ),
+        ({"judge": "ruled"}, "ruled"),
+        ({"rubric": "weakly"}, "weakly"),
+        ({"correcting_teacher": "humans"}, "humans"),
+        (
+            {"method": "three_way"},
+            "method three_way prefers human text to corrections, and correcting_teacher is human. Name a model or a "
+            "server as correcting_teacher, or set method to simpo.",
+        ),
+        (
+            {"prompt_tokens": 9, "response_tokens": 8},
+            "prompt_tokens 9 and response_tokens 8 are together longer than the blocks of 16 tokens they are taken "
+            "from. Lower one, or prepare longer blocks.",
+        ),
+        (
+            {"prompt_tokens": 8, "response_tokens": 7},
+            "prompt_tokens 8 and response_tokens 7, with an end token before and after, are longer than the 16 "
+            "positions of the model. Lower one, or take a model with more positions",
+        ),
+    ],
+)
+def test_what_a_variant_cannot_be_is_told_before_it_starts(changes, message):
+    with pytest.raises((ParameterError, ModelError)) as caught:
+        check_interaction({**PARAMS, "prompt_tokens": 8, "response_tokens": 6, **changes}, block_size=16)
+    assert message in str(caught.value)
+
+
+def test_what_may_be_is_not_refused():
+    check_interaction({**PARAMS, "prompt_tokens": 8, "response_tokens": 6}, block_size=16)
+    check_interaction({**PARAMS, "prompt_tokens": 8, "response_tokens": 8, "start_model": "x"}, block_size=16)
+    check_interaction({**PARAMS, "method": "simpo_judge", "correcting_teacher": "none", "samples_per_prompt": 2})
+    made_later = {name: value for name, value in PARAMS.items() if name not in ("judge", "correcting_teacher")}
+    check_interaction({**made_later, "method": "three_way"})
+    with pytest.raises(ParameterError, match="Set samples_per_prompt"):
+        check_interaction({**made_later, "samples_per_prompt": 2})
+    settings("ppo", prompts="story").check_lengths(16, positions=5 + 8 + 1, story_tokens=5)
+    with pytest.raises(ParameterError, match=r"The story prompt's 5 tokens and response_tokens 8, with an end token"):
+        settings("ppo", prompts="story").check_lengths(16, positions=5 + 8, story_tokens=5)
+
+
+# ---- evaluation ------------------------------------------------------------------------------------------------------
+
+
+def judged_by(monkeypatch, **judges):
+    monkeypatch.setattr(training, "make_judge", lambda name, *given, **named: judges[name])
+
+
+def test_numbers_of_both_judges_by_hand(data_folder, data, tmp_path, monkeypatch):
+    config = configuration(data_folder, tmp_path, settings("simpo"), judge="first")
+    first, second = ToyJudge(fails=lambda call, index: index == 1), ToyJudge("klm")
+    judged_by(monkeypatch, first=first, second=second)
+    torch.manual_seed(config.seed)
+    model = starting_model(config, data)
+    numbers, records = judge_student(config, model, data, "second", number=4)
+    prompts, texts = first.asked[0]
+    assert second.asked == first.asked and len(first.asked) == 1 and len(texts) == 4
+    shares = [share(text, set(WANTED)) for text in texts]
+    known = [shares[i] for i in (0, 2, 3)]
+    others = [share(text, set("klm")) for text in texts]
+    assert numbers["test_judge_score"] == numbers["test_judge_wanted"] == pytest.approx(np.mean(known))
+    assert numbers["test_judge_failures"] == 1 and numbers["test_second_judge_failures"] == 0
+    assert numbers["test_second_judge_score"] == pytest.approx(np.mean(others))
+    assert numbers["test_response_words"] == np.mean([len(text.split()) for text in texts])
+    assert numbers["kl_to_start"] == 0  # nothing has been learned
+    if "judges_agreement" in numbers:
+        assert numbers["judges_agreement_samples"] == 3
+    assert [each["judge"] for each in records] == [shares[0], None, *shares[2:]]
+    assert [each["second_judge"] for each in records] == others
+    assert [each["completion"] for each in records] == texts and [each["prompt"] for each in records] == prompts
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1.3)
+    moved, _ = judge_student(config, model, data, "none", number=4)
+    assert abs(moved["kl_to_start"]) > 1e-3 and "test_second_judge_score" not in moved
+
+
+def test_a_judge_that_fails_on_everything_gives_no_score(data_folder, data, tmp_path, monkeypatch):
+    config = configuration(data_folder, tmp_path, settings("simpo"), judge="first")
+    judged_by(monkeypatch, first=ToyJudge(fails=lambda call, index: True))
+    numbers, records = judge_student(config, student(data), data, "none", number=3)
+    assert numbers["test_judge_failures"] == 3
+    assert not {"test_judge_score", "test_judge_wanted"} & numbers.keys()
+    assert {each["judge"] for each in records} == {None}
+    assert judge_student(config, student(data), data, "none", number=0) == ({}, [])
+
+
+def test_a_student_that_diverged_is_not_judged(data_folder, data, tmp_path, monkeypatch, caplog):
+    judged_by(monkeypatch, rule=None)
+    model = student(data)
+    with torch.no_grad():
+        model.get_output_embeddings().weight.fill_(float("nan"))
+    config = configuration(data_folder, tmp_path, settings("simpo"))
+    assert judge_student(config, model, data, "rule", number=3) == ({}, [])
+    assert "The student is not judged. The student's logits are not finite" in caplog.text
+
+
+def test_every_arm_is_asked_the_same_with_the_same_draws(data_folder, data, tmp_path):
+    model, given = student(data), []
+    for method, seed, top_p in (("text", 1, 0.5), ("simpo", 2, 0.8), ("ppo", 1, 1.0)):
+        config = configuration(data_folder, tmp_path, settings(method, top_p=top_p), seed=seed)
+        rollouts = held_out_samples(config, model, data, 5, "test")
+        given.append([(each.prompt.tolist(), each.response.tolist()) for each in rollouts])
+    assert given[0] == given[1] == given[2]
+    assert len({tuple(prompt) for prompt, _ in given[0]}) > 1
+    assert all(len(prompt) == 6 and prompt[0] == data.tokenizer.eos_token_id for prompt, _ in given[0])

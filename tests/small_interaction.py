@@ -74,7 +74,7 @@ def settings(method: str, **changes: object) -> Interaction:
     """Two rounds of six prompts, three samples of each where the method has several; checked."""
     several = 3 if method in ("simpo_judge", "ppo", "rloo") else 1
     given = {"rounds": 2, "prompts_per_round": 6, "samples_per_prompt": several, "top_p": 1.0}
-    given |= {"prompt_tokens": 5, "response_tokens": 8}
+    given |= {"prompt_tokens": 5, "response_tokens": 8} | ({"passes": 1} if method == "rloo" else {})
     made = Interaction(**{"method": method, **given, **changes})
     made.check()
     return made

@@ -46,7 +46,7 @@ def data(data_folder):
             {"method": "simpo_judge"},
             "method simpo_judge compares samples of one prompt. Set samples_per_prompt to 2 or more.",
         ),
-        ({"method": "rloo"}, "method rloo compares samples of one prompt. Set samples_per_prompt to 2 or more."),
+        ({"method": "rloo", "passes": 1}, "method rloo compares samples of one prompt. Set samples_per_prompt to 2 or more."),
         (
             {"method": "sft", "samples_per_prompt": 2},
             "method sft takes one sample of a prompt. Set samples_per_prompt to 1.",
@@ -60,7 +60,15 @@ def data(data_folder):
             "method ppo weighs each token by the probability it was sampled with, and with top_p 0.8 that is not the "
             "model's. Set top_p to 1.",
         ),
-        ({"method": "rloo", "samples_per_prompt": 2, "top_p": 1.0, "temperature": 0.7}, "Set temperature to 1."),
+        (
+            {"method": "rloo", "samples_per_prompt": 2, "passes": 1, "top_p": 1.0, "temperature": 0.7},
+            "Set temperature to 1.",
+        ),
+        (
+            {"method": "rloo", "samples_per_prompt": 2, "top_p": 1.0, "passes": 2},
+            "method rloo learns from samples of the policy as it is: after a pass over them they are another's, and "
+            "passes is 2. Set passes to 1.",
+        ),
     ],
 )
 def test_settings_that_cannot_be_say_so(changes, message):

@@ -45,8 +45,9 @@ def test_a_judge_that_fails_on_everything_changes_no_weight(data, tmp_path, meth
     """Not even by the momentum of the good round before it. `scaled`: with float16's scaler of losses."""
     if scaled:
         with_scaler(monkeypatch)
-    steps = 3 if method == "simpo_judge" else 9
-    given = settings(method, rounds=GOOD + FAILING, passes=2)
+    passes = 1 if method == "rloo" else 2
+    steps = {"simpo_judge": 3, "ppo": 9, "rloo": 5}[method]
+    given = settings(method, rounds=GOOD + FAILING, passes=passes)
     config = configuration(data, tmp_path, given, checkpoint_steps=steps, checkpoints_kept=9, weight_decay=0.1)
     judge = ToyJudge(fails=lambda call, index: call >= GOOD)
     numbers = trained(config, judge)
@@ -267,19 +268,23 @@ def test_a_student_that_diverges_is_told(data, tmp_path):
 # ---- learning --------------------------------------------------------------------------------------------------------
 
 
+ROUNDS = {"simpo_judge": 20, "ppo": 20, "rloo": 60}  # of 12, of 48 and of 1 step
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["simpo_judge", "ppo", "rloo"])
 def test_the_reward_of_a_toy_judge_rises(data, tmp_path, method):
     given = settings(
         method,
-        rounds=20,
+        rounds=ROUNDS[method],
         prompts_per_round=24,
         samples_per_prompt=4,
         prompt_tokens=4,
         kl_coefficient=0.0,
-        passes=2,
+        passes=1 if method == "rloo" else 2,
     )
-    config = configuration(data, tmp_path, given, per_device_train_batch_size=16, learning_rate=5e-3)
+    size = 96 if method == "rloo" else 16  # a round is one step
+    config = configuration(data, tmp_path, given, per_device_train_batch_size=size, learning_rate=5e-3)
     trained(config, ToyJudge())
     rewards = [reward for (reward,) in rounds_of(tmp_path, "reward")]
     assert rewards[0] < 0.25 and np.mean(rewards[-3:]) > 0.8, rewards
@@ -297,6 +302,13 @@ def test_the_price_of_divergence_keeps_the_student_where_it_began(data, tmp_path
         reached.append(rounds_of(run, "reward", "kl")[-1])
     (free, far), (bound, near) = reached
     assert free > bound and far > 3 * near, reached
+
+
+@pytest.mark.parametrize("size, accumulated, steps", [(18, 1, 1), (9, 2, 1), (4, 2, 3)])
+def test_a_round_of_leave_one_out_is_as_few_steps_as_the_batch_allows(data, tmp_path, size, accumulated, steps):
+    config = configuration(data, tmp_path, settings("rloo"), per_device_train_batch_size=size)
+    numbers = trained(replace(config, gradient_accumulation_steps=accumulated), ToyJudge())
+    assert numbers["steps"] == 2 * steps
 
 
 def test_the_weight_of_the_divergence_follows_it(data, tmp_path):

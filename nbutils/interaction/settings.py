@@ -37,7 +37,8 @@ class Interaction:
     """The settings of rounds, samples and learning; the names are the notebook's parameters.
 
     A round draws samples for its prompts with the student as it is, has them scored or corrected, and trains on them.
-    passes: over a round's examples; of SimPO on corrections `sft_passes` of supervised learning come first.
+    passes: over a round's examples; of SimPO on corrections `sft_passes` of supervised learning come first. RLOO makes
+    one, and is on-policy where batch and accumulation make one step of it.
     beta, gamma: of SimPO (gamma is absolute, not the ratio). kl_*, clip, ...: of PPO and RLOO.
     """
 
@@ -126,6 +127,11 @@ class Interaction:
         self._check_together()
 
     def _check_together(self) -> None:
+        if self.method == "rloo" and self.passes != 1:
+            raise ParameterError(
+                f"method rloo learns from samples of the policy as it is: after a pass over them they are another's, and "
+                f"passes is {self.passes}. Set passes to 1."
+            )
         if self.method in ("simpo_judge", "rloo") and self.samples_per_prompt < 2:
             raise ParameterError(
                 f"method {self.method} compares samples of one prompt. Set samples_per_prompt to 2 or more."

@@ -158,7 +158,7 @@ def test_what_fails_is_left_out(teacher_of, caplog):
         found = teacher.correct(["p"] * 4, list("abcd"), [""] * 4, 0)
     assert found.ok.tolist() == [False, False, False, True]
     assert found.texts == ("", "", "", " fine")
-    assert found.words == 1
+    assert (found.words, found.not_asked) == (1, 0)
     assert "corrected all but 3 of 4 texts" in caplog.text
 
 
@@ -167,7 +167,7 @@ def test_the_budget_of_words_is_never_passed(teacher_of, caplog):
         teacher = teacher_of(server.url, JudgeLimits(batch_size=2, most_words=10))
         found = teacher.correct(["p"] * 6, list("abcdef"), [""] * 6, 0, max_tokens=4)
     assert found.ok.tolist() == [True, True, True, False, False, False]
-    assert found.words == 9
+    assert (found.words, found.not_asked) == (9, 3)
     assert "has spent its 10 words" in caplog.text
 
 

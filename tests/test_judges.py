@@ -55,7 +55,7 @@ def test_the_rule_judge_grades_what_it_says():
     assert found.scores == pytest.approx(np.mean(list(found.aspects.values()), 0))
     assert found.scores[2] == 0
     assert found.ok.all()
-    assert found.words == 12
+    assert found.words == 8  # nobody is asked about nothing
     assert "known_words" not in make_judge("rule", "weekly", None, JudgeLimits()).aspects
 
 
@@ -111,6 +111,7 @@ def test_what_fails_is_left_out_and_counted_and_told_once(caplog):
     assert len(found.raw[1]) <= 400
     assert found.raw[1].startswith("no\\u001b[2J\\u202e")
     assert found.words == 6
+    assert (found.not_asked, found.failures) == (0, 1)
     assert caplog.text.count("gave no score to 1 of 3 texts") == 1
     assert caplog.text.count("gave no score") == 1
 
@@ -120,6 +121,7 @@ def test_the_budget_of_words_is_kept_and_a_ledger_sets_it(caplog):
     found = judge.score(["p"] * 4, ["a", "b", "c", "d"])
     assert found.ok.tolist() == [True, True, True, False]
     assert found.words == 6
+    assert (found.not_asked, found.failures) == (1, 0)  # a spent budget is no failure of the judge's
     assert "budget" in found.raw[3]
     assert judge.score(["p"], ["e"]).words == 0
     assert judge.asked == ["a", "b", "c"]
@@ -127,6 +129,15 @@ def test_the_budget_of_words_is_kept_and_a_ledger_sets_it(caplog):
     resumed = CountingJudge(JudgeLimits(most_words=7))
     resumed.budget.words = 6
     assert not resumed.score(["p"], ["a"]).ok.any()
+
+
+def test_an_empty_completion_has_the_lowest_grade_and_costs_nothing():
+    judge = CountingJudge(JudgeLimits(most_words=2))
+    found = judge.score(["p"] * 4, ["", "a", " \n", "bad"])
+    assert judge.asked == ["a"]
+    assert found.ok.tolist() == [True, True, True, False]
+    assert found.scores[:3].tolist() == [0.0, 0.75, 0.0]
+    assert (found.words, found.not_asked, found.failures) == (2, 1, 0)
 
 
 def test_the_budget_of_seconds_is_kept(caplog):
@@ -162,9 +173,10 @@ def test_a_damaged_cache_is_set_aside_and_rows_that_lie_are_not_believed(tmp_pat
         for damage in (
             "{",
             "[1]",
-            '{"values": [2, 3], "raw": ""}',
-            '{"values": [0.5], "raw": ""}',
-            '{"values": [NaN, 0], "raw": ""}',
+            '{"values": [2, 3], "raw": "", "number_mass": null}',
+            '{"values": [0.5], "raw": "", "number_mass": null}',
+            '{"values": [NaN, 0], "raw": "", "number_mass": null}',
+            '{"values": [1, 1], "raw": "", "number_mass": 2}',
         ):
             connection.execute("UPDATE replies SET reply = ?", [damage])
             connection.commit()

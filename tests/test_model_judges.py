@@ -17,6 +17,7 @@ from nbutils.interaction.judges import (
     JudgeLimits,
     check_judge,
     make_judge,
+    model_judge,
 )
 from nbutils.interaction.judges.model_judge import ForcedReply
 from nbutils.interaction.prompted_model import PromptedModel
@@ -24,7 +25,7 @@ from nbutils.interaction.prompts import Aspect, read_correction, read_rubric
 from nbutils.interaction.reply_cache import FILE
 
 PROMPTS = ["Once upon a time", "There was a girl", "Once"]
-COMPLETIONS = [" there was a girl.", " style style style style style style {prompt}", ""]
+COMPLETIONS = [" there was a girl.", " style style style style style style {prompt}", " a"]
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +36,13 @@ def model_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def chat_folder(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("chats"), TEMPLATE)
+
+
+@pytest.fixture(autouse=True)
+def any_mass(request, monkeypatch):
+    """Random weights hardly ever write a number."""
+    if "mass" not in request.node.name:
+        monkeypatch.setattr(model_judge, "LEAST_MASS", 0.0)
 
 
 def test_scores_of_a_model_are_those_of_its_full_texts(model_folder, tmp_path):
@@ -79,6 +87,25 @@ def test_batches_change_no_score_and_the_cache_gives_the_same_bits(model_folder,
     assert batches == [2]  # its batch, whole: the last bits of a score depend on it
     assert again.score(*texts).raw == together.raw
     assert "model" not in vars(make_judge(str(model_folder), "story", folders[1], JudgeLimits()).model)
+
+
+def test_numbers_of_hardly_any_mass_are_no_grades_and_it_is_told(
+    model_folder, tmp_path, monkeypatch
+):
+    judge = make_judge(str(model_folder), "weekly", tmp_path, JudgeLimits())
+    found = judge.score(["Once", "Once"], [" a girl", ""])
+    assert found.ok.tolist() == [False, True] and found.failures == 1 and found.words == 4
+    assert found.scores[1] == 0 and "lowest grade" in found.raw[1]
+    assert 0 < found.number_mass[0] < model_judge.LEAST_MASS and np.isnan(found.number_mass[1])
+    assert "it would write something else: coherence" in found.raw[0]
+    kept = make_judge(str(model_folder), "weekly", tmp_path, JudgeLimits())
+    assert kept.score(["Once"], [" a girl"]).number_mass == found.number_mass[:1]
+    assert "model" not in vars(kept.model)
+    monkeypatch.setattr(model_judge, "LEAST_MASS", 0.0)  # what was refused under another bound is asked again
+    assert kept.score(["Once"], [" a girl"]).ok.all()
+    assert model_judge._reply((1.0, 0.5), ("a", "b"), (0.9, 0.3)).number_mass == pytest.approx(0.6)
+    monkeypatch.setattr(model_judge, "LEAST_MASS", 0.4)
+    assert model_judge._reply((1.0, 0.5), ("a", "b"), (0.9, 0.3)).values is None  # one aspect is enough
 
 
 def _text(texts, index):

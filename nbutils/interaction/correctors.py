@@ -25,13 +25,15 @@ class Corrections:
     """Texts in the order of the completions, to follow the prompt as they stand; "" where not ok.
 
     ok: bool (number,); raw: what the teacher said or why there is no text, at most 400 characters, control characters
-    spelled out; words: of the texts that the teacher wrote, be they new or kept from an earlier time.
+    spelled out; words: of the texts that the teacher wrote, be they new or kept from an earlier time; not_asked: how
+    many have no text since nobody was asked, the budget being spent or the server out of order.
     """
 
     texts: tuple[str, ...]
     ok: np.ndarray
     raw: tuple[str, ...]
     words: int
+    not_asked: int = 0
 
 
 class Corrector(Protocol):
@@ -290,4 +292,6 @@ def _joined(prompt: str, text: str) -> str:
 
 def _corrections(texts: Sequence[Text], words: int) -> Corrections:
     ok = np.array([each.text is not None for each in texts], bool)
-    return Corrections(tuple(each.text or "" for each in texts), ok, tuple(as_raw(each.raw) for each in texts), words)
+    not_asked = sum(each.text is None and each.raw == NOT_ASKED for each in texts)
+    written, raw = tuple(each.text or "" for each in texts), tuple(as_raw(each.raw) for each in texts)
+    return Corrections(written, ok, raw, words, not_asked)

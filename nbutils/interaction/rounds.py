@@ -38,9 +38,9 @@ ROUNDS, SAMPLES = "rounds.csv", "round_samples.jsonl"
 SHOWN = 2  # samples of each round that are kept
 RAW_CHARACTERS = 400
 COLUMNS = (
-    *("round", "step", "examples", "reward", "reward_sd", "scored", "failures", "uncorrected", "response_words"),
-    *("repetition", "distinct_2", "kl", "kl_response", "kl_coefficient", "human_words", "student_words"),
-    *("teacher_words", "sampling_seconds", "judging_seconds"),
+    *("round", "step", "examples", "reward", "reward_sd", "scored", "failures", "uncorrected", "not_asked"),
+    *("response_words", "repetition", "distinct_2", "kl", "kl_response", "kl_coefficient", "human_words"),
+    *("student_words", "teacher_words", "sampling_seconds", "judging_seconds"),
 )
 WORDS = ("human_words", "student_words", "teacher_words")
 
@@ -81,7 +81,7 @@ class RoundMaker:
         """The examples of round `number`, counted from 0, after `step` optimiser steps."""
         rows = read_rounds(self.run_folder)[:number]
         self.row = dict.fromkeys(COLUMNS, float("nan")) | {"round": number + 1, "step": step}
-        self.row |= dict.fromkeys(("failures", "uncorrected"), 0)
+        self.row |= dict.fromkeys(("failures", "uncorrected", "not_asked"), 0)
         self.row |= {name: int(rows[-1][name]) if rows else 0 for name in WORDS}
         contexts = self._contexts(number)
         if self.settings.method == "text":
@@ -146,7 +146,8 @@ class RoundMaker:
         judged = self.judge.score([each.prompt_text for each in rollouts], [each.text for each in rollouts])
         self.row["judging_seconds"] = time.perf_counter() - start
         known = judged.scores[judged.ok]
-        self.row |= {"scored": len(known), "failures": len(judged.ok) - len(known)}
+        self.row |= {"scored": len(known), "failures": judged.failures}
+        self.row["not_asked"] += judged.not_asked
         if len(known):
             self.row |= {"reward": float(known.mean()), "reward_sd": float(known.std())}
         if self.settings.needs_judge:
@@ -168,7 +169,8 @@ class RoundMaker:
             each[: len(rollout.response)].astype(np.int64) if ok and text.strip() else None
             for each, text, ok, rollout in zip(tokens, made.texts, made.ok, rollouts, strict=True)
         ]
-        self.row["uncorrected"] = sum(each is None for each in corrections)
+        self.row["uncorrected"] = sum(each is None for each in corrections) - made.not_asked
+        self.row["not_asked"] += made.not_asked
         return corrections
 
     def _corrected(

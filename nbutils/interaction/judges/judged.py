@@ -15,6 +15,7 @@ from nbutils.plaintext import shortened, visible
 
 RAW_CHARACTERS = 400
 NOT_ASKED = "not asked: the budget is spent"
+EMPTY = "not asked: an empty completion has the lowest grade"
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,10 @@ class Judged:
     scores: float64 (number,) in [0, 1], the mean of the aspects, NaN where not ok; ok: bool (number,); raw: what the
     judge said, or why there is no score, at most RAW_CHARACTERS, control characters spelled out; aspects: float64
     (number,) in [0, 1] of each, NaN where not ok; words: teacher words spent, one for each aspect of each completion
-    that was asked, be its reply new, kept from an earlier time, or of no use.
+    that was asked, be its reply new, kept from an earlier time, or of no use; not_asked: how many have no score since
+    nobody was asked, the budget being spent or the server out of order, which is no failure of the judge's.
+    number_mass: float64 (number,) in [0, 1], the probability that the judge writes an allowed number at all, mean over
+    the aspects, NaN where it is not known. A completion without a word has the lowest grades, and nobody is asked.
     """
 
     scores: np.ndarray
@@ -32,6 +36,13 @@ class Judged:
     raw: tuple[str, ...]
     aspects: dict[str, np.ndarray]
     words: int
+    not_asked: int = 0
+    number_mass: np.ndarray | None = None
+
+    @property
+    def failures(self) -> int:
+        """How many the judge was asked about and has given no score."""
+        return int((~self.ok).sum()) - self.not_asked
 
 
 class Judge(Protocol):
@@ -58,13 +69,15 @@ class Text:
 class Reply:
     """Of one completion: the aspects in [0, 1], None where there are none; the judge's words or the reason.
 
-    lasting: a reply that would be the same another time, and is kept; a server out of order is not.
+    lasting: a reply that would be the same another time, and is kept; a server out of order is not. number_mass: as in
+    Judged, None where it is not known.
     """
 
     values: tuple[float, ...] | None
     raw: str
     lasting: bool = True
     asked: bool = True
+    number_mass: float | None = None
 
 
 class ScoringJudge:
@@ -95,10 +108,14 @@ class ScoringJudge:
     def score(self, prompts: Sequence[str], completions: Sequence[str]) -> Judged:
         """Score each completion of its prompt. Raises ValueError where there are not as many of both."""
         texts = [Text(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
-        affordable = self.budget.affordable(len(texts), len(self.graded))
-        replies = self._replies(list(dict.fromkeys(texts[:affordable])))
-        told = [replies.get(text, Reply(None, NOT_ASKED, asked=False)) for text in texts[:affordable]]
-        told += [Reply(None, NOT_ASKED, asked=False)] * (len(texts) - affordable)
+        wordy = [index for index, text in enumerate(texts) if text.completion.split()]
+        paid = wordy[: self.budget.affordable(len(wordy), len(self.graded))]
+        replies = self._replies(list(dict.fromkeys(texts[index] for index in paid)))
+        told = [Reply((0.0,) * len(self.graded), EMPTY, asked=False)] * len(texts)
+        for index in wordy:
+            told[index] = Reply(None, NOT_ASKED, asked=False)
+        for index in paid:
+            told[index] = replies.get(texts[index], told[index])
         words = len(self.graded) * sum(reply.asked for reply in told)
         self.budget.words += words
         self._tell_of_failures(told)
@@ -121,11 +138,13 @@ class ScoringJudge:
     def _read(self, kept: object) -> Reply | None:
         """A reply from the cache, None where the row is not one of this judge's."""
         match kept:
-            case {"values": None, "raw": str(raw)}:
-                return Reply(None, raw)
-            case {"values": list(values), "raw": str(raw)} if len(values) == len(self.graded):
-                if all(isinstance(value, float | int) and 0 <= value <= 1 for value in values):
-                    return Reply(tuple(map(float, values)), raw)
+            case {"values": None, "raw": str(raw), "number_mass": mass} if _is_share_or_none(mass):
+                return Reply(None, raw, number_mass=mass)
+            case {"values": list(values), "raw": str(raw), "number_mass": mass} if _is_share_or_none(mass):
+                if len(values) == len(self.graded) and all(
+                    value is not None and _is_share_or_none(value) for value in values
+                ):
+                    return Reply(tuple(map(float, values)), raw, number_mass=mass)
         return None
 
     def _tell_of_failures(self, told: Sequence[Reply]) -> None:
@@ -144,7 +163,10 @@ def judged(names: Sequence[str], replies: Sequence[Reply], words: int) -> Judged
             row[:] = reply.values
     aspects = {name: table[:, column] for column, name in enumerate(names)}
     ok = np.array([reply.values is not None for reply in replies], bool)
-    return Judged(table.mean(1), ok, tuple(as_raw(reply.raw) for reply in replies), aspects, words)
+    not_asked = sum(reply.values is None and not reply.asked for reply in replies)
+    mass = np.array([np.nan if reply.number_mass is None else reply.number_mass for reply in replies], float)
+    raw = tuple(as_raw(reply.raw) for reply in replies)
+    return Judged(table.mean(1), ok, raw, aspects, words, not_asked, mass)
 
 
 def as_raw(text: str) -> str:
@@ -153,4 +175,9 @@ def as_raw(text: str) -> str:
 
 
 def _kept(reply: Reply) -> Mapping[str, object]:
-    return {"values": None if reply.values is None else list(reply.values), "raw": as_raw(reply.raw)}
+    values = None if reply.values is None else list(reply.values)
+    return {"values": values, "raw": as_raw(reply.raw), "number_mass": reply.number_mass}
+
+
+def _is_share_or_none(value: object) -> bool:
+    return value is None or (isinstance(value, float | int) and 0 <= value <= 1)

@@ -3,7 +3,8 @@
 For every aspect the model is made to begin its reply with the aspect's name ("coherence:"), and is asked how probable
 each allowed number is there (G-Eval, arXiv 2303.16634). No reply is sampled, so none fails to parse, and equal grades
 are rare. A number may be several tokens ("10"): its probability is their product, and that of a number which another
-one begins with ("1") counts only where the other does not follow.
+one begins with ("1") counts only where the other does not follow. A model that would write something else there has no
+opinion that its numbers could tell: below LEAST_MASS for any aspect its reply is a failure, and is counted as one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Tokens = tuple[int, ...]
+# Of the probability, on all allowed numbers together. Instruct models that were told to reply so have nearly all of it
+# there; with less than a tenth, nine replies in ten would be no grade, and the rest follow the digits' base rates.
+LEAST_MASS = 0.1
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class ModelJudge(ScoringJudge):
         self.model, self.rubric = model, rubric
 
     def key(self, text: Text) -> str:
-        return reply_key("model", self.model.identity, self.rubric.digest, text.prompt, text.completion)
+        return reply_key("model", self.model.identity, self.rubric.digest, LEAST_MASS, text.prompt, text.completion)
 
     def ask(self, texts: Sequence[Text], missing: frozenset[int]) -> Iterator[dict[int, Reply]]:
         """Batches are the same whatever the cache holds: the last bits of a score depend on its batch."""
@@ -115,18 +119,16 @@ class ModelJudge(ScoringJudge):
         return tuple(line[len(broken) :] if line[: len(broken)] == broken else self.model.ids(text, front=False))
 
     def _graded(self, batch: Sequence[Sequence[int]]) -> list[Reply]:
-        values, words = [], []
+        values, words, masses = [], [], []
         for forced, log_probs in zip(self.forced, self._log_probs(batch), strict=True):
             found = [
                 forced.expected({node: each[row] for node, each in log_probs.items()}) for row in range(len(batch))
             ]
             values.append([forced.aspect.scaled(grade) for grade, _ in found])
             words.append([f"{forced.aspect.name}: {grade:.2f} (any number: {p:.2g})" for grade, p in found])
-        replies = []
-        for grades, told in zip(zip(*values, strict=True), zip(*words, strict=True), strict=True):
-            ok = bool(np.isfinite(grades).all())
-            replies.append(Reply(grades if ok else None, ", ".join(told)))
-        return replies
+            masses.append([p for _, p in found])
+        of_texts = zip(*(zip(*each, strict=True) for each in (values, words, masses)), strict=True)
+        return [_reply(*each) for each in of_texts]
 
     def _log_probs(self, batch: Sequence[Sequence[int]]) -> Iterator[dict[Tokens, np.ndarray]]:
         """For every aspect {node: log-probabilities of the next token (batch, vocab), float64}.
@@ -159,6 +161,17 @@ class ModelJudge(ScoringJudge):
                     ).logits[:, -1]
                     found[node] = _log_softmax(logits)
                 yield found
+
+
+def _reply(grades: Sequence[float], words: Sequence[str], masses: Sequence[float]) -> Reply:
+    """Of one text, by aspect; numbers that the model would hardly write are no grades."""
+    told = ", ".join(words)
+    if not np.isfinite(grades).all():
+        return Reply(None, f"no numbers: {told}")
+    mass = min(1.0, float(np.mean(masses)))
+    if min(masses) < LEAST_MASS:
+        return Reply(None, f"it would write something else: {told}", number_mass=mass)
+    return Reply(tuple(grades), told, number_mass=mass)
 
 
 def _log_softmax(logits: Tensor) -> np.ndarray:

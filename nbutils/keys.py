@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -169,13 +170,20 @@ def corpus_content(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prompts_content(params: Mapping[str, Any]) -> dict[str, str]:
-    """A hash of each prompt file that judges, teachers and stories are made of; {} where `params` name no judge."""
+    """A hash of each prompt file that judges, teachers and stories are made of; {} where `params` name no judge.
+
+    Where a server judges or corrects, server_model, too: the model it is asked for, which no parameter names. Its
+    address may change from one machine to the next.
+    """
     if not {"rubric", "judge"} <= params.keys():
         return {}
     from nbutils.interaction import prompts
 
     files = {"rubric": prompts.read_rubric(params["rubric"]), "correction": prompts.read_correction()}
-    return {name: prompts.digest(each) for name, each in (files | {"story": prompts.read_story()}).items()}
+    content = {name: prompts.digest(each) for name, each in (files | {"story": prompts.read_story()}).items()}
+    if "server" in (params.get(name) for name in ("judge", "second_judge", "correcting_teacher")):
+        content["server_model"] = os.environ.get("WORKBOOK_JUDGE_MODEL", "").strip()
+    return content
 
 
 def nbutils_sha256() -> str:

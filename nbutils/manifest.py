@@ -14,7 +14,7 @@ import yaml
 from nbutils import environment
 from nbutils.errors import RunError
 from nbutils.files import atomic_write, now, read_json, write_json
-from nbutils.keys import data_fingerprint, nbutils_sha256, output_fingerprint, read_inputs, run_key
+from nbutils.keys import data_fingerprint, nbutils_sha256, output_fingerprint, prompts_content, read_inputs, run_key
 from nbutils.notebooks import source_sha256
 from nbutils.places import relative
 from nbutils.plans import Variant
@@ -42,6 +42,7 @@ def begin(folder: Path, plan: str, variant: Variant, earlier: list[dict[str, Any
         "params": variant.params,
         "matrix": variant.matrix,
         "inputs": inputs,
+        "prompts": prompts_content(variant.params),  # and the model of a server that judges
         "fingerprint": None,  # of the data or model the run makes, once it is finished
         "data_fingerprint": data_fingerprint(folder, inputs),
         "source": environment.git_state() | source,

@@ -11,7 +11,9 @@ from tiny_notebooks import write_notebook
 from nbutils import keys
 from nbutils.errors import CorpusError
 from nbutils.keys import NOT_IN_KEY, read_inputs, run_key
+from nbutils.manifest import begin
 from nbutils.places import ROOT
+from nbutils.plans import Variant
 
 
 @pytest.fixture
@@ -99,3 +101,20 @@ def test_a_model_folder_beside_the_notebooks_counts_though_its_name_has_no_slash
     (tmp_path / "rootmodel").mkdir()
     (tmp_path / "rootmodel" / "config.json").write_text("{}")
     assert list(read_inputs({"model_name": "rootmodel", "other": "micro"})) == ["model_name"]
+
+
+@pytest.mark.parametrize("who", ["judge", "second_judge", "correcting_teacher"])
+def test_the_model_of_a_server_is_part_of_the_key_and_the_manifest_says_it(notebook, tmp_path, monkeypatch, who):
+    params = {"rubric": "weekly", "judge": "rule", "second_judge": "rule_plain", "correcting_teacher": "human"}
+    keys_of = []
+    for model, url in (("judge-8b", "http://a/v1"), ("judge-8b", "http://b/v1"), ("judge-70b", "http://a/v1")):
+        monkeypatch.setenv("WORKBOOK_JUDGE_MODEL", model)
+        monkeypatch.setenv("WORKBOOK_JUDGE_URL", url)
+        keys_of.append((key(notebook, **params), key(notebook, **params | {who: "server"})))
+    assert len({without for without, _ in keys_of}) == 1
+    served = [each for _, each in keys_of]
+    assert served[0] == served[1] != served[2]
+    variant = Variant("variant", "stage", notebook, params | {who: "server"})
+    (tmp_path / "run").mkdir()
+    told = begin(tmp_path / "run", "plan", variant, [])["prompts"]
+    assert told["server_model"] == "judge-70b" and len(told["rubric"]) == 64

@@ -8,6 +8,7 @@ import numpy as np
 from IPython.display import HTML
 
 from nbutils.arms import named
+from nbutils.interaction.judges import SERVER
 from nbutils.interaction.settings import CORRECTED
 from nbutils.interaction_results import holds_out, is_interaction, method_of, rounds_of
 from nbutils.measures import UNKNOWN, measure
@@ -37,13 +38,13 @@ def judge_table(study: Study) -> HTML:
 
 
 def _row(arm: Arm) -> dict[str, str]:
-    params = arm.runs[0].params
     length, agreement = (_mean(arm, name) for name in ("judge_length_correlation", "judges_agreement"))
     failed = _failures(arm)
     if not any(map(math.isfinite, (length, agreement, failed))):
         return {}
     scored, both = _scored(arm), int(np.nansum(arm.results("judges_agreement_samples") or [0]))
-    judges = [named(params.get("judge", UNKNOWN)), f"(held out: {named(params.get('second_judge', UNKNOWN))})"]
+    first, second = (_judge(arm, name) for name in ("judge", "second_judge"))
+    judges = [first, f"(held out: {second})"]
     return {
         "Arm": arm.label,
         "Judges": "\n".join(judges),
@@ -53,6 +54,13 @@ def _row(arm: Arm) -> dict[str, str]:
         "Agreement\nof judges": _correlation(arm, "judges_agreement", both),
         "In words": "\n".join(_in_words(arm, failed, (length, scored), (agreement, both))),
     }
+
+
+def _judge(arm: Arm, parameter: str) -> str:
+    """Its name; of a server the model it was asked for, as far as the first run's manifest tells."""
+    name, told = named(arm.runs[0].params.get(parameter, UNKNOWN)), arm.runs[0].manifest.get("prompts")
+    model = told.get("server_model") if name == SERVER and isinstance(told, dict) else None
+    return f"{name} {named(model)}" if model else name
 
 
 def _mean(arm: Arm, name: str) -> float:

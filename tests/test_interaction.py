@@ -17,7 +17,7 @@ from nbutils.interaction.correctors import HumanCorrector
 from nbutils.interaction.judges import JudgeLimits
 from nbutils.interaction.policy import PolicyModel
 from nbutils.interaction.rewards import Rewarded
-from nbutils.interaction.rollouts import Sampling, sample, with_end
+from nbutils.interaction.rollouts import Sampling, sample, without_end
 from nbutils.interaction.rounds import Context, RoundMaker, _seed_of
 from nbutils.preparation import load_data
 from nbutils.rows import plain_rows
@@ -82,8 +82,17 @@ def test_a_response_ends_with_its_first_end_token(data):
         assert end not in rollout.response[:-1]
         assert len(rollout.response) == 8 or rollout.response[-1] == end
         assert rollout.text == data.tokenizer.decode(rollout.response[rollout.response != end])
-    assert with_end(np.array([7, end]), end).tolist() == [7, end]
-    assert with_end(np.array([7]), end).tolist() == [7, end]
+    assert without_end(np.array([7, end]), end).tolist() == [7]
+    assert without_end(np.array([7]), end).tolist() == [7]
+
+
+def test_a_response_does_not_end_before_its_fewest_tokens(data):
+    model = ending_soon(student(data), data)
+    end, prompts = data.tokenizer.eos_token_id, prompts_of(data, [5, 2] * 15)
+    free, bound = (sample(model, data.tokenizer, prompts, Sampling(8, min_response_tokens=n), seed=1) for n in (0, 6))
+    assert min(len(each.response) for each in free) < 6
+    lengths = {len(without_end(each.response, end)) for each in bound}
+    assert min(lengths) == 6 and max(lengths) == 8
 
 
 def test_samples_follow_from_their_seed_and_leave_no_trace(data):
@@ -161,15 +170,10 @@ def ledger(data, tmp_path, monkeypatch):
     blocks = [{"input_ids": block}] * 8
     length = len(block) - len(tokens["abc de"])
 
-    def spent(method, judge=None, teacher=None, **changes):
-        monkeypatch.setattr(rounds, "sample", Scripted(data, "ka la ma bc"))
-        given = settings(
-            method,
-            prompts_per_round=2,
-            prompt_tokens=len(tokens["abc de"]),
-            response_tokens=length,
-            **changes,
-        )
+    def spent(method, judge=None, teacher=None, said="ka la ma bc", **changes):
+        monkeypatch.setattr(rounds, "sample", Scripted(data, said))
+        lengths = {"prompt_tokens": len(tokens["abc de"]), "response_tokens": length}
+        given = settings(method, prompts_per_round=2, **{**lengths, **changes})
         policy = PolicyModel(student(data, positions=64), given)
         maker = RoundMaker(given, policy, tokenizer, blocks, tmp_path, judge, teacher, 0, 8)
         maker.story = np.array([*end, *tokens["abc de"]])
@@ -177,6 +181,7 @@ def ledger(data, tmp_path, monkeypatch):
         rows = rounds.read_rounds(tmp_path)
         return [tuple(int(row[name]) for name in rounds.WORDS) for row in rows], examples
 
+    spent.folder = tmp_path
     return spent
 
 
@@ -197,8 +202,31 @@ def test_words_of_each_method_by_hand(ledger):
         assert words == [(4, 24, 6), (8, 48, 12)]  # three samples a prompt; the judge's words are one a sample
         if method != "simpo_judge":
             words, examples = ledger(method, judge=ToyJudge(), prompts="story")
-            assert words == [(0, 24, 6), (0, 48, 12)]
+            assert words == [(2, 24, 6), (2, 48, 12)]  # the story prompt's two words, once
     assert len(examples[0]) == 6
+
+
+def test_only_who_ends_by_themselves_is_learned_to_end_from(ledger, data):
+    """The student says 4 words and an end token: a shorter text of the teacher ends, a longer one is cut."""
+    end, decode = data.tokenizer.eos_token_id, data.tokenizer.decode
+    _, (examples, _) = ledger("sft", teacher=ToyTeacher(" na oa"))
+    assert decode(examples[0]["input_ids"]) == "<|endoftext|>abc de na oa<|endoftext|>"
+    _, (examples, _) = ledger("sft", teacher=ToyTeacher(" na oa" * 9))
+    spoken = data.tokenizer.encode("abc deka la ma bc")
+    assert len(examples[0]["input_ids"]) == 1 + len(spoken) and examples[0]["input_ids"][-1] != end
+    _, (examples, _) = ledger("sft", teacher=HumanCorrector(JudgeLimits()))  # three words, and the document's end
+    assert decode(examples[0]["input_ids"]) == "<|endoftext|>abc de fa ga ha<|endoftext|>"
+    human = HumanCorrector(JudgeLimits())
+    _, (examples, _) = ledger("sft", teacher=human, response_tokens=len(data.tokenizer.encode(" fa ga ha")))
+    assert decode(examples[0]["input_ids"]) == "<|endoftext|>abc de fa ga ha"  # the document goes on beyond the block
+
+
+def test_a_student_that_says_nothing_is_not_corrected(ledger, data, monkeypatch):
+    from nbutils.interaction.rounds import read_rounds
+
+    _, (examples, _) = ledger("simpo", teacher=ToyTeacher(" na oa"), said="")
+    assert examples == []
+    assert [row["uncorrected"] for row in read_rounds(ledger.folder)] == ["2", "2"]
 
 
 def test_a_response_of_a_person_ends_at_its_document_s_end(ledger, data):
@@ -209,10 +237,10 @@ def test_a_response_of_a_person_ends_at_its_document_s_end(ledger, data):
         assert decode(pair[name]) == "<|endoftext|>abc de fa ga ha<|endoftext|>"
     assert decode(teacher_to_student["rejected_ids"]) == "<|endoftext|>abc deka la ma bc<|endoftext|>"
     written = teacher_to_student["input_ids"]  # an end token spelled in a teacher's text is text
-    assert written.tolist().count(end) == 2 and written[-1] == end
+    assert written.tolist().count(end) == 1
     assert np.array_equal(human_to_teacher["rejected_ids"], written)
-    assert decode(written).startswith("<|endoftext|>abc de na<|endo")
-    said = teacher_to_student["rejected_ids"]  # the teacher may use as many tokens, and has no end among them
-    assert len(written) == len(said) + 1
+    assert decode(written).startswith("<|endoftext|>abc de na<|end")
+    said = teacher_to_student["rejected_ids"]  # the teacher may use as many tokens; where it was cut, it did not end
+    assert len(written) == len(said) - 1 and said[-1] == end
     _, (examples, _) = ledger("text")
     assert decode(examples[0]["input_ids"]) == "<|endoftext|>abc de fa ga ha<|endoftext|>other text"

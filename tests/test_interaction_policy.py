@@ -22,6 +22,7 @@ from nbutils.interaction.examples import (
     write_round,
 )
 from nbutils.interaction.policy import PolicyModel
+from nbutils.interaction.rewards import Rewarded
 from nbutils.interaction.rollouts import Sampling, sample
 from nbutils.interaction.settings import METHODS
 from nbutils.preparation import load_data
@@ -216,6 +217,53 @@ def test_what_is_outside_the_mask_changes_nothing(data, method, monkeypatch):
     assert (slope[response] != 0).any()
     sizes = [len(rollout.response) for rollout in rollouts]
     assert response[-len(sizes) :].sum(1).tolist() == sizes  # its end token included
+
+
+# ---- distance from the start -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["simpo", "ppo"])
+def test_the_divergence_is_that_of_the_whole_distributions(data, method):
+    """Of samples drawn with top_p, of which log p - log q is no fair estimate; against full logits."""
+    model = student(data, sharp=1.5)
+    policy = PolicyModel(model, settings(method))
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(1.4)
+    ending_soon(model, data)
+    rollouts = sample(model, data.tokenizer, prompts_of(data, (4, 2, 6, 3)), Sampling(8, top_p=0.5), seed=2)
+    assert min(len(each.response) for each in rollouts) < 8
+    wanted, sampled = [], []
+    for rollout in rollouts:
+        ids = torch.from_numpy(np.concatenate([rollout.prompt, rollout.response]))[None]
+        places = slice(len(rollout.prompt) - 1, -1)
+        with torch.no_grad():
+            p, q = (each(ids).logits[0, places].double().log_softmax(-1) for each in (model, policy.start))
+        wanted.append((p.exp() * (p - q)).sum(-1))
+        sampled.append((p - q).gather(-1, torch.from_numpy(rollout.response)[:, None])[:, 0])
+    found = Rewarded(policy, policy.settings, 3, rollouts, None).divergence([])
+    assert found["kl"] == pytest.approx(torch.cat(wanted).mean().item(), rel=1e-4)
+    assert found["kl_response"] == pytest.approx(np.mean([each.sum().item() for each in wanted]), rel=1e-4)
+    assert abs(torch.cat(sampled).mean().item() / found["kl"] - 1) > 0.2, "the estimate would have been another"
+
+
+def test_the_divergence_is_found_a_chunk_at_a_time(data, monkeypatch):
+    from nbutils.objectives import head
+
+    policy = PolicyModel(student(data, sharp=1.5), settings("simpo"))
+    with torch.no_grad():
+        policy.output.weight.mul_(1.4)
+    rollouts = sample(policy.model, data.tokenizer, prompts_of(data, (4, 2, 6, 3)), Sampling(8), seed=2)
+    whole = Rewarded(policy, policy.settings, 4, rollouts, None).divergence([])["kl"]
+    sizes, made = [], head.Buffers
+
+    def buffers(rows, *given):
+        sizes.append(rows)
+        return made(rows, *given)
+
+    monkeypatch.setattr(head, "Buffers", buffers)
+    monkeypatch.setattr(head, "chunk_rows", lambda *given: 5)
+    assert Rewarded(policy, policy.settings, 4, rollouts, None).divergence([])["kl"] == pytest.approx(whole, rel=1e-5)
+    assert sizes and max(sizes) == 5
 
 
 # ---- examples --------------------------------------------------------------------------------------------------------

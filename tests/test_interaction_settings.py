@@ -40,13 +40,23 @@ def data(data_folder):
         ({"kl_stop": float("nan")}, "kl_stop is nan; give a number of at least 0."),
         ({"clip": 0.0}, "clip is 0.0; give a number above 0."),
         ({"beta": float("inf")}, "beta is inf; give a number above 0."),
+        ({"min_response_tokens": 33}, "min_response_tokens is 33; give a number from 0 to response_tokens, 32."),
+        ({"min_response_tokens": -1}, "min_response_tokens is -1; give a number from 0"),
+        (
+            {"method": "ppo", "top_p": 1.0, "min_response_tokens": 4},
+            "method ppo weighs each token by the probability it was sampled with, and with min_response_tokens 4 that "
+            "is not the model's. Set min_response_tokens to 0.",
+        ),
         ({"top_p": 1.5}, "top_p is 1.5; it lies above 0 and is at most 1."),
         ({"trace": 0.0}, "trace is 0.0; it lies above 0 and is at most 1."),
         (
             {"method": "simpo_judge"},
             "method simpo_judge compares samples of one prompt. Set samples_per_prompt to 2 or more.",
         ),
-        ({"method": "rloo", "passes": 1}, "method rloo compares samples of one prompt. Set samples_per_prompt to 2 or more."),
+        (
+            {"method": "rloo", "passes": 1},
+            "method rloo compares samples of one prompt. Set samples_per_prompt to 2 or more.",
+        ),
         (
             {"method": "sft", "samples_per_prompt": 2},
             "method sft takes one sample of a prompt. Set samples_per_prompt to 1.",
@@ -66,8 +76,8 @@ def data(data_folder):
         ),
         (
             {"method": "rloo", "samples_per_prompt": 2, "top_p": 1.0, "passes": 2},
-            "method rloo learns from samples of the policy as it is: after a pass over them they are another's, and "
-            "passes is 2. Set passes to 1.",
+            "method rloo learns from samples of the policy as it is; after a pass over them they are another's. "
+            "Set passes, which is 2, to 1.",
         ),
     ],
 )

@@ -29,10 +29,12 @@ from nbutils.interaction.losses import (
     value_loss,
 )
 from nbutils.interaction.settings import ON_POLICY, PAIRED, Interaction
-from nbutils.objectives import CrossEntropy, Objective, ObjectiveModel
-from nbutils.objectives.head import IGNORE_INDEX
+from nbutils.objectives import CrossEntropy, Distillation, Objective, ObjectiveModel
+from nbutils.objectives.head import IGNORE_INDEX, term_values
+from nbutils.objectives.teacher_target import TeacherStates
 
 CROSS_ENTROPY, PREFERENCE, POLICY, VALUE = "ce", "simpo", "policy", "value"  # what the losses are called
+DIVERGENCE = Distillation(temperature=1.0, divergence="reverse")  # KL(student || start)
 MEANS = ("clip_fraction", "approximate_kl")  # logged beside them
 LOSSES = {
     **dict.fromkeys(("text", "sft"), (CROSS_ENTROPY,)),
@@ -89,12 +91,21 @@ class PolicyModel(ObjectiveModel):
         values = token_log_probs(hidden.flatten(0, 1), self.output.weight, following.flatten())
         return values.view(input_ids.shape), hidden
 
-    def start_log_probs(self, input_ids: Tensor) -> Tensor:
-        """log p of each next token by the frozen start, (batch, time)."""
-        hidden = self.start.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-        following = functional.pad(input_ids[:, 1:], (0, 1), value=IGNORE_INDEX)
-        weight = self.start.get_output_embeddings().weight
-        return token_log_probs(hidden.flatten(0, 1), weight, following.flatten()).view(input_ids.shape)
+    def from_start(self, input_ids: Tensor, hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(log q of each next token by the frozen start, KL of the student's distribution from its), (batch, time).
+
+        hidden (batch, time, width): the student's. The KL is exact, sum_v p (log p - log q) in nats where `mask` is not
+        0 and else 0: however a text was sampled, it is no estimate. The logits live a chunk at a time; no gradients.
+        """
+        output = self.start.get_output_embeddings().weight
+        with torch.no_grad():
+            start = self.start.base_model(input_ids=input_ids, use_cache=False).last_hidden_state.flatten(0, 1)
+            following = functional.pad(input_ids[:, 1:], (0, 1), value=IGNORE_INDEX)
+            log_probs = token_log_probs(start, output, following.flatten())
+        places = following.masked_fill(mask == 0, IGNORE_INDEX).flatten()
+        own, teacher = self.output.weight, TeacherStates((start,), (output,))
+        values = term_values(hidden.flatten(0, 1), own, own, places, {"kl": DIVERGENCE}, teacher)["kl"]
+        return log_probs.view(input_ids.shape), values.view(input_ids.shape)
 
     def values_of(self, hidden: Tensor) -> Tensor:
         """What the value head expects of each position, (batch, time)."""

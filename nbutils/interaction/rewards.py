@@ -35,7 +35,7 @@ class Rewarded:
 
     @cached_property
     def thoughts(self) -> dict[str, Tensor]:
-        """log_probs, start_log_probs, mask and, with a value head, values: (rollouts, time), on the CPU."""
+        """log_probs, start_log_probs, kl, mask and, with a value head, values: (rollouts, time), on the CPU."""
         parts = [self._of_batch(batch) for batch in self._batches()]
         time = max(part["mask"].shape[1] for part in parts)
         padded = [{n: torch.nn.functional.pad(t, (0, time - t.shape[1])) for n, t in part.items()} for part in parts]
@@ -53,7 +53,8 @@ class Rewarded:
         ids = torch.from_numpy(tokens).to(self.policy.model.device)
         with self.precision():
             log_probs, hidden = self.policy.log_probs(ids)
-            told = {"log_probs": log_probs, "start_log_probs": self.policy.start_log_probs(ids)}
+            start_log_probs, kl = self.policy.from_start(ids, hidden, torch.from_numpy(mask).to(ids.device))
+            told = {"log_probs": log_probs, "start_log_probs": start_log_probs, "kl": kl}
             if self.policy.value_head is not None:
                 told["values"] = self.policy.values_of(hidden)
         return {name: tensor.float().cpu() for name, tensor in told.items()} | {"mask": torch.from_numpy(mask)}
@@ -65,11 +66,13 @@ class Rewarded:
     def divergence(self, earlier: Sequence[dict[str, str]]) -> dict[str, float]:
         """kl (nats a token), kl_response (nats a response) from the frozen start, and the coefficient of this round.
 
-        The coefficient follows from those of `earlier` rounds, the rows of rounds.csv.
+        The KL is that of the whole distributions at each place of a response: no estimate, which would be biased where
+        top_p is below 1. What a reward pays for is that of the sampled tokens. The coefficient follows from those of
+        `earlier` rounds, the rows of rounds.csv.
         """
-        mask = self.thoughts["mask"]
-        difference = ((self.thoughts["log_probs"] - self.thoughts["start_log_probs"]) * mask).sum(1)  # (rollouts,)
-        found = {"kl": float(difference.sum() / mask.sum().clamp_min(1)), "kl_response": float(difference.mean())}
+        divergence = self.thoughts["kl"].sum(1)  # (rollouts,)
+        tokens = self.thoughts["mask"].sum().clamp_min(1)
+        found = {"kl": float(divergence.sum() / tokens), "kl_response": float(divergence.mean())}
         if self.settings.method not in ON_POLICY:
             return found
         coefficient = self.settings.kl_coefficient

@@ -35,12 +35,16 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn: softmax(logits / temperature), the smallest set of tokens that holds top_p of it."""
+    """How responses are drawn: softmax(logits / temperature), the smallest set of tokens that holds top_p of it.
+
+    min_response_tokens: before so many there is no end token.
+    """
 
     response_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
     batch_size: int = 32
+    min_response_tokens: int = 0
 
 
 def sample(
@@ -58,7 +62,7 @@ def sample(
     end = tokenizer.eos_token_id
     settings = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     settings |= {"max_new_tokens": sampling.response_tokens, "pad_token_id": 0 if end is None else end}
-    settings |= {"eos_token_id": end}
+    settings |= {"eos_token_id": end, "min_new_tokens": sampling.min_response_tokens or None}
     model.eval()
     rollouts = []
     with seeded(seed, model.device):
@@ -93,9 +97,9 @@ def cut_at_end(response: np.ndarray, end: int | None) -> np.ndarray:
     return response[: ends[0] + 1] if len(ends) else response
 
 
-def with_end(response: np.ndarray, end: int | None) -> np.ndarray:
-    """`response` (time,) with an end token where it has none."""
-    return response if end is None or (len(response) and response[-1] == end) else np.append(response, end)
+def without_end(response: np.ndarray, end: int | None) -> np.ndarray:
+    """`response` (time,) without the end token it may end with."""
+    return response[:-1] if end is not None and len(response) and response[-1] == end else response
 
 
 def as_text(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> str:

@@ -25,7 +25,7 @@ from nbutils.interaction.examples import Example, pair_example, text_example
 from nbutils.interaction.judges import Judge, Judged
 from nbutils.interaction.policy import PolicyModel
 from nbutils.interaction.rewards import Rewarded, reward_examples
-from nbutils.interaction.rollouts import Rollout, Sampling, as_text, cut_at_end, sample, with_end
+from nbutils.interaction.rollouts import Rollout, Sampling, as_text, cut_at_end, sample, without_end
 from nbutils.interaction.settings import ON_POLICY, STORY, Interaction
 from nbutils.order import permutation
 from nbutils.sample_measures import distinct, repetition
@@ -114,12 +114,14 @@ class RoundMaker:
     def _with_samples(self, contexts: Sequence[Context], number: int, rows: Sequence[dict[str, str]]) -> list[Example]:
         settings = self.settings
         start = time.perf_counter()
-        sampling = Sampling(settings.response_tokens, settings.temperature, settings.top_p, self.batch_size)
+        drawn = settings.temperature, settings.top_p, self.batch_size, settings.min_response_tokens
+        sampling = Sampling(settings.response_tokens, *drawn)
         prompts = [each.prompt for each in contexts for _ in range(settings.samples_per_prompt)]
         with self.precision():
             rollouts = sample(self.policy.model, self.tokenizer, prompts, sampling, _seed_of(self.seed, number))
         self.row["sampling_seconds"] = time.perf_counter() - start
-        self._spend("human", [self._text(each.prompt) for each in contexts] if settings.prompts != STORY else [])
+        read = contexts if settings.prompts != STORY else contexts[: number == 0]  # the story prompt once in all
+        self._spend("human", [self._text(each.prompt) for each in read])
         self._spend("student", [each.text for each in rollouts])
         judged = self._judge(rollouts)
         texts = [each.text for each in rollouts]
@@ -157,21 +159,37 @@ class RoundMaker:
     def _corrections(
         self, contexts: Sequence[Context], rollouts: Sequence[Rollout], number: int
     ) -> list[np.ndarray | None]:
-        """The teacher's texts as tokens, none longer than the student's; None where it failed."""
-        references = [self._text(each.response(self.tokenizer.eos_token_id)) for each in contexts]
+        """The teacher's texts as tokens; None where there is none."""
+        people = [each.response(self.tokenizer.eos_token_id) for each in contexts]
+        references = [self._text(each) for each in people]
         prompts, completions = [each.prompt_text for each in rollouts], [each.text for each in rollouts]
         made = self.corrector.correct(prompts, completions, references, number, self.settings.response_tokens)
         self.row["teacher_words"] += made.words
         if self.corrector.name == HUMAN and self.settings.method != "three_way":  # which counts them with its pairs
             self._spend("human", references)
         tokens = tokenize(made.texts, self.tokenizer)  # an end token spelled out in a teacher's text ends nothing
-        corrections = [
-            each[: len(rollout.response)].astype(np.int64) if ok and text.strip() else None
-            for each, text, ok, rollout in zip(tokens, made.texts, made.ok, rollouts, strict=True)
-        ]
+        corrections: list[np.ndarray | None] = []
+        for each, text, ok, rollout, person in zip(tokens, made.texts, made.ok, rollouts, people, strict=True):
+            known = each if ok and text.strip() else each[:0]
+            ended = len(each) < self.settings.response_tokens
+            if self.corrector.name == HUMAN:
+                ended = len(without_end(person, self.tokenizer.eos_token_id)) < len(person)
+            corrections.append(self._cut(known, rollout, ended))
         self.row["uncorrected"] = sum(each is None for each in corrections) - made.not_asked
         self.row["not_asked"] += made.not_asked
         return corrections
+
+    def _cut(self, correction: np.ndarray, rollout: Rollout, ended: bool) -> np.ndarray | None:
+        """No more tokens than the student used; None where that is none.
+
+        An end token follows where the teacher `ended` by itself and nothing was cut: a student that learned to end
+        where it was cut would say less in each round.
+        """
+        end = self.tokenizer.eos_token_id
+        most = len(without_end(rollout.response, end))
+        kept = correction[:most].astype(np.int64)
+        whole = ended and len(correction) <= most and end is not None
+        return (np.append(kept, end) if whole else kept) if len(kept) else None
 
     def _corrected(
         self, contexts: Sequence[Context], rollouts: Sequence[Rollout], corrections: Sequence[np.ndarray | None]
@@ -180,24 +198,23 @@ class RoundMaker:
         examples = []
         end = self.tokenizer.eos_token_id
         for context, rollout, correction in zip(contexts, rollouts, corrections, strict=True):
-            if correction is None or not len(correction):
+            if correction is None:
                 continue
-            better, worse = with_end(correction, end), with_end(rollout.response, end)
+            better, worse = correction, rollout.response
             if self.settings.method == "sft":
                 examples.append(text_example(context.prompt, better))
                 continue
             pairs = [(better, worse)]
             if self.settings.method == "three_way":
-                response = context.response(end)
-                human = with_end(response, end)
-                self._spend("human", [self._text(response)])
+                human = context.response(end)
+                self._spend("human", [self._text(human)])
                 pairs = [(human, better), (better, worse), (human, worse)]
             examples += [pair_example(context.prompt, *pair) for pair in pairs if not np.array_equal(*pair)]
         return examples
 
     def _ranked(self, rollouts: Sequence[Rollout], judged: Judged) -> list[Example]:
         """The best and the worst of each prompt's samples, where their scores are further apart than the margin."""
-        several, end = self.settings.samples_per_prompt, self.tokenizer.eos_token_id
+        several = self.settings.samples_per_prompt
         examples = []
         for first in range(0, len(rollouts), several):
             known = [i for i in range(first, first + several) if judged.ok[i]]
@@ -205,8 +222,7 @@ class RoundMaker:
                 continue
             best, worst = max(known, key=lambda i: judged.scores[i]), min(known, key=lambda i: judged.scores[i])
             if judged.scores[best] - judged.scores[worst] > self.settings.score_margin:
-                chosen, rejected = (with_end(rollouts[i].response, end) for i in (best, worst))
-                examples.append(pair_example(rollouts[best].prompt, chosen, rejected))
+                examples.append(pair_example(rollouts[best].prompt, rollouts[best].response, rollouts[worst].response))
         return examples
 
     def _text(self, tokens: np.ndarray) -> str:

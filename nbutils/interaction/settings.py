@@ -49,6 +49,7 @@ class Interaction:
     samples_per_prompt: int = 1
     prompt_tokens: int = 32
     response_tokens: int = 32
+    min_response_tokens: int = 0
     temperature: float = 1.0
     top_p: float = 0.8
     passes: int = 2
@@ -124,13 +125,18 @@ class Interaction:
         for name in ("top_p", "discount", "trace"):
             if not 0 < getattr(self, name) <= 1:
                 raise ParameterError(f"{name} is {getattr(self, name)}; it lies above 0 and is at most 1.")
+        if not 0 <= self.min_response_tokens <= self.response_tokens:
+            raise ParameterError(
+                f"min_response_tokens is {self.min_response_tokens}; give a number from 0 to response_tokens, "
+                f"{self.response_tokens}."
+            )
         self._check_together()
 
     def _check_together(self) -> None:
         if self.method == "rloo" and self.passes != 1:
             raise ParameterError(
-                f"method rloo learns from samples of the policy as it is: after a pass over them they are another's, and "
-                f"passes is {self.passes}. Set passes to 1."
+                "method rloo learns from samples of the policy as it is; after a pass over them they are another's. "
+                f"Set passes, which is {self.passes}, to 1."
             )
         if self.method in ("simpo_judge", "rloo") and self.samples_per_prompt < 2:
             raise ParameterError(
@@ -142,6 +148,11 @@ class Interaction:
             raise ParameterError(
                 f"method {self.method} needs human text after its prompts, and the story prompt has none. Set prompts "
                 "to contexts."
+            )
+        if self.method in ON_POLICY and self.min_response_tokens:
+            raise ParameterError(
+                f"method {self.method} weighs each token by the probability it was sampled with, and with "
+                f"min_response_tokens {self.min_response_tokens} that is not the model's. Set min_response_tokens to 0."
             )
         for name in ("temperature", "top_p"):
             if self.method in ON_POLICY and getattr(self, name) != 1:

@@ -1,30 +1,12 @@
-"""What an interaction may be asked for, and what is measured of the student it leaves."""
+"""What an interaction may be asked for."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
-import torch
-from kill_many import write_data
-from small_interaction import WANTED, ToyJudge, configuration, settings, share, student
+from small_interaction import settings
 
 from nbutils.errors import ModelError, ParameterError
-from nbutils.interaction import training
-from nbutils.interaction.evaluation import held_out_samples, judge_student
 from nbutils.interaction.settings import Interaction, check_interaction
-from nbutils.interaction.training import starting_model
-from nbutils.preparation import load_data
-
-
-@pytest.fixture(scope="module")
-def data_folder(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("prepared"))
-
-
-@pytest.fixture(scope="module")
-def data(data_folder):
-    return load_data(data_folder)
-
 
 # ---- settings --------------------------------------------------------------------------------------------------------
 
@@ -135,69 +117,3 @@ def test_what_may_be_is_not_refused():
     settings("ppo", prompts="story").check_lengths(16, positions=5 + 8 + 1, story_tokens=5)
     with pytest.raises(ParameterError, match=r"The story prompt's 5 tokens and response_tokens 8, with an end token"):
         settings("ppo", prompts="story").check_lengths(16, positions=5 + 8, story_tokens=5)
-
-
-# ---- evaluation ------------------------------------------------------------------------------------------------------
-
-
-def judged_by(monkeypatch, **judges):
-    monkeypatch.setattr(training, "make_judge", lambda name, *given, **named: judges[name])
-
-
-def test_numbers_of_both_judges_by_hand(data_folder, data, tmp_path, monkeypatch):
-    config = configuration(data_folder, tmp_path, settings("simpo"), judge="first")
-    first, second = ToyJudge(fails=lambda call, index: index == 1), ToyJudge("klm")
-    judged_by(monkeypatch, first=first, second=second)
-    torch.manual_seed(config.seed)
-    model = starting_model(config, data)
-    numbers, records = judge_student(config, model, data, "second", number=4)
-    prompts, texts = first.asked[0]
-    assert second.asked == first.asked and len(first.asked) == 1 and len(texts) == 4
-    shares = [share(text, set(WANTED)) for text in texts]
-    known = [shares[i] for i in (0, 2, 3)]
-    others = [share(text, set("klm")) for text in texts]
-    assert numbers["test_judge_score"] == numbers["test_judge_wanted"] == pytest.approx(np.mean(known))
-    assert numbers["test_judge_failures"] == 1 and numbers["test_second_judge_failures"] == 0
-    assert numbers["test_second_judge_score"] == pytest.approx(np.mean(others))
-    assert numbers["test_response_words"] == np.mean([len(text.split()) for text in texts])
-    assert numbers["kl_to_start"] == 0  # nothing has been learned
-    if "judges_agreement" in numbers:
-        assert numbers["judges_agreement_samples"] == 3
-    assert [each["judge"] for each in records] == [shares[0], None, *shares[2:]]
-    assert [each["second_judge"] for each in records] == others
-    assert [each["completion"] for each in records] == texts and [each["prompt"] for each in records] == prompts
-    with torch.no_grad():
-        model.get_output_embeddings().weight.mul_(1.3)
-    moved, _ = judge_student(config, model, data, "none", number=4)
-    assert abs(moved["kl_to_start"]) > 1e-3 and "test_second_judge_score" not in moved
-
-
-def test_a_judge_that_fails_on_everything_gives_no_score(data_folder, data, tmp_path, monkeypatch):
-    config = configuration(data_folder, tmp_path, settings("simpo"), judge="first")
-    judged_by(monkeypatch, first=ToyJudge(fails=lambda call, index: True))
-    numbers, records = judge_student(config, student(data), data, "none", number=3)
-    assert numbers["test_judge_failures"] == 3
-    assert not {"test_judge_score", "test_judge_wanted"} & numbers.keys()
-    assert {each["judge"] for each in records} == {None}
-    assert judge_student(config, student(data), data, "none", number=0) == ({}, [])
-
-
-def test_a_student_that_diverged_is_not_judged(data_folder, data, tmp_path, monkeypatch, caplog):
-    judged_by(monkeypatch, rule=None)
-    model = student(data)
-    with torch.no_grad():
-        model.get_output_embeddings().weight.fill_(float("nan"))
-    config = configuration(data_folder, tmp_path, settings("simpo"))
-    assert judge_student(config, model, data, "rule", number=3) == ({}, [])
-    assert "The student is not judged. The student's logits are not finite" in caplog.text
-
-
-def test_every_arm_is_asked_the_same_with_the_same_draws(data_folder, data, tmp_path):
-    model, given = student(data), []
-    for method, seed, top_p in (("text", 1, 0.5), ("simpo", 2, 0.8), ("ppo", 1, 1.0)):
-        config = configuration(data_folder, tmp_path, settings(method, top_p=top_p), seed=seed)
-        rollouts = held_out_samples(config, model, data, 5, "test")
-        given.append([(each.prompt.tolist(), each.response.tolist()) for each in rollouts])
-    assert given[0] == given[1] == given[2]
-    assert len({tuple(prompt) for prompt, _ in given[0]}) > 1
-    assert all(len(prompt) == 6 and prompt[0] == data.tokenizer.eos_token_id for prompt, _ in given[0])

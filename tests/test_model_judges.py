@@ -20,7 +20,7 @@ from nbutils.interaction.judges import (
     model_judge,
 )
 from nbutils.interaction.judges.model_judge import ForcedReply
-from nbutils.interaction.prompted_model import PromptedModel
+from nbutils.interaction.prompted_model import PromptedModel, release_models
 from nbutils.interaction.prompts import Aspect, read_correction, read_rubric
 from nbutils.interaction.reply_cache import FILE
 
@@ -40,9 +40,11 @@ def chat_folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def any_mass(request, monkeypatch):
-    """Random weights hardly ever write a number."""
+    """Random weights hardly ever write a number. No test has another one's model."""
     if "mass" not in request.node.name:
         monkeypatch.setattr(model_judge, "LEAST_MASS", 0.0)
+    yield
+    release_models()
 
 
 def test_scores_of_a_model_are_those_of_its_full_texts(model_folder, tmp_path):
@@ -86,18 +88,18 @@ def test_batches_change_no_score_and_the_cache_gives_the_same_bits(model_folder,
     assert np.array_equal(again.score(*texts).scores, together.scores)
     assert batches == [2]  # its batch, whole: the last bits of a score depend on it
     assert again.score(*texts).raw == together.raw
-    assert "model" not in vars(make_judge(str(model_folder), "story", folders[1], JudgeLimits()).model)
+    release_models()
+    assert np.array_equal(again.score(*texts).scores, together.scores) and "model" not in vars(again.model)
 
 
-def test_numbers_of_hardly_any_mass_are_no_grades_and_it_is_told(
-    model_folder, tmp_path, monkeypatch
-):
+def test_numbers_of_hardly_any_mass_are_no_grades_and_it_is_told(model_folder, tmp_path, monkeypatch):
     judge = make_judge(str(model_folder), "weekly", tmp_path, JudgeLimits())
     found = judge.score(["Once", "Once"], [" a girl", ""])
     assert found.ok.tolist() == [False, True] and found.failures == 1 and found.words == 4
     assert found.scores[1] == 0 and "lowest grade" in found.raw[1]
     assert 0 < found.number_mass[0] < model_judge.LEAST_MASS and np.isnan(found.number_mass[1])
     assert "it would write something else: coherence" in found.raw[0]
+    release_models()
     kept = make_judge(str(model_folder), "weekly", tmp_path, JudgeLimits())
     assert kept.score(["Once"], [" a girl"]).number_mass == found.number_mass[:1]
     assert "model" not in vars(kept.model)

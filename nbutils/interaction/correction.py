@@ -23,7 +23,7 @@ from nbutils.interaction.correctors import (
     ServerCorrector,
 )
 from nbutils.interaction.limits import JudgeLimits
-from nbutils.interaction.prompted_model import PromptedModel, check_prompted_model
+from nbutils.interaction.prompted_model import check_prompted_model, prompted_model
 from nbutils.interaction.prompts import read_correction
 from nbutils.interaction.reply_cache import ReplyCache
 from nbutils.places import RUNS
@@ -67,4 +67,4 @@ def make_corrector(
     settings = read_correction(prompt), ReplyCache(cache_folder), limits, drawn
     if name == SERVER:
         return ServerCorrector(ServerSettings.from_environment(), *settings)
-    return ModelCorrector(PromptedModel(name), *settings)
+    return ModelCorrector(prompted_model(name), *settings)

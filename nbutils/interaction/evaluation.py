@@ -1,4 +1,9 @@
-"""What a student says to prompts it did not learn from, judged by the judge it learned from and by one it never met."""
+"""What a student says to prompts it did not learn from, judged by the judge it learned from and by one it never met.
+
+Every arm is asked the same, however it learned: beginnings of test blocks by the rubric `weekly`, and the story prompt
+by the rubric `story`. Of a block the first half is the prompt and the other the room for the response, each at most
+MOST_TOKENS; of stories their prompt file says how long they may be.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,14 @@ import numpy as np
 import torch
 
 from nbutils.errors import ModelError
-from nbutils.interaction.judges import Judge, Judged
+from nbutils.interaction.judges import Judged
 from nbutils.interaction.judges.quality import agreement, length_correlation
 from nbutils.interaction.policy import PolicyModel
+from nbutils.interaction.prompted_model import release_models
+from nbutils.interaction.prompts import read_story
 from nbutils.interaction.rewards import Rewarded
 from nbutils.interaction.rollouts import Rollout, Sampling, sample, story_prompt
-from nbutils.interaction.settings import NO_JUDGE, STORY
+from nbutils.interaction.settings import CONTEXTS, NO_JUDGE, STORY
 from nbutils.interaction.training import InteractionConfig, judge_of, starting_model
 from nbutils.sample_measures import distinct, repetition
 
@@ -27,7 +34,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 TEMPERATURE, TOP_P = 1.0, 0.8  # of the held-out samples, however an arm sampled while it learned
-SEED = 20_000  # of the held-out samples: the same prompts and draws for every arm
+SEEDS = {CONTEXTS: 20_000, STORY: 20_001}  # of the held-out samples: the same prompts and draws for every arm
+RUBRICS = {CONTEXTS: "weekly", STORY: "story"}  # whatever an arm learned by
+PREFIXES = {CONTEXTS: "", STORY: "story_"}  # of the numbers
+MOST_TOKENS = 256  # of a context, its end token included, and of a response to it
+
+Asked = dict[str, list[Rollout]]  # by kind of prompt
 
 
 def judge_student(
@@ -36,57 +48,79 @@ def judge_student(
     data: PreparedData,
     second_judge: str = NO_JUDGE,
     number: int = 32,
+    stories: int = 0,
     split: str = "test",
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Numbers of `number` responses to prompts of `split`, and the responses themselves with their scores.
+    """Numbers of `number` responses to contexts of `split` and of so many `stories`, and the responses with scores.
 
-    test_judge_score and test_second_judge_score with their aspects, in [0, 1]; how often judges failed; the correlation
-    of score and length; the judges' agreement (Spearman); variety, repetition and length; kl_to_start in nats a token.
-    A judge that failed on a response has no part in its means. Empty where `number` is 0, and of a student that
-    diverged, which says nothing: the log tells of it.
+    test_judge_score and test_second_judge_score with their aspects, in [0, 1]; how often judges failed or were not
+    asked, and how probable their numbers were (number_mass); the correlation of score and length; the judges' agreement
+    (Spearman); variety, repetition and length. Of stories the same with `story_` before it: test_story_judge_score.
+    kl_to_start in nats a token, of the contexts. What a judge gave no score has no part in its means. The words of this
+    are no part of a judge's budget, and are not counted. Empty where there is nothing to ask, and of a student that
+    diverged, which says nothing: the log tells of it. Frees the memory of judges and teachers before and after.
     """
-    if not number:
-        return {}, []
+    release_models()  # those of the training, which is over
     try:
-        rollouts = held_out_samples(config, model, data, number, split)
+        rollouts = {
+            kind: held_out_samples(config, model, data, count, split, kind)
+            for kind, count in ((CONTEXTS, number), (STORY, stories))
+        }
     except ModelError as error:
         logger.warning("The student is not judged. %s", error)
         return {}, []
-    texts = [each.text for each in rollouts]
-    numbers = {
-        f"{split}_distinct_1": distinct(texts, 1),
-        f"{split}_distinct_2": distinct(texts, 2),
-        f"{split}_repetition": float(np.mean([repetition(text) for text in texts])),
-        f"{split}_response_words": float(np.mean([each.words for each in rollouts])),
-        "kl_to_start": _kl_to_start(config, model, data, rollouts),
-    }
-    asked = {"judge": config.judge, "second_judge": second_judge}
-    judges = {role: judge_of(config, data, name) for role, name in asked.items()}
-    judged = {role: _scores(judge, rollouts) for role, judge in judges.items() if judge}
-    for role, each in judged.items():
-        numbers |= _numbers(f"{split}_{role}", each)
-    if "judge" in judged:
-        numbers["judge_length_correlation"] = length_correlation(judged["judge"], texts)
-    if len(judged) == 2:
-        numbers |= dict(zip(("judges_agreement", "judges_agreement_samples"), agreement(*judged.values()), strict=True))
-    return {name: value for name, value in numbers.items() if np.isfinite(value)}, _records(rollouts, judged)
+    rollouts = {kind: each for kind, each in rollouts.items() if each}
+    judges = {"judge": config.judge, "second_judge": second_judge}
+    judged = {role: _judged(config, data, name, rollouts) for role, name in judges.items() if name != NO_JUDGE}
+    numbers, records = {}, []
+    for kind, said in rollouts.items():
+        told = {role: each[kind] for role, each in judged.items()}
+        numbers |= _numbers(split, PREFIXES[kind], said, told)
+        records += _records(kind, said, told)
+    if CONTEXTS in rollouts:
+        numbers["kl_to_start"] = _kl_to_start(config, model, data, rollouts[CONTEXTS])
+    return {name: value for name, value in numbers.items() if np.isfinite(value)}, records
 
 
 def held_out_samples(
-    config: InteractionConfig, model: PreTrainedModel, data: PreparedData, number: int, split: str
+    config: InteractionConfig, model: PreTrainedModel, data: PreparedData, number: int, split: str, kind: str = CONTEXTS
 ) -> list[Rollout]:
-    """Responses to the beginnings of evenly spaced blocks of `split`, or to the story prompt."""
-    settings, end = config.interaction, data.tokenizer.eos_token_id
-    if settings.prompts == STORY:
+    """Responses to the beginnings of evenly spaced blocks of `split`, or to the story prompt; none where `number` is 0.
+
+    None either where a model has no positions for a story, of which the log tells.
+    """
+    settings, end = _asked(config, data, kind).interaction, data.tokenizer.eos_token_id
+    room = settings.response_tokens
+    if kind == STORY:
         prompts = [story_prompt(data.tokenizer)] * number
+        room = min(room, _positions(model) - max(map(len, prompts), default=0))
     else:
         blocks = data.blocks[split].with_format("numpy")
         chosen = np.linspace(0, len(blocks) - 1, min(number, len(blocks))).astype(int)
         prompts = [blocks[int(i)]["input_ids"][: settings.prompt_tokens].astype(np.int64) for i in chosen]
         prompts = [each if end is None else np.insert(each, 0, end) for each in prompts]
-    size = config.per_device_eval_batch_size
-    sampling = Sampling(settings.response_tokens, TEMPERATURE, TOP_P, size)
-    return sample(model, data.tokenizer, prompts, sampling, SEED)
+    if not prompts:
+        return []
+    if room < 1:
+        logger.warning("No stories are judged: the model's %s positions do not hold their prompt.", _positions(model))
+        return []
+    sampling = Sampling(room, temperature=TEMPERATURE, top_p=TOP_P, batch_size=config.per_device_eval_batch_size)
+    return sample(model, data.tokenizer, prompts, sampling, SEEDS[kind])
+
+
+def _asked(config: InteractionConfig, data: PreparedData, kind: str) -> InteractionConfig:
+    """The configuration by which every arm is asked; its judge has no budget of words."""
+    half = data.card["block_size"] // 2
+    tokens = min(MOST_TOKENS, half) - 1, min(MOST_TOKENS, data.card["block_size"] - half)
+    if kind == STORY:
+        tokens = 0, read_story().max_new_tokens
+    settings = replace(config.interaction, prompts=kind, prompt_tokens=tokens[0], response_tokens=tokens[1])
+    limits = replace(config.judge_limits, most_words=0)
+    return replace(config, rubric=RUBRICS[kind], interaction=settings, judge_limits=limits)
+
+
+def _positions(model: PreTrainedModel) -> int:
+    return getattr(model.config, "max_position_embeddings", None) or 1 << 30
 
 
 def _kl_to_start(
@@ -99,25 +133,56 @@ def _kl_to_start(
     return rewarded.divergence([])["kl"]
 
 
-def _scores(judge: Judge, rollouts: Sequence[Rollout]) -> Judged:
-    return judge.score([each.prompt_text for each in rollouts], [each.text for each in rollouts])
+def _judged(config: InteractionConfig, data: PreparedData, name: str, rollouts: Asked) -> dict[str, Judged]:
+    """What one judge says of each kind; its model is in memory once, and out of it before the next judge is asked."""
+    judges = {kind: judge_of(_asked(config, data, kind), data, name) for kind in rollouts}
+    judged = {
+        kind: judges[kind].score([each.prompt_text for each in said], [each.text for each in said])
+        for kind, said in rollouts.items()
+    }
+    del judges
+    release_models()
+    return judged
 
 
-def _numbers(name: str, judged: Judged) -> dict[str, float]:
-    """Means over the responses that were scored, and how many were not."""
+def _numbers(split: str, prefix: str, rollouts: Sequence[Rollout], judged: dict[str, Judged]) -> dict[str, float]:
+    """Of the responses of one kind, by all judges."""
+    texts = [each.text for each in rollouts]
+    numbers = {
+        f"{split}_{prefix}distinct_1": distinct(texts, 1),
+        f"{split}_{prefix}distinct_2": distinct(texts, 2),
+        f"{split}_{prefix}repetition": float(np.mean([repetition(text) for text in texts])),
+        f"{split}_{prefix}response_words": float(np.mean([each.words for each in rollouts])),
+    }
+    for role, each in judged.items():
+        numbers |= _numbers_of_judge(f"{split}_{prefix}{role}", each)
+    if "judge" in judged:
+        numbers[f"{prefix}judge_length_correlation"] = length_correlation(judged["judge"], texts)
+    if len(judged) == 2:
+        names = f"{prefix}judges_agreement", f"{prefix}judges_agreement_samples"
+        numbers |= dict(zip(names, agreement(*judged.values()), strict=True))
+    return numbers
+
+
+def _numbers_of_judge(name: str, judged: Judged) -> dict[str, float]:
+    """Means over the responses that were scored, how many were not, and how probable numbers were at all."""
     ok = np.asarray(judged.ok, bool)
+    numbers = {f"{name}_failures": float(judged.failures), f"{name}_not_asked": float(judged.not_asked)}
+    if judged.number_mass is not None and np.isfinite(judged.number_mass).any():
+        numbers[f"{name}_number_mass"] = float(np.nanmean(judged.number_mass))
     if not ok.any():
-        return {f"{name}_failures": float(len(ok))}
+        return numbers
     aspects = {f"{name}_{aspect}": float(values[ok].mean()) for aspect, values in judged.aspects.items()}
-    return {f"{name}_score": float(judged.scores[ok].mean()), f"{name}_failures": float((~ok).sum()), **aspects}
+    return numbers | {f"{name}_score": float(judged.scores[ok].mean()), **aspects}
 
 
-def _records(rollouts: Sequence[Rollout], judged: dict[str, Judged]) -> list[dict[str, Any]]:
+def _records(kind: str, rollouts: Sequence[Rollout], judged: dict[str, Judged]) -> list[dict[str, Any]]:
     scores = {
         role: [float(score) if ok else None for score, ok in zip(each.scores, each.ok, strict=True)]
         for role, each in judged.items()
     }
     return [
-        {"prompt": each.prompt_text, "completion": each.text, **{role: values[i] for role, values in scores.items()}}
+        {"prompts": kind, "prompt": each.prompt_text, "completion": each.text}
+        | {role: values[i] for role, values in scores.items()}
         for i, each in enumerate(rollouts)
     ]

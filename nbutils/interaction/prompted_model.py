@@ -3,16 +3,21 @@
 A template's special tokens come from it alone: those written out in a text are spelled apart ("<|eot_id|>" as
 "< |eot_id|>"), so that no student ends its turn and speaks as the judge. There is exactly one BOS where the model has
 learned one, and none where its tokenizer would not put one.
+
+A model that judges and corrects is in memory once: `prompted_model` gives the same object to all who ask for it while
+any of them has it. `release_models` takes the weights back; whoever asks again loads them again.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
 import re
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 from nbutils.errors import ModelError, did_you_mean
 from nbutils.hub import locate
@@ -48,7 +53,10 @@ def check_prompted_model(name: str, what: str, others: Sequence[str]) -> None:
 
 
 class PromptedModel:
-    """A causal model by run folder, model folder or Hub name, loaded when its weights are first needed."""
+    """A causal model by run folder, model folder or Hub name, loaded when its weights are first needed.
+
+    Ask `prompted_model` for one: two objects of one model hold its weights twice.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -71,6 +79,10 @@ class PromptedModel:
 
         logging_of_transformers.disable_progress_bar()  # a bar for each judge is noise
         return load_trained(self.source, "auto" if torch.cuda.is_available() else "float32").requires_grad_(False)
+
+    def release(self) -> None:
+        """Let go of the weights."""
+        vars(self).pop("model", None)
 
     @property
     def chats(self) -> bool:
@@ -158,6 +170,29 @@ class PromptedModel:
         cut = self.tokenizer.decode(kept, skip_special_tokens=True) if kept else ""
         most = max(0, len(text) - 1)
         return (cut[-most:] if front else cut[:most]) if most else ""
+
+
+_SHARED: WeakValueDictionary[str, PromptedModel] = WeakValueDictionary()
+
+
+def prompted_model(name: str) -> PromptedModel:
+    """The model by run folder, model folder or Hub name; one object for all who have it at the same time."""
+    source = str(model_of(name))
+    found = _SHARED.get(source)
+    if found is None:
+        found = _SHARED[source] = PromptedModel(name)
+    return found
+
+
+def release_models() -> None:
+    """Free the memory of all judges and teachers, and of whatever else nobody holds any more."""
+    import torch
+
+    for each in list(_SHARED.values()):
+        each.release()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _sha256(path: Path) -> str:

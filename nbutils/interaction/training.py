@@ -22,7 +22,7 @@ from transformers.utils import logging as logging_of_transformers
 from nbutils.attempts import CHECKPOINTS
 from nbutils.interaction.correction import make_corrector
 from nbutils.interaction.examples import ROUND_FILE, RoundOrder, RoundRows
-from nbutils.interaction.judges import Judge, JudgeLimits, known_words_of, make_judge
+from nbutils.interaction.judges import RULE, Judge, JudgeLimits, known_words_of, make_judge
 from nbutils.interaction.limits import Budget
 from nbutils.interaction.policy import CROSS_ENTROPY, LOSSES, MEANS, PolicyModel
 from nbutils.interaction.rollouts import story_prompt
@@ -112,13 +112,15 @@ def judge_of(config: InteractionConfig, data: PreparedData, name: str) -> Judge 
     """
     if name == NO_JUDGE:
         return None
+    asked = config.rubric, config.run_folder / JUDGE_CACHE, config.judge_limits, config.seed
+    if name != RULE:  # nobody else looks at the text
+        return make_judge(name, *asked)
     blocks = plain_rows(data)["train"]
     read = [blocks[index]["input_ids"] for index in range(min(MOST_BLOCKS, len(blocks)))]
     texts = [data.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in read]
     words_of_a_token = sum(len(text.split()) for text in texts) / max(1, sum(map(len, read)))
-    asked = max(1, round(config.interaction.response_tokens * words_of_a_token))
-    cache = config.run_folder / JUDGE_CACHE
-    return make_judge(name, config.rubric, cache, config.judge_limits, config.seed, known_words_of(texts), asked)
+    words = max(1, round(config.interaction.response_tokens * words_of_a_token))
+    return make_judge(name, *asked, known_words_of(texts), words)
 
 
 class InteractionTrainer(ObjectiveTrainer):

@@ -85,6 +85,6 @@ def make_judge(
 
         return ServerJudge(ServerSettings.from_environment(), read, limits, cache, seed)
     from nbutils.interaction.judges.model_judge import ModelJudge
-    from nbutils.interaction.prompted_model import PromptedModel
+    from nbutils.interaction.prompted_model import prompted_model
 
-    return ModelJudge(PromptedModel(name), read, limits, cache)
+    return ModelJudge(prompted_model(name), read, limits, cache)

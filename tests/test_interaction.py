@@ -206,6 +206,13 @@ def test_words_of_each_method_by_hand(ledger):
     assert len(examples[0]) == 6
 
 
+def test_a_prompt_of_which_two_texts_are_the_same_has_its_turns_all_the_same(ledger):
+    _, (examples, _) = ledger("three_way", teacher=ToyTeacher(" fa ga ha"))  # what the person wrote
+    human_to_teacher, _, human_to_student = examples[:3]
+    assert len(examples) == 6 and all(not np.array_equal(e["input_ids"], e["rejected_ids"]) for e in examples)
+    assert np.array_equal(human_to_teacher["rejected_ids"], human_to_student["rejected_ids"])
+
+
 def test_only_who_ends_by_themselves_is_learned_to_end_from(ledger, data):
     """The student says 4 words and an end token: a shorter text of the teacher ends, a longer one is cut."""
     end, decode = data.tokenizer.eos_token_id, data.tokenizer.decode
@@ -239,6 +246,7 @@ def test_a_response_of_a_person_ends_at_its_document_s_end(ledger, data):
     written = teacher_to_student["input_ids"]  # an end token spelled in a teacher's text is text
     assert written.tolist().count(end) == 1
     assert np.array_equal(human_to_teacher["rejected_ids"], written)
+    assert len(examples) == 6  # three pairs for each of two prompts
     assert decode(written).startswith("<|endoftext|>abc de na<|end")
     said = teacher_to_student["rejected_ids"]  # the teacher may use as many tokens; where it was cut, it did not end
     assert len(written) == len(said) - 1 and said[-1] == end

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from nbutils.batches import collate
 from nbutils.interaction.examples import (
+    RoundOrder,
     RoundRows,
     pair_example,
     read_round,
@@ -293,3 +294,55 @@ def test_passes_of_imitation_come_before_those_of_preference(tmp_path):
     weights = [rows[index]["weights"].tolist() for index in range(len(rows))]
     imitation, both, nothing = [1, 0], [pytest.approx(given.sft_weight), 1], [0, 0]
     assert weights == [imitation, imitation, nothing, both, both, nothing, both, both, nothing]
+
+
+def made_round(tmp_path, given, examples):
+    rows = RoundRows(given, tmp_path / "round.npz")
+    rows.make = lambda number: examples
+    order = RoundOrder(rows, seed=1)
+    order.set_epoch(0)
+    return rows, order
+
+
+@pytest.mark.parametrize("method", ["simpo", "rloo"])
+def test_steps_are_whole_or_idle_where_a_round_is_short(tmp_path, method):
+    """Four of six examples, in each pass of its own order; what is empty comes after all passes."""
+    passes = 1 if method == "rloo" else 3
+    given = settings(method, passes=passes, prompts_per_round=6 if method == "simpo" else 2)
+    pair = [pair_example(np.array([1]), np.array([n]), np.array([9])) for n in range(2, 6)]
+    reward = [reward_example(np.array([1]), np.array([n]), advantages=np.ones(2, np.float32)) for n in range(2, 6)]
+    rows, order = made_round(tmp_path, given, pair if method == "simpo" else reward)
+    indices = [*order]
+    assert len(indices) == len(order) == 6 * passes
+    real = [bool(np.any(rows[index]["labels"] >= 0)) for index in indices]
+    assert real == [True] * 4 * passes + [False] * 2 * passes
+    seen = [[int(rows[index]["input_ids"][1]) for index in indices[4 * n : 4 * n + 4]] for n in range(passes)]
+    assert all(sorted(each) == [2, 3, 4, 5] for each in seen)
+    assert passes == 1 or len({tuple(each) for each in seen}) > 1
+
+
+def test_three_pairs_of_a_prompt_take_turns(tmp_path):
+    """A pass has as many examples as one of simpo; imitation sees human texts and corrections in turn."""
+    given = settings("three_way", passes=3, sft_passes=2, prompts_per_round=6)
+    assert given.examples_per_round == settings("simpo", prompts_per_round=6).examples_per_round
+    kinds = [(10, 20), (20, 30), (10, 30)]  # human over correction, correction over student, human over student
+    pairs = [
+        pair_example(np.array([prompt]), np.array([better]), np.array([worse]))
+        for prompt in range(6)
+        for better, worse in kinds
+    ]
+    rows, order = made_round(tmp_path, given, pairs)
+    assert len([*order]) == 6 * 5
+
+    def told(number):
+        found = [rows[6 * number + row] for row in range(6)]
+        assert [each["input_ids"][0] for each in found] == [*range(6)]
+        return [(int(each["input_ids"][1]), int(each["rejected_ids"][1])) for each in found]
+
+    for number in (0, 1):
+        assert sorted(better for better, _ in told(number)) == [10] * 3 + [20] * 3
+    for number in (2, 3, 4):
+        assert sorted(told(number)) == sorted(kinds * 2)
+    for prompt in range(6):
+        assert {told(number)[prompt] for number in (2, 3, 4)} == {*kinds}
+        assert {told(number)[prompt][0] for number in (0, 1)} == {10, 20}

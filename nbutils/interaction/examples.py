@@ -55,6 +55,8 @@ def response_mask(prompt: int, tokens: int) -> np.ndarray:
 class RoundRows:
     """The rows of one round after the other: each pass of it over the examples, empty rows where there are fewer.
 
+    Of a prompt with three pairs each pass takes another, and a pass about as many of each kind; passes of imitation
+    take those with human text and those with the correction in turn.
     make: in the first process, makes the examples of a round (counted from 0); a round that was begun is read from its
     file. wait: lets a process go on once all have come so far.
     """
@@ -78,15 +80,22 @@ class RoundRows:
         self.wait()
         self.round, self.examples = epoch, read_round(self.file, epoch)
 
+    @property
+    def filled(self) -> int:
+        """Rows of a pass that hold something."""
+        return min(len(self.examples) // self.settings.turns, self.settings.examples_per_round)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        turn, row = divmod(index, self.settings.examples_per_round)
-        if index >= len(self) or row >= len(self.examples):
+        settings = self.settings
+        number, row = divmod(index, settings.examples_per_round)
+        if index >= len(self) or row >= self.filled:
             return self._empty()
-        example = self.examples[row]
-        if self.settings.method not in PAIRED:
+        supervised = number < settings.all_passes - settings.passes
+        turns = min(settings.turns, 2) if supervised else settings.turns
+        example = self.examples[row * settings.turns + (number + row) % turns]
+        if settings.method not in PAIRED:
             return example
-        supervised = turn < self.settings.all_passes - self.settings.passes
-        weights = (1.0, 0.0) if supervised else (self.settings.sft_weight, 1.0)
+        weights = (1.0, 0.0) if supervised else (settings.sft_weight, 1.0)
         return example | {"weights": np.array(weights, np.float32)}
 
     def _empty(self) -> dict[str, Any]:
@@ -109,7 +118,8 @@ def reward_columns(method: str) -> tuple[str, ...]:
 class RoundOrder(Sampler[int]):
     """Indices of RoundRows: pass after pass, each in an order of its own that (seed, round, pass) decides.
 
-    Rows that hold nothing fill the last micro-batches of several processes up to `filled` (see nbutils/order.py).
+    Rows that hold nothing come after all passes, so that steps are whole or idle; more of them fill the last
+    micro-batches of several processes up to `filled` (see nbutils/order.py).
     """
 
     def __init__(self, rows: RoundRows, seed: int, filled: int = 1) -> None:
@@ -119,10 +129,10 @@ class RoundOrder(Sampler[int]):
         return -(-len(self.rows) // self.filled) * self.filled
 
     def __iter__(self) -> Iterator[int]:
-        each, passes = self.rows.settings.examples_per_round, self.rows.settings.all_passes
+        each, passes, real = self.rows.settings.examples_per_round, self.rows.settings.all_passes, self.rows.filled
         for number in range(passes):
-            yield from (number * each + int(row) for row in permutation(each, self.seed, self.epoch * passes + number))
-        yield from [len(self.rows)] * (len(self) - len(self.rows))
+            yield from (number * each + int(row) for row in permutation(real, self.seed, self.epoch * passes + number))
+        yield from [len(self.rows)] * (len(self) - passes * real)
 
     def set_epoch(self, epoch: int) -> None:
         """The order of round `epoch` from here on; its examples are made or read now."""

@@ -89,7 +89,7 @@ class RoundMaker:
             examples = [text_example(each.prompt, each.completion) for each in contexts]
         else:
             examples = self._with_samples(contexts, number, rows)
-        self.row["examples"] = len(examples)
+        self.row["examples"] = len(examples) // self.settings.turns
         write_rounds(self.run_folder, [*rows, self.row])
         return examples
 
@@ -209,7 +209,9 @@ class RoundMaker:
                 human = context.response(end)
                 self._spend("human", [self._text(human)])
                 pairs = [(human, better), (better, worse), (human, worse)]
-            examples += [pair_example(context.prompt, *pair) for pair in pairs if not np.array_equal(*pair)]
+            apart = [pair for pair in pairs if not np.array_equal(*pair)]
+            chosen = [apart[i % len(apart)] for i in range(len(pairs) if apart else 0)]  # each prompt as many
+            examples += [pair_example(context.prompt, *pair) for pair in chosen]
         return examples
 
     def _ranked(self, rollouts: Sequence[Rollout], judged: Judged) -> list[Example]:

@@ -103,8 +103,12 @@ class Interaction:
     @property
     def examples_per_round(self) -> int:
         """Rows of one pass: at most so many, fewer where scores failed or tied."""
-        each = {"three_way": 3, "ppo": self.samples_per_prompt, "rloo": self.samples_per_prompt}
-        return self.prompts_per_round * each.get(self.method, 1)
+        return self.prompts_per_round * (self.samples_per_prompt if self.method in ON_POLICY else 1)
+
+    @property
+    def turns(self) -> int:
+        """Examples that a prompt has, of which each pass takes one, the next pass the next."""
+        return 3 if self.method == "three_way" else 1
 
     def check(self) -> None:
         """Raise ParameterError, naming the notebook's parameter, where a value cannot be."""

@@ -14,8 +14,7 @@ import numpy as np
 import pandas as pd
 
 from nbutils.arms import named
-from nbutils.interaction.judges import RULE, RULE_PLAIN
-from nbutils.interaction.settings import JUDGED, NO_JUDGE
+from nbutils.interaction.settings import JUDGED, NO_JUDGE, STORY
 from nbutils.measures import measure
 from nbutils.statistics import mean_interval
 from nbutils.studies import Arm, Evidence, Judged, Study
@@ -36,8 +35,9 @@ METHOD_WORDS = {
 WORDS = ("human_words", "student_words", "teacher_words")
 ABOUT = 1.05  # word counts no further apart than by this factor count as equal
 MOST_ROUNDS = 1e9  # a larger number is none of a round
-# Parameters by which the responses that are scored differ, whatever was learned.
-ASKED = ("prompts", "prompt_tokens", "response_tokens", "judged_samples")
+ASKED = ("judged_samples", "judged_stories")  # contexts and stories that every arm is asked to write on from
+SCORES = ("judge_score", "second_judge_score")
+STORY_SCORES = ("story_judge_score", "story_second_judge_score")
 JUDGES = ("judge", "second_judge")
 BEGINNING = ("start_model", "model_name", "data_folder")
 
@@ -149,10 +149,12 @@ def _named(arms: Sequence[tuple[tuple[str, str], Arm]], several: bool) -> list[A
 def scored_otherwise(arm: Arm, other: Arm, judge: str = "judge") -> list[str]:
     """The parameters in which two arms' scores by a judge, "judge" or "second_judge", differ; none: comparable."""
     ours, theirs = (each.runs[0].params if each.runs else {} for each in (arm, other))
-    names = [judge, *ASKED]
-    if ours.get(judge) not in (RULE, RULE_PLAIN):  # which read no rubric
-        names.insert(1, "rubric")
-    return [name for name in names if ours.get(name) != theirs.get(name)]
+    return [name for name in (judge, *ASKED) if ours.get(name) != theirs.get(name)]
+
+
+def writes_stories(arm: Arm) -> bool:
+    """Whether an arm learned from responses to the story prompt."""
+    return bool(arm.runs) and arm.runs[0].params.get("prompts") == STORY
 
 
 def text_beside(study: Study, arm: Arm) -> Arm | None:

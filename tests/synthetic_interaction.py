@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from IPython.display import HTML
 from synthetic_runs import PARAMETERS, STEPS, final_numbers, write_run
 
 from nbutils.studies import Arm, Study
@@ -68,6 +70,7 @@ CONTRASTS = [
     {"name": "distilled", "question": "Is distillation better?", "stage": "distilled", "metric": "test_ce_loss",
      "treatment": {"alpha": 0.5}, "control": {"method": "simpo"}, "control_stage": "corrected", "better": "lower"},
 ]  # fmt: skip
+SCORE, SECOND = "test_judge_score", "test_second_judge_score"
 HOSTILE = "<script>alert(1)</script>\u202egnp"
 
 
@@ -201,3 +204,19 @@ def with_params(one: Arm, **params: Any) -> Arm:
     """The arm as if its runs had been asked with other parameters."""
     manifests = [run.manifest | {"params": run.manifest["params"] | params} for run in one.runs]
     return replace(one, runs=tuple(replace(run, manifest=m) for run, m in zip(one.runs, manifests, strict=True)))
+
+
+def with_arm(study: Study, other: Arm) -> Study:
+    """The study with `other` in the place of the arm of its label."""
+    return replace(study, arms=tuple(other if each.label == other.label else each for each in study.arms))
+
+
+def row_of(html: HTML, text: str) -> list[str]:
+    """The cells of the first row of a table that has `text`."""
+    row = next(row for row in re.findall(r"<tr.*?</tr>", html.data)[1:] if text in row)
+    return [" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in re.findall(r"<td.*?</td>", row)]
+
+
+def values(method: str, name: str) -> list[float]:
+    """A result of a method's runs, by seed."""
+    return [interaction_numbers(method, seed)[name] for seed in SEEDS]

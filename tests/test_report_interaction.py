@@ -16,12 +16,17 @@ from IPython.display import HTML
 from page_structure import Structure, text_of
 from synthetic_interaction import (
     HOSTILE,
+    SCORE,
+    SECOND,
     SEEDS,
     TOLD,
     arm,
     changed,
     interaction_numbers,
+    row_of,
     rows_of_rounds,
+    values,
+    with_arm,
     with_params,
     write_interaction,
 )
@@ -30,12 +35,9 @@ from synthetic_runs import write_run
 from nbutils import figures, report
 from nbutils.interaction_results import by_round, groups, words_of
 from nbutils.report.export import clean
-from nbutils.report.interaction import arm_table, equal_words, hacking, response_table, word_table
-from nbutils.report.judges import judge_table
+from nbutils.report.interaction import arm_table, equal_words, response_table, word_table
 from nbutils.report.rounds import round_table
 from nbutils.studies import gather
-
-SCORE, SECOND = "test_judge_score", "test_second_judge_score"
 
 
 @pytest.fixture(scope="module")
@@ -61,20 +63,6 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(figures, "show", lambda figure, name, caption, folder: HTML(f"<figure>{caption}</figure>"))
 
 
-def with_arm(study, other):
-    return replace(study, arms=tuple(other if each.label == other.label else each for each in study.arms))
-
-
-def row_of(html, text):
-    """The cells of the first row of a table that has `text`."""
-    row = next(row for row in re.findall(r"<tr.*?</tr>", html.data)[1:] if text in row)
-    return [" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in re.findall(r"<td.*?</td>", row)]
-
-
-def values(method, name):
-    return [interaction_numbers(method, seed)[name] for seed in SEEDS]
-
-
 # --- tables -------------------------------------------------------------------------------------------
 
 
@@ -98,14 +86,15 @@ def test_the_table_of_arms_has_every_number_by_hand(study):
 
 
 def test_scores_of_other_prompts_or_judges_are_marked_and_the_difference_named(study):
-    html = arm_table(study)
+    assert "†" not in arm_table(study).data  # PPO learned from stories, and is asked what all are
+    html = arm_table(with_arm(study, with_params(arm(study, "PPO"), judged_samples=20)))
     assert "†" in row_of(html, ">PPO")[2] and "†" not in row_of(html, "imitation")[2]
-    assert "PPO (prompts story, not contexts)" in html.data
+    assert "PPO (judged_samples 20, not 40)" in html.data
     other = with_arm(study, with_params(arm(study, "imitation (SFT)"), judge=f"runs/{HOSTILE}"))
     html = arm_table(other)
     assert "†" in row_of(html, "imitation")[2] and "†" not in row_of(html, "imitation")[3]
     rubric = with_arm(study, with_params(arm(study, "imitation (SFT)"), rubric="story"))
-    assert "†" not in row_of(arm_table(rubric), "imitation")[2]  # a judge of rules reads none
+    assert "†" not in row_of(arm_table(rubric), "imitation")[2]  # of the training alone
 
 
 def test_words_are_those_of_the_ledger(study):
@@ -136,82 +125,6 @@ def test_equal_and_unequal_words_are_said(group, evidence):
     assert verdicts.count("The words were unequal") == 1 and verdicts.count("No words were counted") == 1
 
 
-# --- judges -------------------------------------------------------------------------------------------
-
-
-def test_reward_hacking_is_a_warning_with_both_gains(study):
-    html = hacking(study)
-    gains = [
-        [ours - theirs for ours, theirs in zip(values("simpo_judge", name), values("text", name), strict=True)]
-        for name in (SCORE, SECOND)
-    ]
-    low, high = scipy.stats.ttest_1samp(gains[1], 0).confidence_interval(0.95)
-    told = f"{np.mean(gains[1]):+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
-    text = text_of(html)
-    assert html.data.startswith('<div class="warning">') and html.data.count("warning") == 1
-    assert "Reward hacking in SimPO by the judge. It has learned what its judge likes" in text and told in text
-    assert f"says {np.mean(gains[0]):+.3f} [" in text
-    assert "PPO: no arm of text alone was asked the same" in text and "imitation" not in text
-
-
-def test_a_gain_both_judges_see_and_one_within_noise_are_no_hacking(study):
-    hacked, numbers = arm(study, "SimPO by the judge"), interaction_numbers
-    gained = [changed(hacked).runs, changed(hacked).runs, changed(hacked).runs]
-    for runs, first, seconds in zip(
-        gained, (0.1, 0.1, 0.0), ((0.1, 0.1, 0.11), (-0.1, 0.09, 0.0), (-0.1, -0.1, -0.11)), strict=True
-    ):
-        for run, seed, second in zip(runs, SEEDS, seconds, strict=True):
-            text = numbers("text", seed)
-            noise = 0.01 * (seed - 2)
-            run.__dict__["result"] |= {SCORE: text[SCORE] + first + noise, SECOND: text[SECOND] + second}
-    told = [text_of(hacking(with_arm(study, replace(hacked, runs=runs)))) for runs in gained]
-    assert "Both see the gain." in told[0] and "Reward hacking" not in told[0]
-    assert "Perhaps, for the second is within the noise of seeds: it has learned" in told[1]
-    assert "The first is no gain beyond the noise of seeds." in told[2] and "Reward hacking" not in told[2]
-
-
-def test_a_judge_that_is_not_held_out_checks_nothing(study):
-    same = with_params(arm(study, "SimPO by the judge"), second_judge="rule")
-    assert "nothing checks its score" in text_of(hacking(with_arm(study, same)))
-    assert "no other judge looks on" in row_of(judge_table(with_arm(study, same)), "SimPO by the judge")[-1]
-
-
-def test_failures_length_and_agreement_in_words(study):
-    html = judge_table(study)
-    row = row_of(html, "SimPO by the judge")
-    assert row[2:6] == ["0.00 (0 of 120)", "–", "0.80 (n 90)", "0.10 (n 120)"]
-    assert row_of(html, "imitation")[3] == "15 (of 120)" and row_of(html, "SimPO on")[3] == "0 (of 120)"
-    assert row[6] == "scores follow length: 0.80 the held-out judge hardly agrees: 0.10, which may be chance"
-    row = row_of(html, ">PPO")
-    assert row[2] == "25.00 (30 of 150)" and row[6].startswith("fails often: 25 % length: 0.10, which may be chance")
-    assert row_of(html, "text alone")[2] == "–"  # no judge was asked while it learned
-    only = replace(study, arms=study.arms[-3:])
-    assert "Without a" not in judge_table(only).data
-
-
-def test_an_interval_of_correlations_is_one(study):
-    text = changed(arm(study, "text alone"))
-    for run, value in zip(text.runs, (0.9, 0.5, 0.9), strict=True):
-        run.__dict__["result"] |= {"judge_length_correlation": value}
-    low = scipy.stats.ttest_1samp([0.9, 0.5, 0.9], 0).confidence_interval(0.95).low
-    assert row_of(judge_table(with_arm(study, text)), "text alone")[4] == f"0.77 [{low:.2f}, 1.00] (n 90)"
-
-
-@pytest.mark.parametrize(
-    ("length", "agreement", "told"),
-    [
-        (-0.6, 0.5, "scores follow shortness: −0.60 the held-out judge agrees in part: 0.50"),
-        (0.4, 0.3, "scores lean towards length: 0.40 the held-out judge hardly agrees: 0.30"),
-        (0.25, -0.5, "scores hardly depend on length: 0.25 the held-out judge says the opposite: −0.50"),
-        (None, None, ""),
-    ],
-)
-def test_rules_of_thumb(study, length, agreement, told):
-    text = arm(study, "imitation (SFT)")
-    other = changed(text, judge_length_correlation=length, judges_agreement=agreement)
-    assert row_of(judge_table(with_arm(study, other)), "imitation")[-1] == told
-
-
 # --- figures ------------------------------------------------------------------------------------------
 
 
@@ -226,10 +139,10 @@ def test_reward_is_drawn_over_words_and_kl_over_rounds(study):
     assert (band["low"], band["high"]) == pytest.approx((low, high))
     assert list(kl.lines[-1].get_xdata()) == [1, 2, 3, 4, 5] and kl.lines[-1].get_ydata()[-1] == TOLD["ppo"][4]
     means = [tuple(each.get_offsets()[0]) for each in judges.collections if len(each.get_offsets()) == 1]
-    assert len(means) == 4  # PPO was asked otherwise
-    assert means[-1] == pytest.approx([np.mean(values("simpo_judge", name)) for name in (SCORE, SECOND)])
+    assert len(means) == 5
+    assert means[-2] == pytest.approx([np.mean(values("simpo_judge", name)) for name in (SCORE, SECOND)])
     (suspect,) = judges.patches
-    assert suspect.contains_point(judges.transData.transform(means[-1]))
+    assert suspect.contains_point(judges.transData.transform(means[-2]))
     assert not suspect.contains_point(judges.transData.transform(means[-2]))
 
 

@@ -14,13 +14,12 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nbutils.figures.style import LINE, QUIET, arm_legend, canvas, empty, look, styled
-from nbutils.interaction_results import by_round, scored_otherwise
+from nbutils.interaction_results import SCORES, by_round, scored_otherwise
 from nbutils.measures import measure
 from nbutils.studies import Arm, Study
 
 MARKED = 25  # rounds of a line that has marks
 ROOM = 0.08  # of an axis, left around what is drawn
-SCORES = ("judge_score", "second_judge_score")
 Panel = Callable[[Axes, Study, dict[str, dict[str, Any]]], set[str]]
 
 

@@ -13,10 +13,12 @@ from IPython.display import HTML
 
 from nbutils import figures
 from nbutils.arms import named
-from nbutils.figures.interaction import SCORES, beside
+from nbutils.figures.interaction import beside
 from nbutils.interaction_results import (
     ABOUT,
     JUDGES,
+    SCORES,
+    STORY_SCORES,
     WORDS,
     Group,
     differences,
@@ -30,6 +32,7 @@ from nbutils.interaction_results import (
     times,
     unequal_words,
     words_of,
+    writes_stories,
 )
 from nbutils.measures import UNKNOWN, measure
 from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
@@ -49,6 +52,8 @@ TITLE = (
 TITLES = {
     "judge_score": "first judge's\nscore (0 to 1)",
     "second_judge_score": "held-out judge's\nscore (0 to 1)",
+    "story_judge_score": "first judge,\nstories (0 to 1)",
+    "story_second_judge_score": "held-out judge,\nstories (0 to 1)",
     "perplexity": "perplexity",
     "pairs_acc": "minimal pairs\nof our own (%)",
     "blimp_acc": "BLiMP\n(%)",
@@ -59,11 +64,12 @@ OF_RESPONSES = {
     "response_words": "words of a\nresponse",
     "kl_to_start": "KL from the start\n(nats per token)",
 }
-NO_ASPECTS = ("score", "failures")
+NO_ASPECTS = ("score", "failures", "not_asked", "number_mass")
 MOST_ASPECTS = 6
 ARMS_CAPTION = (
-    "Mean and 95 % interval over seeds; below a judge's score the mean of each aspect. Judges read responses to test "
-    "prompts, which no arm learned from; perplexity is of what people wrote."
+    "Mean and 95 % interval over seeds; below a judge's score the mean of each aspect. Every arm writes on from the "
+    "same test blocks, which none learned from, and, as stories, from one opening; judges grade either by one rubric "
+    "for all. Perplexity is of what people wrote."
 )
 PAIRS_CAPTION = " Minimal pairs: the grammatical sentence is the more probable one, mean over kinds of pairs."
 RESPONSES_CAPTION = (
@@ -193,11 +199,16 @@ def hacking(study: Study) -> HTML:
     """Whether what an arm gained with the judge it learned from is seen by the judge that it never met."""
     parts = []
     for arm in study.arms:
-        if learns_from_scores(arm) and (metric := study.final(SCORES[0])) and arm.results(metric):
+        if learns_from_scores(arm) and (metric := study.final(_scores_of(study, arm)[0])) and arm.results(metric):
             warns, told = _checked(study, arm)
             paragraph = f"<p>{escaped(told, LONGEST_PARAGRAPH)}</p>"
             parts.append(f'<div class="warning">{paragraph}</div>' if warns else paragraph)
     return HTML("".join(parts))
+
+
+def _scores_of(study: Study, arm: Arm) -> tuple[str, str]:
+    """Both judges' scores of what an arm learned to write, where stories were judged at all."""
+    return STORY_SCORES if writes_stories(arm) and study.final(STORY_SCORES[0]) else SCORES
 
 
 def _checked(study: Study, arm: Arm) -> tuple[bool, str]:
@@ -207,7 +218,7 @@ def _checked(study: Study, arm: Arm) -> tuple[bool, str]:
             True,
             f"{arm.label}: no other judge than the one it learned from has scored it: nothing checks its score.",
         )
-    text, metrics = text_beside(study, arm), [study.final(name) for name in SCORES]
+    text, metrics = text_beside(study, arm), [study.final(name) for name in _scores_of(study, arm)]
     if text is None or None in metrics:
         return False, f"{arm.label}: no arm of text alone was asked the same: whether its score is a gain is unknown."
     gains = [differences(arm, text, metric) for metric in metrics]
@@ -219,7 +230,8 @@ def _checked(study: Study, arm: Arm) -> tuple[bool, str]:
         for each in gains
     )
     (low, _), (least, most) = map(mean_interval, gains)
-    said = f"against {text.label} the judge it learned from says {first}, the held-out judge {second}"
+    on = " on stories" if _scores_of(study, arm) == STORY_SCORES else ""
+    said = f"against {text.label} the judge it learned from says {first}{on}, the held-out judge {second}"
     if not low > 0:
         return False, f"{arm.label}: {said}. The first is no gain beyond the noise of seeds."
     if float(np.mean(gains[1])) < 0:

@@ -9,8 +9,8 @@ from IPython.display import HTML
 
 from nbutils.arms import named
 from nbutils.interaction.judges import SERVER
-from nbutils.interaction.settings import CORRECTED
-from nbutils.interaction_results import holds_out, is_interaction, method_of, rounds_of
+from nbutils.interaction.settings import CORRECTED, STORY
+from nbutils.interaction_results import holds_out, is_interaction, method_of, rounds_of, writes_stories
 from nbutils.measures import UNKNOWN, measure
 from nbutils.report.page import frame_of, table
 from nbutils.statistics import mean_interval
@@ -18,11 +18,15 @@ from nbutils.studies import Arm, Study
 
 CAPTION = (
     "Mean and 95 % interval over seeds. Failures: samples that the judge gave no score while the student learned; they "
-    "count in no mean. Correlations are Spearman's, of the finished student's responses to test prompts; n: responses "
-    "of all seeds. Rule of thumb: from 0.5 on scores follow length, and can be earned by writing more; from 0.7 on "
-    "judges agree, from 0.4 on in part. Within ±2/√n of 0 a correlation may be chance."
+    "count in no mean. Not asked: samples that a spent budget left without a score or a correction. Numbers: how "
+    "probable it is that a model that is to grade writes a number at all; the less, the less its grades say. "
+    "Correlations are Spearman's, of the finished student's responses to test prompts (to the story prompt, where it "
+    "learned from that); n: responses of all seeds. Rule of thumb: from 0.5 on scores follow length, and can be earned "
+    "by writing more; from 0.7 on judges agree, from 0.4 on in part. Within ±2/√n of 0 a correlation may be chance."
 )
+SOMETIMES = ("Without a\ncorrection", "Not\nasked", "Numbers\n(%)")  # columns left out where no arm has any
 FAILS = 0.05  # share of failures from which what is left may be another kind of text
+CORRELATIONS = ("judge_length_correlation", "judges_agreement")
 FOLLOWS, LEANS = 0.5, 0.3  # correlations with length
 AGREES, IN_PART = 0.7, 0.4  # correlations of judges
 
@@ -30,19 +34,21 @@ AGREES, IN_PART = 0.7, 0.4  # correlations of judges
 def judge_table(study: Study) -> HTML:
     """Each arm's judges and what speaks for or against them; empty where no judge was asked."""
     rows = [row for arm in study.arms if is_interaction(arm) and (row := _row(arm))]
-    if all(row["Without a\ncorrection"] == UNKNOWN for row in rows):
-        rows = [{title: cell for title, cell in row.items() if title != "Without a\ncorrection"} for row in rows]
+    empty = [title for title in SOMETIMES if all(row[title] == UNKNOWN for row in rows)]
+    rows = [{title: cell for title, cell in row.items() if title not in empty} for row in rows]
     if not rows:
         return HTML("")
     return table(frame_of(rows), f"Can the judges be believed? {CAPTION}", text=("Arm", "Judges", "In words"))
 
 
 def _row(arm: Arm) -> dict[str, str]:
-    length, agreement = (_mean(arm, name) for name in ("judge_length_correlation", "judges_agreement"))
+    of_stories = writes_stories(arm) and bool(arm.results("story_judges_agreement"))
+    names = [f"{'story_' * of_stories}{name}" for name in CORRELATIONS]
+    length, agreement = (_mean(arm, name) for name in names)
     failed = _failures(arm)
     if not any(map(math.isfinite, (length, agreement, failed))):
         return {}
-    scored, both = _scored(arm), int(np.nansum(arm.results("judges_agreement_samples") or [0]))
+    scored, both = _scored(arm, of_stories), int(np.nansum(arm.results(f"{names[1]}_samples") or [0]))
     first, second = (_judge(arm, name) for name in ("judge", "second_judge"))
     judges = [first, f"(held out: {second})"]
     return {
@@ -50,8 +56,10 @@ def _row(arm: Arm) -> dict[str, str]:
         "Judges": "\n".join(judges),
         "Failures\n(%)": measure("judge_failure_rate").number(failed) + _counts(*_asked(arm)),
         "Without a\ncorrection": _uncorrected(arm),
-        "Score and\nlength": _correlation(arm, "judge_length_correlation", scored),
-        "Agreement\nof judges": _correlation(arm, "judges_agreement", both),
+        "Not\nasked": _not_asked(arm),
+        "Numbers\n(%)": _number_mass(arm),
+        "Score and\nlength": _correlation(arm, names[0], scored),
+        "Agreement\nof judges": _correlation(arm, names[1], both),
         "In words": "\n".join(_in_words(arm, failed, (length, scored), (agreement, both))),
     }
 
@@ -94,9 +102,26 @@ def _uncorrected(arm: Arm) -> str:
     return f"{sum(int(frame.sum()) for frame in frames):,}" + f"\n(of {samples:,})"
 
 
-def _scored(arm: Arm) -> int:
-    """Responses of the finished students that the first judge scored."""
+def _not_asked(arm: Arm) -> str:
+    """What a spent budget left out while the student learned; a dash where nothing."""
+    frames = [frame for run in arm.runs if "not_asked" in (frame := rounds_of(run)).columns]
+    return f"{left_out:,}" if (left_out := sum(int(frame["not_asked"].sum()) for frame in frames)) else UNKNOWN
+
+
+def _number_mass(arm: Arm) -> str:
+    """Of each judge that is a model; of contexts and stories the lower one."""
+    lines = []
+    for judge, sentence in (("judge", "{}"), ("second_judge", "(held out: {})")):
+        found = [_mean(arm, f"test_{kind}{judge}_number_mass") for kind in ("", "story_")]
+        if known := [each for each in found if math.isfinite(each)]:
+            lines.append(sentence.format(measure("judge_number_mass").number(min(known))))
+    return "\n".join(lines) or UNKNOWN
+
+
+def _scored(arm: Arm, of_stories: bool) -> int:
+    """Responses of the finished students that the first judge scored, to contexts or to the story prompt."""
     told = [each for run in arm.runs for each in run.judged() if isinstance(each, dict)]
+    told = [each for each in told if (each.get("prompts") == STORY) == of_stories]
     return sum(isinstance(each.get("judge"), int | float) for each in told)
 
 

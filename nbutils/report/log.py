@@ -45,6 +45,8 @@ COMPARED = (
     "chrf",
     "judge_score",
     "second_judge_score",
+    "story_judge_score",
+    "story_second_judge_score",
 )
 INTERACTION = {"Method": "method", "Judge": "judge", "Held-out judge": "second_judge", "Rubric": "rubric"}
 INTERACTION |= {"Corrections by": "correcting_teacher", "Rounds": "rounds"}

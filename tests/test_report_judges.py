@@ -1,0 +1,147 @@
+"""What the report says of judges: whether they can be believed, and whether a student only pleases them.
+
+python -m pytest tests/test_report_judges.py
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.stats
+from page_structure import text_of
+from synthetic_interaction import (
+    SCORE,
+    SECOND,
+    SEEDS,
+    arm,
+    changed,
+    interaction_numbers,
+    row_of,
+    values,
+    with_arm,
+    with_params,
+    write_interaction,
+)
+
+from nbutils.interaction_results import groups
+from nbutils.report.interaction import arm_table, hacking
+from nbutils.report.judges import judge_table
+from nbutils.studies import gather
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    runs, file = write_interaction(tmp_path_factory.mktemp("interaction"))
+    (found,) = groups(gather(runs, str(file)))
+    return found.study
+
+
+def test_reward_hacking_is_a_warning_with_both_gains(study):
+    html = hacking(study)
+    gains = [
+        [ours - theirs for ours, theirs in zip(values("simpo_judge", name), values("text", name), strict=True)]
+        for name in (SCORE, SECOND)
+    ]
+    low, high = scipy.stats.ttest_1samp(gains[1], 0).confidence_interval(0.95)
+    told = f"{np.mean(gains[1]):+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+    text = text_of(html)
+    assert html.data.startswith('<div class="warning">') and html.data.count("warning") == 1
+    assert "Reward hacking in SimPO by the judge. It has learned what its judge likes" in text and told in text
+    assert f"says {np.mean(gains[0]):+.3f} [" in text
+    assert "PPO: against text alone the judge it learned from says −0.200" in text and "imitation" not in text
+    other = with_arm(study, with_params(arm(study, "PPO"), judged_samples=20))
+    assert "PPO: no arm of text alone was asked the same" in text_of(hacking(other))
+
+
+def test_stories_are_judged_of_every_arm_and_check_who_learned_from_them(study):
+    stories = {"text alone": (0.5, 0.6), "PPO": (0.9, 0.3)}
+    told = study
+    for label, (first, second) in stories.items():
+        own = changed(arm(study, label), judge_length_correlation=0.9, judges_agreement=0.9)
+        for number, run in enumerate(own.runs):
+            more = {"test_story_judge_score": first, "test_story_second_judge_score": second + 0.01 * number}
+            more |= {"story_judge_length_correlation": 0.1, "story_judges_agreement": 0.2}
+            run.__dict__["result"] |= more | {"story_judges_agreement_samples": 16, "test_story_judge_wit": 0.25}
+            run.__dict__["result"]["test_story_judge_not_asked"] = 7.0
+        told = with_arm(told, own)
+    row = row_of(arm_table(told), ">PPO")
+    assert row[4] == "0.900 (wit 0.25)" and row[5].startswith("0.310 [")
+    assert row_of(arm_table(told), "imitation")[4:6] == ["–", "–"]
+    text = text_of(hacking(told))
+    assert "Reward hacking in PPO. It has learned what its judge likes" in text
+    assert "against text alone the judge it learned from says +0.400" in text and "on stories, the held-out" in text
+    row = row_of(judge_table(told), ">PPO")
+    assert row[4] == "0.10" and row[5] == "0.20 (n 48)"  # of stories
+    assert row_of(judge_table(told), "text alone")[4].startswith("0.90")  # of contexts
+
+
+def test_what_was_not_asked_and_how_probable_numbers_were_is_shown(study):
+    assert "Not<br" not in judge_table(study).data and "Numbers" not in judge_table(study).data.split("<caption")[0]
+    masses = {"judge": 0.9, "story_judge": 0.125, "second_judge": 0.75}
+    one = changed(arm(study, "PPO"), **{f"test_{judge}_number_mass": mass for judge, mass in masses.items()})
+    for run in one.runs:
+        frame = run.rounds().assign(not_asked=2)
+        object.__setattr__(run, "rounds", lambda frame=frame: frame)
+    row = row_of(judge_table(with_arm(study, one)), ">PPO")
+    assert row[4] == "30" and row[5] == "12.5 (held out: 75.0)"  # of contexts and stories the lower one
+    assert row_of(judge_table(with_arm(study, one)), "imitation")[4:6] == ["–", "–"]
+
+
+def test_a_gain_both_judges_see_and_one_within_noise_are_no_hacking(study):
+    hacked, numbers = arm(study, "SimPO by the judge"), interaction_numbers
+    gained = [changed(hacked).runs, changed(hacked).runs, changed(hacked).runs]
+    for runs, first, seconds in zip(
+        gained, (0.1, 0.1, 0.0), ((0.1, 0.1, 0.11), (-0.1, 0.09, 0.0), (-0.1, -0.1, -0.11)), strict=True
+    ):
+        for run, seed, second in zip(runs, SEEDS, seconds, strict=True):
+            text = numbers("text", seed)
+            noise = 0.01 * (seed - 2)
+            run.__dict__["result"] |= {SCORE: text[SCORE] + first + noise, SECOND: text[SECOND] + second}
+    told = [text_of(hacking(with_arm(study, replace(hacked, runs=runs)))) for runs in gained]
+    assert "Both see the gain." in told[0] and "Reward hacking" not in told[0]
+    assert "Perhaps, for the second is within the noise of seeds: it has learned" in told[1]
+    assert "The first is no gain beyond the noise of seeds." in told[2] and "Reward hacking" not in told[2]
+
+
+def test_a_judge_that_is_not_held_out_checks_nothing(study):
+    same = with_params(arm(study, "SimPO by the judge"), second_judge="rule")
+    assert "nothing checks its score" in text_of(hacking(with_arm(study, same)))
+    assert "no other judge looks on" in row_of(judge_table(with_arm(study, same)), "SimPO by the judge")[-1]
+
+
+def test_failures_length_and_agreement_in_words(study):
+    html = judge_table(study)
+    row = row_of(html, "SimPO by the judge")
+    assert row[2:6] == ["0.00 (0 of 120)", "–", "0.80 (n 90)", "0.10 (n 120)"]
+    assert row_of(html, "imitation")[3] == "15 (of 120)" and row_of(html, "SimPO on")[3] == "0 (of 120)"
+    assert row[6] == "scores follow length: 0.80 the held-out judge hardly agrees: 0.10, which may be chance"
+    row = row_of(html, ">PPO")
+    assert row[2] == "25.00 (30 of 150)" and row[6].startswith("fails often: 25 % length: 0.10, which may be chance")
+    assert row_of(html, "text alone")[2] == "–"  # no judge was asked while it learned
+    only = replace(study, arms=study.arms[-3:])
+    assert "Without a" not in judge_table(only).data
+
+
+def test_an_interval_of_correlations_is_one(study):
+    text = changed(arm(study, "text alone"))
+    for run, value in zip(text.runs, (0.9, 0.5, 0.9), strict=True):
+        run.__dict__["result"] |= {"judge_length_correlation": value}
+    low = scipy.stats.ttest_1samp([0.9, 0.5, 0.9], 0).confidence_interval(0.95).low
+    assert row_of(judge_table(with_arm(study, text)), "text alone")[4] == f"0.77 [{low:.2f}, 1.00] (n 90)"
+
+
+@pytest.mark.parametrize(
+    ("length", "agreement", "told"),
+    [
+        (-0.6, 0.5, "scores follow shortness: −0.60 the held-out judge agrees in part: 0.50"),
+        (0.4, 0.3, "scores lean towards length: 0.40 the held-out judge hardly agrees: 0.30"),
+        (0.25, -0.5, "scores hardly depend on length: 0.25 the held-out judge says the opposite: −0.50"),
+        (None, None, ""),
+    ],
+)
+def test_rules_of_thumb(study, length, agreement, told):
+    text = arm(study, "imitation (SFT)")
+    other = changed(text, judge_length_correlation=length, judges_agreement=agreement)
+    assert row_of(judge_table(with_arm(study, other)), "imitation")[-1] == told

@@ -143,7 +143,7 @@ def test_reward_is_drawn_over_words_and_kl_over_rounds(study):
     assert means[-2] == pytest.approx([np.mean(values("simpo_judge", name)) for name in (SCORE, SECOND)])
     (suspect,) = judges.patches
     assert suspect.contains_point(judges.transData.transform(means[-2]))
-    assert not suspect.contains_point(judges.transData.transform(means[-2]))
+    assert not suspect.contains_point(judges.transData.transform(means[-3]))
 
 
 def test_a_legend_names_what_is_drawn_alone(study):

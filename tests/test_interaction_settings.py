@@ -94,8 +94,8 @@ PARAMS |= {"correcting_teacher": "human", "start_model": "", "model_name": "micr
             "from. Lower one, or prepare longer blocks.",
         ),
         (
-            {"prompt_tokens": 8, "response_tokens": 7},
-            "prompt_tokens 8 and response_tokens 7, with an end token before and after, are longer than the 16 "
+            {"prompt_tokens": 8, "response_tokens": 8},
+            "prompt_tokens 8 and response_tokens 8, with an end token before, are longer than the 16 "
             "positions of the model. Lower one, or take a model with more positions",
         ),
     ],
@@ -114,6 +114,6 @@ def test_what_may_be_is_not_refused():
     check_interaction({**made_later, "method": "three_way"})
     with pytest.raises(ParameterError, match="Set samples_per_prompt"):
         check_interaction({**made_later, "samples_per_prompt": 2})
-    settings("ppo", prompts="story").check_lengths(16, positions=5 + 8 + 1, story_tokens=5)
+    settings("ppo", prompts="story").check_lengths(16, positions=5 + 8, story_tokens=5)
     with pytest.raises(ParameterError, match=r"The story prompt's 5 tokens and response_tokens 8, with an end token"):
-        settings("ppo", prompts="story").check_lengths(16, positions=5 + 8, story_tokens=5)
+        settings("ppo", prompts="story").check_lengths(16, positions=5 + 7, story_tokens=5)

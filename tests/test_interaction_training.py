@@ -256,7 +256,7 @@ def test_sequences_that_do_not_fit_are_told_before_the_first_sample(data, tmp_pa
     with pytest.raises(ParameterError, match=f"prompt_tokens 5 and response_tokens {response}.*{told}"):
         trained(configuration(data, tmp_path, settings("simpo_judge", response_tokens=response)), judge)
     assert not judge.asked
-    trained(configuration(data, tmp_path / "fits", settings("simpo_judge", response_tokens=9, rounds=1)), judge)
+    trained(configuration(data, tmp_path / "fits", settings("simpo_judge", response_tokens=10, rounds=1)), judge)
 
 
 def test_a_student_that_diverges_is_told(data, tmp_path):

@@ -160,7 +160,8 @@ class RoundMaker:
         self, contexts: Sequence[Context], rollouts: Sequence[Rollout], number: int
     ) -> list[np.ndarray | None]:
         """The teacher's texts as tokens; None where there is none."""
-        people = [each.response(self.tokenizer.eos_token_id) for each in contexts]
+        end = self.tokenizer.eos_token_id
+        people = [each.response(end) for each in contexts]
         references = [self._text(each) for each in people]
         prompts, completions = [each.prompt_text for each in rollouts], [each.text for each in rollouts]
         made = self.corrector.correct(prompts, completions, references, number, self.settings.response_tokens)
@@ -171,10 +172,8 @@ class RoundMaker:
         corrections: list[np.ndarray | None] = []
         for each, text, ok, rollout, person in zip(tokens, made.texts, made.ok, rollouts, people, strict=True):
             known = each if ok and text.strip() else each[:0]
-            ended = len(each) < self.settings.response_tokens
-            if self.corrector.name == HUMAN:
-                ended = len(without_end(person, self.tokenizer.eos_token_id)) < len(person)
-            corrections.append(self._cut(known, rollout, ended))
+            cut_off = self.corrector.name == HUMAN and len(without_end(person, end)) == len(person)
+            corrections.append(self._cut(known, rollout, len(each) < self.settings.response_tokens and not cut_off))
         self.row["uncorrected"] = sum(each is None for each in corrections) - made.not_asked
         self.row["not_asked"] += made.not_asked
         return corrections

@@ -29,7 +29,7 @@ NO_JUDGE = "none"
 STORY, CONTEXTS = "story", "contexts"
 AT_LEAST_ONE = ("rounds", "prompts_per_round", "samples_per_prompt", "prompt_tokens", "response_tokens", "passes")
 WEIGHTS = ("sft_weight", "gamma", "score_margin", "kl_coefficient", "value_weight", "length_weight", "kl_stop")
-END_TOKENS = 2  # about a sequence: one before the prompt, one after a response that has none
+END_TOKENS = 1  # of a sequence, before the prompt; that of a response is one of its tokens
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class Interaction:
             )
         if positions is not None and positions < prompt + self.response_tokens + END_TOKENS:
             raise ParameterError(
-                f"{asked}, with an end token before and after, are longer than the {positions} positions of the model. "
+                f"{asked}, with an end token before, are longer than the {positions} positions of the model. "
                 "Lower one, or take a model with more positions (one from scratch has as many as blocks have tokens)."
             )
 

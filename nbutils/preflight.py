@@ -72,11 +72,38 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
 
 
 def check_inputs(variant: Variant) -> None:
-    """The part of `check_variant` that only the runs it needs can answer: has its model the vocabulary of the data?"""
+    """The part of `check_variant` that only the runs it needs can answer.
+
+    Has its model the vocabulary of the data? Do stories fit the model? With a model that is only on the Hub, or data
+    without a tokenizer's file, the run itself says so.
+    """
     params, card = variant.params, data_card(variant.params)
     if card and "model_name" in params and START not in params and not params.get("from_scratch", False):
         tokenizer = resolve(params[DATA_FOLDER]) / "data" / "tokenizer"
         _check_vocabulary(params["model_name"], tokenizer, card["fingerprint"])
+    if card and {*INTERACTION, START} <= params.keys():
+        _check_stories(params, card["block_size"])
+
+
+def _check_stories(params: dict[str, Any], block_size: int) -> None:
+    """Do the written prompt and a story fit the model? Needs neither torch nor transformers."""
+    from tokenizers import Tokenizer
+
+    from nbutils.interaction.prompts import read_story
+    from nbutils.interaction.settings import STORY, Interaction
+    from nbutils.models import saved_model
+
+    asked, tokenizer = Interaction.of(params), resolve(params[DATA_FOLDER]) / "data" / "tokenizer" / "tokenizer.json"
+    if asked.prompts != STORY or not tokenizer.is_file():
+        return
+    positions = block_size  # of a model from scratch
+    if params[START]:
+        start = resolve(params[START])
+        config = (saved_model(start, "last") or start) / "config.json"
+        told = read_json(config) if config.is_file() else {}
+        positions = told.get("max_position_embeddings") or told.get("n_positions")
+    prompt = Tokenizer.from_file(str(tokenizer)).encode(read_story().prompt, add_special_tokens=False)
+    asked.check_lengths(block_size, positions, len(prompt.ids) + 1)
 
 
 def remarks(plan: Plan) -> list[str]:

@@ -112,3 +112,20 @@ def test_a_refusal_while_a_run_starts_is_its_record(model_and_data, tmp_path):
     assert (outcome.status, outcome.exit_code) == ("failed", 2)
     assert outcome.message.startswith("ModelError: ")
     assert (tmp_path / "runs" / "study" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("start", ["model", "", "unknown/model"])
+def test_a_story_longer_than_the_models_positions_is_refused_where_they_are_known(model_and_data, start):
+    """A model of the Hub is asked by the run alone; blocks may be longer than the positions of what it begins with."""
+    params = {"method": "ppo", "prompts": "story", "rubric": "story", "prompts_per_round": 4, "top_p": 1.0}
+    params |= {"start_model": str(model_and_data / start) if start == "model" else start, "model_name": "micro"}
+    params |= {"data_folder": str(model_and_data / "own")}
+    check_inputs(variant(model_and_data, **params, response_tokens=10))
+    check_inputs(variant(model_and_data, **params | {"prompts": "contexts"}, response_tokens=200))
+    if start == "unknown/model":
+        check_inputs(variant(model_and_data, **params, response_tokens=200))
+        return
+    with pytest.raises(ParameterError, match="The story prompt's 2 tokens and response_tokens 16, with an end token"):
+        check_inputs(variant(model_and_data, **params, response_tokens=16))
+    with pytest.raises(ParameterError, match="The story prompt's 2 tokens and response_tokens 90"):  # as its file says
+        check_inputs(variant(model_and_data, **params, response_tokens=0))

@@ -112,6 +112,13 @@ def wait_for(condition, seconds: float = 60.0):
     return found
 
 
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def processes_of(folder: Path) -> list[psutil.Process]:
     """Runners of trials in `folder`, and the kernels they started."""
     found = []
@@ -146,10 +153,11 @@ def test_a_stopped_search_leaves_no_process_and_goes_on(notebook, tmp_path, numb
     process = worker(notebook, database, 2.5, 1)
     first = Place(tmp_path / "trials", "trial-0000")
     wait_for(lambda: (first.attempt / "metrics.csv").is_file())
-    assert len(processes_of(tmp_path)) > 2
+    started = psutil.Process(process.pid).children(recursive=True)  # a runner, its kernel's host, the kernel
+    assert len(started) > 2
     os.kill(process.pid, number)
     process.communicate(timeout=60)
-    wait_for(lambda: not processes_of(tmp_path))
+    wait_for(lambda: not processes_of(tmp_path) and not any(map(is_alive, started)))
     (run,) = load_runs(tmp_path / "trials")
     assert run.status == "preempted"
     setting = read_setting(str(notebook), fixed=["seconds: 2.5"])

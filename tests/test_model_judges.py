@@ -211,10 +211,13 @@ def test_a_check_loads_neither_torch_nor_transformers(model_folder):
 
 @needs_real_data
 @pytest.mark.parametrize("rubric", ["weekly", "story"])
-def test_a_published_model_serves_as_a_judge(rubric, tmp_path):
+def test_a_published_model_is_asked_as_a_judge_and_is_too_small_to_be_one(rubric, tmp_path, monkeypatch):
     judge = make_judge(f"{REAL_DATA}/models/stories260k_llama", rubric, tmp_path, JudgeLimits(batch_size=4))
     found = judge.score(["Once upon a time"] * 6, ["there was a girl. " * number for number in range(6)])
     assert found.ok.all()
     assert ((found.scores >= 0) & (found.scores <= 1)).all()
+    assert 0 < np.nanmean(found.number_mass) < 0.02
+    monkeypatch.setattr(model_judge, "LEAST_MASS", 0.1)
+    assert judge.score(["Once"], [" there was a girl."]).failures == 1
     front = judge.model.ids("Once")
     assert front.count(judge.model.tokenizer.bos_token_id) == 1

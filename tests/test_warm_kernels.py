@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -76,7 +77,7 @@ def outputs(run_folder: Path) -> list:
 
 
 def test_a_warm_kernel_finds_what_a_fresh_one_finds(tmp_path):
-    states, shown = {}, {}
+    states, shown, at_first = {}, {}, dict(os.environ)
     for kind, preloaded in (("fresh", ()), ("warm", PRELOADED)):
         folder = tmp_path / kind
         folder.mkdir()
@@ -90,7 +91,11 @@ def test_a_warm_kernel_finds_what_a_fresh_one_finds(tmp_path):
     assert before[2:] == [["datasets", "nbutils.training", "pandas", "torch", "transformers"]] * 2
     unseeded = [state.pop("unseeded") for state in states["fresh"] + states["warm"]]
     assert all(len(set(numbers)) == 4 for numbers in zip(*unseeded, strict=True))
-    assert states["warm"] == states["fresh"]
+    late = {name for name, value in os.environ.items() if at_first.get(name) != value}  # as torch does, by this process
+    for state in states["fresh"] + states["warm"]:
+        state["environment"] = {name: value for name, value in state["environment"].items() if name not in late}
+    for warm, fresh in zip(states["warm"], states["fresh"], strict=True):
+        assert {name for name in warm if warm[name] != fresh[name]} == set()
     assert shown["warm"] == shown["fresh"]
     assert "a library's complaint" in str(shown["warm"]) and "image/png" in str(shown["warm"])
 

@@ -12,6 +12,7 @@ import pytest
 import scipy.stats
 from page_structure import text_of
 from synthetic_interaction import (
+    HOSTILE,
     SCORE,
     SECOND,
     SEEDS,
@@ -145,3 +146,19 @@ def test_rules_of_thumb(study, length, agreement, told):
     text = arm(study, "imitation (SFT)")
     other = changed(text, judge_length_correlation=length, judges_agreement=agreement)
     assert row_of(judge_table(with_arm(study, other)), "imitation")[-1] == told
+
+
+@pytest.mark.parametrize(
+    ("prompts", "told"),
+    [
+        ({"server_model": f"judge-8b{HOSTILE}"}, "server judge-8b&lt;script&gt;"),
+        ({}, "server<br"),
+        (["server_model"], "server<br"),
+        (None, "server<br"),
+    ],
+)
+def test_the_model_of_a_server_is_named(study, prompts, told):
+    one = with_params(arm(study, "PPO"), judge="server")
+    runs = tuple(replace(run, manifest=run.manifest | {"prompts": prompts}) for run in one.runs)
+    html = judge_table(with_arm(study, replace(one, runs=runs))).data
+    assert told in html and "\u202e" not in html

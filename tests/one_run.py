@@ -50,7 +50,7 @@ def start_cli(folder: Path, *cells: str) -> subprocess.Popen:
 
 
 def wait_for(path: Path) -> str:
-    for _ in range(600):
+    for _ in range(1800):
         if path.is_file() and path.read_text():
             return path.read_text()
         time.sleep(0.05)

@@ -17,7 +17,8 @@ A teacher only runs forward, a third of that, and only its weights are in memory
     0                  where its most probable tokens are (topk)
 
 A run with a judge samples (2 N + 4 L d T a token, and twice as much to weigh what was drawn) and trains on whole
-sequences, both of a pair.
+sequences, both of a pair, which are in memory together. Beside it are its frozen start, and its judge and teacher
+in the precision they were published in.
 
 Storing them is one forward pass over the data, paid once for all students that read them. No run counts it, nor any
 evaluation.
@@ -39,6 +40,8 @@ from nbutils.shapes import TOKENIZERS
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from nbutils.interaction.settings import Interaction
+
 # Dense bfloat16 FLOP/s with float32 accumulation, from the makers' data sheets (without sparsity).
 PEAK = {
     "A10": 125e12,
@@ -53,6 +56,8 @@ PEAK = {
     "RTX4090": 165e12,
 }
 FROZEN_BYTES = 4  # a parameter of a teacher, in float32
+HALF_BYTES = 2  # one of a judge that was published in 16 bit
+CHARACTERS = 4.4  # of English text, about, that a token of GPT-2 stands for
 TEACHERS = ("teacher", "second_teacher")  # parameters: a run, a folder or a Hub name
 TRAINING_BYTES = 16  # a parameter in float32: weight 4, gradient 4, AdamW's two moments 8
 ACTIVATION_BYTES = 34  # a token, layer and unit of width in 16 bit, attention scores not kept (Korthikanti et al. 2022)
@@ -95,7 +100,7 @@ def estimate(variant: Variant, plan: Plan, gpu: str, utilisation: float) -> Cost
     if model is None:
         return None
     if "method" in params:
-        return _interaction_cost(params, *model, gpu, utilisation)
+        return _interaction_cost(variant, plan, *model, gpu, utilisation)
     teachers, left_out = _teachers(variant, plan, block_size)
     tokens, cache = training_tokens(params, data), params.get("teacher_cache", "off")
     of_token = flops_per_token(*model, block_size, params)
@@ -119,21 +124,69 @@ def _student(variant: Variant, plan: Plan, data: Mapping[str, Any]) -> tuple[Pre
 
 
 def _interaction_cost(
-    params: Mapping[str, Any], config: PretrainedConfig, parameters: int, gpu: str, utilisation: float
+    variant: Variant, plan: Plan, config: PretrainedConfig, parameters: int, gpu: str, utilisation: float
 ) -> Cost:
     """Of rounds: samples (forward alone, beside the frozen start) and passes over the examples they make."""
-    from nbutils.interaction.settings import PAIRED, Interaction
+    from nbutils.interaction.prompts import read_story
+    from nbutils.interaction.settings import PAIRED, STORY, Interaction
 
+    params = variant.params
     settings = Interaction.of(params)
-    length = settings.prompt_tokens + settings.response_tokens + 1
+    prompt = len(read_story().prompt) / CHARACTERS if settings.prompts == STORY else settings.prompt_tokens
+    length = round(prompt) + settings.response_tokens + 1
     sampled = settings.prompts_per_round * settings.samples_per_prompt * (settings.method != "text")
-    rows = settings.examples_per_round * settings.all_passes * (2 if settings.method in PAIRED else 1)
-    tokens = settings.rounds * rows * length
+    both = 2 if settings.method in PAIRED else 1
+    tokens = settings.rounds * settings.examples_per_round * settings.all_passes * both * length
     forward = _forward(config, parameters, length)
     flops = forward * (3 * tokens + 3 * settings.rounds * sampled * length)  # drawn, and seen by student and start
-    memory = training_memory(config, parameters, length, params) + FROZEN_BYTES * parameters
-    left_out = ("what judges and correcting teachers compute",) if settings.method != "text" else ()
-    return Cost(parameters, tokens, flops, memory, flops / (PEAK[gpu] * utilisation) / 3600, left_out)
+    own = training_memory(config, parameters, length * both, params) + FROZEN_BYTES * parameters
+    beside, left_out = _asked_memory(variant, plan)
+    learning = own + sum(memory for name, memory in beside.items() if name in _asked_in_rounds(variant, settings))
+    judging = 2 * FROZEN_BYTES * parameters + max(beside.values(), default=0.0)
+    left_out = (*(("what judges and correcting teachers compute",) if sampled else ()), *left_out)
+    hours = flops / (PEAK[gpu] * utilisation) / 3600
+    return Cost(parameters, tokens, flops, max(learning, judging), hours, left_out)
+
+
+def _asked_in_rounds(variant: Variant, settings: Interaction) -> set[str]:
+    """What `_asked_memory` calls those who are in memory while the student trains; one model in two roles is one."""
+    roles = [] if settings.method == "text" else ["judge"]
+    roles += ["correcting_teacher"] if settings.needs_teacher else []
+    return {_asked(variant, role) for role in roles}
+
+
+def _asked(variant: Variant, role: str) -> str:
+    """A run of the plan or a name: who has the role in a run with a judge."""
+    return str(variant.needs.get(role) or variant.params.get(role, ""))
+
+
+def _asked_memory(variant: Variant, plan: Plan) -> tuple[dict[str, float], tuple[str, ...]]:
+    """Bytes of the weights of every model that judges or corrects, by `_asked`, and what is not known of them."""
+    from nbutils.interaction import correction, judges
+    from nbutils.interaction.settings import NO_JUDGE, Interaction
+    from nbutils.teachers import model_of
+
+    found, left_out, seen = {}, [], {"", NO_JUDGE, *judges.NAMES, *correction.NAMES}
+    needs_teacher = Interaction.of(variant.params).needs_teacher
+    for role in ("judge", "second_judge", *(("correcting_teacher",) if needs_teacher else ())):
+        name = _asked(variant, role)
+        if name in seen:
+            continue
+        seen.add(name)
+        try:
+            if role in variant.needs:
+                needed = plan.variant(variant.needs[role])
+                facts = data_facts(needed, plan)
+                model = _model_of(needed.params, facts) if facts.get("block_size") else None
+            else:
+                model = _model(model_of(name), 0, 0)
+        except Unreachable:
+            model = None
+        if model:
+            found[name] = model[1] * (HALF_BYTES if "16" in str(model[0].dtype) else FROZEN_BYTES)
+        else:
+            left_out.append(f"the memory of {name}, the {role.replace('_', ' ')}, whose size is not known from here")
+    return found, tuple(left_out)
 
 
 def _model_of(params: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[PretrainedConfig, int] | None:

@@ -53,12 +53,13 @@ SMOOTHING_FORMULAS = (
 INTERACTION_FORMULAS = (
     ("Objective", "in rounds; text: CE on what people wrote; sft: CE on the teacher's corrections of samples; "
      "SimPO: −log σ(β (m<sub>w</sub> − m<sub>l</sub>) − γ) + w CE<sub>w</sub>, with m the mean log-probability "
-     "of a response's tokens, its end included, w the preferred and l the other; three-way: the mean over the pairs "
-     "people &gt; teacher &gt; student; PPO: −min(r A, clip(r, 1 ± ε) A) with r = p / p<sub>sampled</sub> and "
-     "generalised advantages A of score and KL; RLOO: −(R − mean R of the prompt's other samples) log p"),
+     "of a response's tokens, its end included, w the preferred and l the other; three-way: the pairs of "
+     "people &gt; teacher &gt; student, each pass another; PPO: −min(r A, clip(r, 1 ± ε) A) with "
+     "r = p / p<sub>sampled</sub> and generalised advantages A of score and KL; RLOO: −(R − mean R of the prompt's other samples) log p"),
     ("Judge's score", "the mean of its aspects, each in [0, 1]; of a model the expected value over the numbers it may "
      "answer. What gives no number is left out and counted"),
-    ("KL from the start", "mean over sampled tokens of log p − log p<sub>start</sub>, an estimate that can be below 0"),
+    ("KL from the start", "mean over the places of sampled responses of Σ p (log p − log p<sub>start</sub>) over the "
+     "vocabulary, exact at each; the price that rewards pay is of the sampled tokens alone"),
     ("Minimal pairs", "share of pairs with Σ log p(good) &gt; Σ log p(bad), the first token unscored where nothing "
      "precedes it; mean over paradigms, as BabyLM's pipeline has it, not comparable with lm-eval"),
     ("Distinct-n, repetition", "different n-grams of words over all n-grams, of all responses together; share of "

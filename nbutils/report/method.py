@@ -55,7 +55,8 @@ INTERACTION_FORMULAS = (
      "SimPO: −log σ(β (m<sub>w</sub> − m<sub>l</sub>) − γ) + w CE<sub>w</sub>, with m the mean log-probability "
      "of a response's tokens, its end included, w the preferred and l the other; three-way: the pairs of "
      "people &gt; teacher &gt; student, each pass another; PPO: −min(r A, clip(r, 1 ± ε) A) with "
-     "r = p / p<sub>sampled</sub> and generalised advantages A of score and KL; RLOO: −(R − mean R of the prompt's other samples) log p"),
+     "r = p / p<sub>sampled</sub> and generalised advantages A of score and KL; RLOO: −(R − mean R of the prompt's "
+     "other samples) log p"),
     ("Judge's score", "the mean of its aspects, each in [0, 1]; of a model the expected value over the numbers it may "
      "answer. What gives no number is left out and counted"),
     ("KL from the start", "mean over the places of sampled responses of Σ p (log p − log p<sub>start</sub>) over the "

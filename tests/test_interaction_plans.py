@@ -166,13 +166,13 @@ def cut_down(source: Path, folder: Path, only: tuple[str, ...] = (), **shared: o
     for stage in content["stages"]:
         params = stage["params"]
         if "subset_train" in params:
-            params |= {"subset_train": 60, "subset_val": 8, "subset_test": 8, "vocab_size": 500}
+            params |= {"subset_train": 60, "subset_val": 8, "subset_test": 8, "max_documents": 150, "vocab_size": 500}
         if "max_steps" in params:
             params |= {"max_steps": 4, "eval_steps": 4}
         if "method" in stage.get("matrix", {}):
             stage["matrix"]["method"] = [each for each in stage["matrix"]["method"] if not only or each in only]
-            params |= {"rounds": 2, "prompts_per_round": 4, "judged_samples": 3, "blimp_items": 2, "samples": 1}
-            params |= {"per_device_train_batch_size": 8, "eval_steps": 99, **shared}
+            params |= {"rounds": 2, "prompts_per_round": 4, "judged_samples": 3, "judged_stories": 3}
+            params |= {"per_device_train_batch_size": 8, "eval_steps": 99, "blimp_items": 2, "samples": 1, **shared}
         if "matrix" in stage:
             stage["matrix"]["seed"] = [1]
     needed = [each for each in content["stages"] if each.get("matrix", {}).get("method", True) != []]

@@ -323,4 +323,4 @@ def test_token_log_probs_memory_is_flat_in_the_number_of_tokens():
     step(64)()  # what only the first call takes
     few, many = (extra_memory(step(tokens)) for tokens in (512, 1024))
     logits = 1024 * 20_000 * 4 / 2**20
-    assert many < few + 4 and many < logits / 2, (few, many)
+    assert many < few + 12 and many < logits / 2, (few, many)

@@ -252,7 +252,7 @@ def test_a_batch_that_is_stopped_or_killed_leaves_no_process(ray, tmp_path, numb
     wait_for(lambda: list(runs.glob(".attempts/*/notebook.ipynb")), 120)
     batch.send_signal(number)
     code = batch.wait(20)
-    wait_for(lambda: not processes_of(str(tmp_path)), 45)  # some 2 s on a machine with nothing else to do
+    wait_for(lambda: not processes_of(str(tmp_path)), 90)  # ours in some 2 s; agents of Ray itself look once a minute
     told, ended = log.read_text(), {run.status for run in load_runs(runs)}
     if number == signal.SIGTERM:
         assert (code, ended) == (75, {"preempted"}), told

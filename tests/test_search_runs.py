@@ -150,7 +150,7 @@ def test_two_processes_share_a_study(notebook, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_search_leaves_no_process_and_goes_on(notebook, tmp_path, number):
     database = tmp_path / "study.db"
-    process = worker(notebook, database, 2.5, 1)
+    process = worker(notebook, database, 6.5, 1)
     first = Place(tmp_path / "trials", "trial-0000")
     wait_for(lambda: (first.attempt / "metrics.csv").is_file())
     started = psutil.Process(process.pid).children(recursive=True)  # a runner, its kernel's host, the kernel
@@ -160,7 +160,7 @@ def test_a_stopped_search_leaves_no_process_and_goes_on(notebook, tmp_path, numb
     wait_for(lambda: not processes_of(tmp_path) and not any(map(is_alive, started)))
     (run,) = load_runs(tmp_path / "trials")
     assert run.status == "preempted"
-    setting = read_setting(str(notebook), fixed=["seconds: 2.5"])
+    setting = read_setting(str(notebook), fixed=["seconds: 6.5"])
     search = search_for(database, setting, trials=1, startup_trials=2, pruner="none")
     lost = [trial for trial in search.shared.trials() if trial.number == 0]
     search.run()

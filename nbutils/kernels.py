@@ -89,11 +89,11 @@ def execute(
             pass  # the saved notebook has the error, and is read below
         except BaseException as error:
             if not _is_death(error):
-                _mark(output, watch)
+                mark_ending(output, watch)
                 raise
             code, memory = exit_code(managers[-1].provisioner), memory_kills() > killed_before
             died = {"type": KernelDied.__name__, "message": _death(code, memory)}
-            raise KernelDied(_mark(output, watch, died) | {"crash": -code not in FROM_OUTSIDE}) from None
+            raise KernelDied(mark_ending(output, watch, died) | {"crash": -code not in FROM_OUTSIDE}) from None
     failure = _failure(nbformat.read(output, as_version=4))
     if failure:
         raise NotebookFailed(failure)
@@ -201,12 +201,7 @@ def _is_death(error: BaseException | None) -> bool:
     return False
 
 
-def tell(output: Path, record: Mapping[str, Any], watch: Watch) -> None:
-    """Put what ended the run into the saved notebook, in the cell that it ended."""
-    _mark(output, watch, record)
-
-
-def _mark(output: Path, watch: Watch, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def mark_ending(output: Path, watch: Watch, told: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Put the saved notebook right, where papermill wrote `completed`, with the error `told`; the record of that.
 
     A notebook that was cut in a save, or cannot be written any more, goes: it would claim cells that did not end.

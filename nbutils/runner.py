@@ -198,13 +198,13 @@ def _interrupted(variant: Variant, watch: Watch) -> tuple[str, int, dict[str, An
 
 def _failed(place: Place, variant: Variant, failure: Any, watch: Watch) -> tuple[str, int, dict[str, Any]]:
     """(status, exit code, error) of a notebook that came to no good end: `failure` is a kernels.NotebookFailed."""
-    from nbutils.kernels import KernelDied, tell
+    from nbutils.kernels import KernelDied, mark_ending
 
     record = failure.record
     if watch.limit:
         status, exit_code, told = _interrupted(variant, watch)
         record = record | {"type": told["type"], "message": told["message"]}
-        tell(place.attempt / NOTEBOOK, record, watch)
+        mark_ending(place.attempt / NOTEBOOK, watch, record)
         return status, exit_code, record
     if record["type"] == Preempted.__name__:
         return PREEMPTED, RUN_AGAIN, record

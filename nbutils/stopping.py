@@ -121,7 +121,6 @@ class Watch(StopRequest):
     make_room: Callable[[], None] = lambda: None  # on the disk, for the notebook and the record of an end
     cell_began: float | None = None  # time.monotonic
     peak_memory_mib: float | None = None  # of the kernel's process, once it has ended
-    over: bool = False
 
     def cell_starts(self) -> None:
         """The time of `cell_minutes` begins."""
@@ -157,7 +156,7 @@ def kernel_stopped(run_folder: Path, send: Callable[[int], bool], limits: Resour
         with _handled(ask, signal.SIGTERM, signal.SIGINT):
             yield watch
     finally:
-        watch.over = True
+        watch.ended = True
 
 
 def _look_after(
@@ -165,7 +164,7 @@ def _look_after(
 ) -> None:
     """Ask the kernel to stop at a limit; end it where it was asked and takes too long."""
     began = time.monotonic()
-    while not watch.over and not watch.ended and not watch.asked:
+    while not watch.ended and not watch.asked:
         watch.limit = _limit_reached(began, watch.cell_began, limits)
         if watch.limit and send(signal.SIGTERM):
             watch.asked = True
@@ -177,7 +176,7 @@ def _look_after(
         if any(map(_is_at_work, run_folder.glob(f"{MARK}-*"))):
             busy = now
         time.sleep(TICK_SECONDS)
-    if not watch.ended and not watch.over:
+    if not watch.ended:
         send(signal.SIGKILL)
 
 

@@ -112,7 +112,8 @@ class PlanEvidence:
 
     `unplanned` are runs in the plan's folder that it does not name. `contrasts_changed`: whether it asks
     now what it did not ask before its first run, None where that was not recorded. `teachers` are stages whose
-    fine-tuned models other stages need, and that no contrast asks about.
+    fine-tuned models other stages need, and that no contrast asks about. Other stages that none asks about, of one
+    variant that others begin with, are no studies: their runs are among the slots alone.
     """
 
     name: str
@@ -189,17 +190,11 @@ def _plan_evidence(folder: Path, name: str, all_runs: Sequence[Run], file: Path 
         problems.append(f"Plan {name}: {error} Its contrasts are unknown, so all of it is exploratory.")
     slots, unplanned = fill_slots([run for run in all_runs if run.plan == name], plan)
     studies = plan_studies(name, slots, plan)
-    teachers = [_is_teacher(study, plan) for study in studies]
+    teachers = [study for study in studies if _is_teacher(study, plan)]
+    shown = [study for study in studies if study not in teachers and not _is_beginning(study, studies, plan)]
     changed = _contrasts_changed(folder / name, plan)
-    return PlanEvidence(
-        name,
-        tuple(study for study, is_teacher in zip(studies, teachers, strict=True) if not is_teacher),
-        tuple(slots),
-        tuple(unplanned),
-        changed,
-        tuple(problems),
-        tuple(study for study, is_teacher in zip(studies, teachers, strict=True) if is_teacher),
-    )
+    found = tuple(slots), tuple(unplanned), changed, tuple(problems)
+    return PlanEvidence(name, tuple(shown), *found, teachers=tuple(teachers))
 
 
 def is_folder_name(name: str) -> bool:
@@ -216,8 +211,17 @@ def _without_plan(name: str, all_runs: Sequence[Run]) -> PlanEvidence:
 
 def _is_teacher(study: Study, plan: Plan | None) -> bool:
     """Whether a stage made teachers. Without a plan every model that was fine-tuned counts as one."""
-    needed = plan is None or any(study.stage in stage.needs.values() for stage in plan.stages)
-    return needed and study.reports(BEFORE) and not study.judged
+    return (plan is None or _is_needed(study, plan)) and study.reports(BEFORE) and not study.judged
+
+
+def _is_beginning(study: Study, studies: Sequence[Study], plan: Plan | None) -> bool:
+    """Whether a stage made one model that others begin with, which is compared with none."""
+    compared = study.judged or any(arm.borrowed_from == study.stage for each in studies for arm in each.arms)
+    return plan is not None and _is_needed(study, plan) and len(study.slots) == 1 and not compared
+
+
+def _is_needed(study: Study, plan: Plan) -> bool:
+    return any(study.stage in stage.needs.values() for stage in plan.stages)
 
 
 def _contrasts_changed(plan_folder: Path, plan: Plan | None) -> bool | None:

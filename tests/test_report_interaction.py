@@ -235,7 +235,7 @@ def test_one_run_by_hand_has_its_section(tmp_path, undrawn):
 def test_the_other_sections_take_such_runs(evidence):
     text = text_of(report.method(evidence))
     assert "Minimal pairs" in text and "Objective (interaction)" in text
-    assert "minimal pairs of our own, mean of paradigms" in text_of(report.headline_table(evidence.studies[0]))
+    assert "minimal pairs of our own: mean accuracy" in text_of(report.headline_table(evidence.studies[0]))
     means = report.weekly.summary(evidence, "2026-W47")["arms"]["talk-judged"]
     assert all(SCORE in numbers for numbers in means.values())
 

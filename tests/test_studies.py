@@ -127,6 +127,20 @@ def test_a_plan_that_is_gone_leaves_its_runs_exploratory_and_says_so(tmp_path):
     assert "toy" in evidence.plans[0].problems[0] and "exploratory" in evidence.plans[0].problems[0]
 
 
+@pytest.mark.parametrize(("matrix", "shown"), [({}, False), ({"seed": [1, 2, 3, 4, 5]}, True)])
+def test_the_one_model_that_others_begin_with_is_no_study(tmp_path, matrix, shown):
+    runs, file = write_runs(tmp_path / "runs", keep=lambda m: m["seed"] == 1), write_plan(tmp_path)
+    plan = yaml.safe_load(file.read_text())
+    start = {"name": "start", "notebook": plan["stages"][0]["notebook"], "matrix": matrix}
+    plan["stages"] = [start, plan["stages"][0] | {"needs": {"data_folder": "start"}}]
+    file.write_text(yaml.safe_dump(plan))
+    for values in [{"seed": seed} for seed in matrix["seed"]] if matrix else [{}]:
+        write_run(runs / "toy", "start", values, final_numbers(0.0, 1, 0))
+    evidence = gather(runs, str(file))
+    assert ("start" in [study.stage for study in evidence.studies]) == shown
+    assert "start" in [slot.stage for slot in evidence.slots]  # its runs are in the manifest all the same
+
+
 def test_a_plan_that_is_neither_a_file_nor_has_runs_is_refused(tmp_path):
     with pytest.raises(PlanError, match="toyy"):
         gather(write_runs(tmp_path / "runs"), "toyy")

@@ -17,6 +17,7 @@ from nbutils.measures import Measure, measure
 from nbutils.studies import Judged, Study
 
 NAME_WIDTH = 26  # characters of a contrast's name in one line
+LABEL_WIDTH = 70  # of an axis
 FAR = 6.0  # an interval this many times beyond every threshold is drawn as an arrow, or it would flatten the rest
 # Shape as well as colour: filled for an answer, hollow for none.
 MARKS = {
@@ -66,8 +67,8 @@ def _draw_group(axes: Axes, group: Sequence[Judged]) -> None:
     axes.set_yticks(range(len(group)), [fill(judged.contrast.name, NAME_WIDTH) for judged in group])
     axes.set(ylim=(len(group) - 0.5, -0.5), xlim=(left, right))
     axes.grid(axis="y", visible=False)
-    unit = f", {metric.difference_unit}" if metric.unit else ""
-    axes.set_xlabel(f"treatment − control in {metric.label}{unit}")
+    unit = f", {metric.difference_unit}" if metric.difference_unit else ""
+    axes.set_xlabel(fill(f"treatment − control in {metric.label}{unit}", LABEL_WIDTH))
     axes.xaxis.set_major_formatter(lambda value, _: metric.signed(value))
     better, side = ("← better", "left") if group[0].contrast.better == "lower" else ("better →", "right")
     axes.set_title(better, loc=side, color=QUIET, fontweight="normal")

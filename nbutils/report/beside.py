@@ -202,7 +202,7 @@ def _verdict_table(rows: Sequence[VerdictRow]) -> str:
 
 
 def _measure_cell(measure: Measure) -> str:
-    return measure.label + (f"\n({measure.difference_unit})" if measure.unit else "")
+    return measure.label + (f"\n({measure.difference_unit})" if measure.difference_unit else "")
 
 
 def _verdict_cell(told: Told, common: Measure | None) -> str:

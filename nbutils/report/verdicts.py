@@ -274,7 +274,7 @@ def verdict_table(study: Study) -> HTML:
                 "Contrast": f"{contrast.name}\n({'primary' if contrast.primary else 'secondary'})",
                 "Verdict": verdict.outcome,
                 "Claim": f"{contrast.claim}\n({goal} {quantity.short(contrast.smallest_effect)})",
-                "Measure": quantity.label + (f"\n({quantity.difference_unit})" if quantity.unit else ""),
+                "Measure": quantity.label + (f"\n({quantity.difference_unit})" if quantity.difference_unit else ""),
                 "Difference": difference,
                 "p": p_text(verdict.p_value),
                 "Pairs": str(verdict.pairs),

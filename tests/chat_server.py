@@ -18,6 +18,7 @@ class Response:
 
     text: str | None = None
     tokens: Sequence[dict[str, Any]] | None = None
+    finish_reason: str | None = None
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes | None = None
@@ -29,6 +30,8 @@ class Response:
         if self.body is not None:
             return self.body
         choice: dict[str, Any] = {"index": 0, "message": {"role": "assistant", "content": self.text}}
+        if self.finish_reason is not None:
+            choice["finish_reason"] = self.finish_reason
         if self.tokens is not None:
             choice["logprobs"] = {"content": list(self.tokens)}
         return json.dumps({"object": "chat.completion", "choices": [choice]}).encode()

@@ -49,12 +49,14 @@ class ToyJudge:
 
 
 class ToyTeacher:
-    """Writes `text`, whatever it is asked; has nothing to say where `fails`."""
+    """Writes `text`, whatever it is asked, and ends it or is cut off; has nothing to say where `fails`."""
 
     name = "toy"
 
-    def __init__(self, text: str, fails: Callable[[int, int], bool] = lambda call, index: False) -> None:
-        self.text, self.fails = text, fails
+    def __init__(
+        self, text: str, fails: Callable[[int, int], bool] = lambda call, index: False, ended: bool = True
+    ) -> None:
+        self.text, self.fails, self.ended = text, fails, ended
         self.budget = Budget(JudgeLimits(), "The toy teacher")
         self.calls = 0
 
@@ -62,7 +64,7 @@ class ToyTeacher:
         ok = np.array([not self.fails(self.calls, index) for index in range(len(prompts))])
         self.calls += 1
         texts = tuple(self.text if each else "" for each in ok)
-        return Corrections(texts, ok, texts, sum(len(text.split()) for text in texts))
+        return Corrections(texts, ok, ok & self.ended, texts, sum(len(text.split()) for text in texts))
 
 
 def share(text: str, wanted: set[str]) -> float:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 
+import numpy as np
 import pytest
+import torch
 from chat_server import Response, chat_server, told
 from real_data import REAL_DATA, needs_real_data
 from small_judges import LIMITS, TEMPLATE, use_server, write_model
@@ -12,6 +15,7 @@ from small_judges import LIMITS, TEMPLATE, use_server, write_model
 from nbutils.errors import ModelError, ParameterError
 from nbutils.interaction.correction import check_corrector, make_corrector
 from nbutils.interaction.judges import JudgeLimits
+from nbutils.interaction.reply_cache import FILE
 
 PROMPTS = ["Once upon a time", "There was a girl ", "Once", "a girl", "style"]
 COMPLETIONS = [" grades", "was", "", " there", " text"]
@@ -32,6 +36,7 @@ def test_the_human_teacher_gives_the_true_continuation_and_costs_nothing():
     found = make_corrector("human").correct(["a", "b"], ["x", "y"], [" true", " \n"], 0)
     assert found.texts == (" true", "")
     assert found.ok.tolist() == [True, False]
+    assert found.ended.tolist() == [False, False]  # whether a reference was cut is for the caller to know
     assert found.words == 0
 
 
@@ -51,15 +56,38 @@ def test_a_model_repeats_itself_by_seed_round_and_text(base, tmp_path):
 
 
 def test_a_batch_that_is_kept_in_part_is_drawn_as_it_was(base, tmp_path):
-    import sqlite3
-
-    from nbutils.interaction.reply_cache import FILE
-
     teacher = make_corrector(base, cache_folder=tmp_path, limits=LIMITS)
     first = teacher.correct(PROMPTS, COMPLETIONS, NOTHING, 0, max_tokens=8)
     with sqlite3.connect(tmp_path / FILE) as connection:
         connection.execute("DELETE FROM replies WHERE key = (SELECT max(key) FROM replies)")
     assert teacher.correct(PROMPTS, COMPLETIONS, NOTHING, 0, max_tokens=8).texts == first.texts
+
+
+def test_a_model_ends_where_its_end_token_stands_and_the_cache_remembers(base, tmp_path):
+    """What ended in 6 tokens says no more in 24; what did not goes on."""
+    limits = JudgeLimits(batch_size=1)
+    teacher = make_corrector(base, cache_folder=tmp_path, limits=limits, top_p=1.0)
+    end = teacher.model.tokenizer.eos_token_id
+    with torch.no_grad():
+        weight = teacher.model.model.get_output_embeddings().weight
+        weight[end] = 1.5 * weight.abs().max() * weight[end].sign()
+    short, long = (teacher.correct(PROMPTS * 4, COMPLETIONS * 4, NOTHING * 4, 0, tokens) for tokens in (6, 24))
+    assert short.ended.any() and not short.ended.all()
+    goes_on = np.array([before != after for before, after in zip(short.texts, long.texts, strict=True)])
+    assert not goes_on[short.ended].any() and long.ended[short.ended].all()
+    assert goes_on[~short.ended].any() and long.ended[~short.ended & ~goes_on].all()  # the end token was the seventh
+    kept = make_corrector(base, cache_folder=tmp_path, limits=limits, top_p=1.0)
+    kept.write = None  # nobody is asked
+    assert kept.correct(PROMPTS * 4, COMPLETIONS * 4, NOTHING * 4, 0, 6).ended.tolist() == short.ended.tolist()
+
+
+def test_a_kept_text_that_does_not_say_how_it_ended_is_asked_for_again(base, tmp_path):
+    teacher = make_corrector(base, cache_folder=tmp_path, limits=LIMITS)
+    first = teacher.correct(PROMPTS, COMPLETIONS, NOTHING, 0, max_tokens=8)
+    with sqlite3.connect(tmp_path / FILE) as connection:
+        connection.execute("UPDATE replies SET reply = ?", ['{"text": "old", "raw": "old"}'])
+    again = teacher.correct(PROMPTS, COMPLETIONS, NOTHING, 0, max_tokens=8)
+    assert again.texts == first.texts and again.ended.tolist() == first.ended.tolist()
 
 
 def test_a_base_model_sees_the_prompt_alone_and_an_instruct_model_what_to_correct(base, chats, tmp_path):
@@ -86,8 +114,6 @@ def test_a_base_model_sees_the_prompt_alone_and_an_instruct_model_what_to_correc
 
 
 def test_a_teacher_that_diverged_corrects_nothing(base, tmp_path, caplog):
-    import torch
-
     teacher = make_corrector(base, cache_folder=tmp_path, limits=LIMITS)
     with torch.no_grad():
         teacher.model.model.get_output_embeddings().weight.fill_(float("nan"))
@@ -150,6 +176,16 @@ def test_a_server_that_cannot_go_on_with_a_beginning_gets_none(teacher_of):
         assert teacher_of(server.url).correct(["A"], ["b"], [""], 0).texts == (" went.",)
     assert server.requests[-1]["messages"][-1]["role"] == "user"
     assert "add_generation_prompt" not in server.requests[-1]
+
+
+def test_a_server_says_what_ended_by_itself(teacher_of):
+    replies = Response("went.", finish_reason="stop"), Response("went and", finish_reason="length"), "went"
+    with chat_server(told(*replies)) as server:
+        for _ in range(2):
+            teacher = teacher_of(server.url, JudgeLimits(batch_size=1))
+            found = teacher.correct(["p"] * 3, list("abc"), [""] * 3, 0)
+            assert found.ok.all() and found.ended.tolist() == [True, False, False]
+    assert len(server.requests) == 3
 
 
 def test_what_fails_is_left_out(teacher_of, caplog):

@@ -221,6 +221,12 @@ def test_only_who_ends_by_themselves_is_learned_to_end_from(ledger, data):
     _, (examples, _) = ledger("sft", teacher=ToyTeacher(" na oa" * 9))
     spoken = data.tokenizer.encode("abc deka la ma bc")
     assert len(examples[0]["input_ids"]) == 1 + len(spoken) and examples[0]["input_ids"][-1] != end
+    _, (examples, _) = ledger("sft", teacher=ToyTeacher(" na oa", ended=False))  # of few tokens in the student's eyes
+    assert decode(examples[0]["input_ids"]) == "<|endoftext|>abc de na oa"
+    room = len(data.tokenizer.encode(" na oa"))
+    for most, ending in ((room, ""), (room + 1, "<|endoftext|>")):  # the end token is one of the response's
+        _, (examples, _) = ledger("sft", teacher=ToyTeacher(" na oa"), response_tokens=most)
+        assert decode(examples[0]["input_ids"]) == f"<|endoftext|>abc de na oa{ending}"
     _, (examples, _) = ledger("sft", teacher=HumanCorrector(JudgeLimits()))  # three words, and the document's end
     assert decode(examples[0]["input_ids"]) == "<|endoftext|>abc de fa ga ha<|endoftext|>"
     human = HumanCorrector(JudgeLimits())

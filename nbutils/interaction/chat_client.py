@@ -98,6 +98,14 @@ class Answer:
         return None
 
     @property
+    def ended(self) -> bool:
+        """Whether the server says that the first choice's text ended by itself."""
+        match self.content:
+            case {"choices": [{"finish_reason": "stop"}, *_]}:
+                return True
+        return False
+
+    @property
     def tokens(self) -> Any:
         """What the first choice tells of its tokens, None where it tells nothing."""
         match self.content:

@@ -24,13 +24,16 @@ LONGEST_TEXT = 100_000  # characters that a server is sent
 class Corrections:
     """Texts in the order of the completions, to follow the prompt as they stand; "" where not ok.
 
-    ok: bool (number,); raw: what the teacher said or why there is no text, at most 400 characters, control characters
-    spelled out; words: of the texts that the teacher wrote, be they new or kept from an earlier time; not_asked: how
-    many have no text since nobody was asked, the budget being spent or the server out of order.
+    ok: bool (number,); ended: bool (number,), whether the teacher ended the text by itself, before it had to, which of
+    people's texts only the caller knows: False; raw: what the teacher said or why there is no text, at most 400
+    characters, control characters spelled out; words: of the texts that the teacher wrote, be they new or kept from an
+    earlier time; not_asked: how many have no text since nobody was asked, the budget being spent or the server out of
+    order.
     """
 
     texts: tuple[str, ...]
     ok: np.ndarray
+    ended: np.ndarray
     raw: tuple[str, ...]
     words: int
     not_asked: int = 0
@@ -64,11 +67,12 @@ class Draft:
 
 @dataclass(frozen=True)
 class Text:
-    """A teacher's text, None where there is none; its words or the reason."""
+    """A teacher's text, None where there is none; its words or the reason; whether it ended by itself."""
 
     text: str | None
     raw: str
     lasting: bool = True
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,14 +166,14 @@ class WritingCorrector:
 
     def _batch(self, drafts: Sequence[Draft], round: int) -> list[Text]:
         drawn = self.drawn.temperature, self.drawn.top_p, round
-        keys = [reply_key("correction", *self.identity, *drawn, *astuple(each)) for each in drafts]
+        keys = [reply_key("correction and its end", *self.identity, *drawn, *astuple(each)) for each in drafts]
         kept = self.cache.get(keys)
         known = {i: text for i, key in enumerate(keys) if (text := _read(kept.get(key))) is not None}
         missing = frozenset(range(len(drafts))) - known.keys()
         if missing:
             with self.budget.clock():
                 new = {i: text for i, text in self.write(drafts, missing) if i in missing}
-            self.cache.put({keys[i]: {"text": t.text, "raw": as_raw(t.raw)} for i, t in new.items() if t.lasting})
+            self.cache.put({keys[i]: _kept(text) for i, text in new.items() if text.lasting})
             known |= new
         return [known.get(i, Text(None, NOT_ASKED)) for i in range(len(drafts))]
 
@@ -207,8 +211,9 @@ class ModelCorrector(WritingCorrector):
             if written is None:
                 yield index, Text(None, "the model's logits are not finite")
                 continue
-            text = _joined(draft.prompt, written[index]) if self.model.chats else written[index]
-            yield index, Text(text if text.strip() else None, written[index])
+            said, ended = written[index]
+            text = _joined(draft.prompt, said) if self.model.chats else said
+            yield index, Text(text if text.strip() else None, said, ended=ended)
 
     @property
     def _end(self) -> list[int]:
@@ -217,7 +222,8 @@ class ModelCorrector(WritingCorrector):
     def _rendered(self, prompt: str, completion: str) -> str:
         return self.model.chat(self.prompt.messages(prompt, completion)) if self.model.chats else prompt
 
-    def _sampled(self, prompts: Sequence[Sequence[int]], first: Draft) -> list[str] | None:
+    def _sampled(self, prompts: Sequence[Sequence[int]], first: Draft) -> list[tuple[str, bool]] | None:
+        """(text, whether it ended by itself) of each; None where the model gives no distribution."""
         from nbutils.answers import left_padded
         from nbutils.generation import continued, seeded
 
@@ -231,7 +237,8 @@ class ModelCorrector(WritingCorrector):
             added = continued(model, ids, mask, **settings)
         if added is None:
             return None
-        return [self._decoded(prompt, new.tolist()) for prompt, new in zip(prompts, added, strict=True)]
+        written = zip(prompts, added.tolist(), strict=True)
+        return [(self._decoded(prompt, new), not ends.isdisjoint(new)) for prompt, new in written]
 
     def _decoded(self, prompt: Sequence[int], added: Sequence[int]) -> str:
         """The text of the tokens added, with the space they begin with: some tokenizers drop it at a text's start."""
@@ -263,7 +270,7 @@ class ServerCorrector(WritingCorrector):
             elif answer.text is None or not answer.text.strip():
                 yield indices[place], Text(None, "a reply without a text")
             else:
-                yield indices[place], Text(_joined(draft.prompt, answer.text), answer.text)
+                yield indices[place], Text(_joined(draft.prompt, answer.text), answer.text, ended=answer.ended)
 
     def _request(self, draft: Draft) -> dict[str, object]:
         return {
@@ -277,10 +284,14 @@ class ServerCorrector(WritingCorrector):
         }
 
 
+def _kept(text: Text) -> dict[str, object]:
+    return {"text": text.text, "raw": as_raw(text.raw), "ended": text.ended}
+
+
 def _read(kept: object) -> Text | None:
     match kept:
-        case {"text": str() | None as text, "raw": str(raw)}:
-            return Text(text, raw)
+        case {"text": str() | None as text, "raw": str(raw), "ended": bool(ended)}:
+            return Text(text, raw, ended=ended)
     return None
 
 
@@ -291,7 +302,7 @@ def _joined(prompt: str, text: str) -> str:
 
 
 def _corrections(texts: Sequence[Text], words: int) -> Corrections:
-    ok = np.array([each.text is not None for each in texts], bool)
+    ok, ended = (np.array(each, bool) for each in ([t.text is not None for t in texts], [t.ended for t in texts]))
     not_asked = sum(each.text is None and each.raw == NOT_ASKED for each in texts)
     written, raw = tuple(each.text or "" for each in texts), tuple(as_raw(each.raw) for each in texts)
-    return Corrections(written, ok, raw, words, not_asked)
+    return Corrections(written, ok, ended, raw, words, not_asked)

@@ -169,11 +169,12 @@ class RoundMaker:
         if self.corrector.name == HUMAN and self.settings.method != "three_way":  # which counts them with its pairs
             self._spend("human", references)
         tokens = tokenize(made.texts, self.tokenizer)  # an end token spelled out in a teacher's text ends nothing
+        ended = made.ended
+        if self.corrector.name == HUMAN:
+            ended = [len(without_end(each, end)) < len(each) for each in people]
         corrections: list[np.ndarray | None] = []
-        for each, text, ok, rollout, person in zip(tokens, made.texts, made.ok, rollouts, people, strict=True):
-            known = each if ok and text.strip() else each[:0]
-            cut_off = self.corrector.name == HUMAN and len(without_end(person, end)) == len(person)
-            corrections.append(self._cut(known, rollout, len(each) < self.settings.response_tokens and not cut_off))
+        for each, text, ok, rollout, whole in zip(tokens, made.texts, made.ok, rollouts, ended, strict=True):
+            corrections.append(self._cut(each if ok and text.strip() else each[:0], rollout, bool(whole)))
         self.row["uncorrected"] = sum(each is None for each in corrections) - made.not_asked
         self.row["not_asked"] += made.not_asked
         return corrections
@@ -181,13 +182,13 @@ class RoundMaker:
     def _cut(self, correction: np.ndarray, rollout: Rollout, ended: bool) -> np.ndarray | None:
         """No more tokens than the student used; None where that is none.
 
-        An end token follows where the teacher `ended` by itself and nothing was cut: a student that learned to end
-        where it was cut would say less in each round.
+        An end token follows where the teacher `ended` by itself, nothing was cut and there is room for it: a student
+        that learned to end where it was cut would say less in each round.
         """
         end = self.tokenizer.eos_token_id
         most = len(without_end(rollout.response, end))
         kept = correction[:most].astype(np.int64)
-        whole = ended and len(correction) <= most and end is not None
+        whole = ended and len(correction) <= min(most, self.settings.response_tokens - 1) and end is not None
         return (np.append(kept, end) if whole else kept) if len(kept) else None
 
     def _corrected(

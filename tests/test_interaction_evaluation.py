@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from small_judges import write_model
 from nbutils.interaction import training
 from nbutils.interaction.correction import make_corrector
 from nbutils.interaction.evaluation import held_out_samples, judge_student
-from nbutils.interaction.judges import Judged, JudgeLimits, model_judge
+from nbutils.interaction.judges import Judged, JudgeLimits
 from nbutils.interaction.prompts import read_story
 from nbutils.interaction.training import judge_of, starting_model
 from nbutils.models import load_trained
@@ -97,15 +98,15 @@ def test_every_arm_is_asked_the_same_with_the_same_draws(data_folder, data, tmp_
 
 
 def test_every_arm_is_asked_for_stories_and_contexts_by_the_same_rubrics(data_folder, data, tmp_path, monkeypatch):
-    """Whatever an arm learned from and however long its responses were; with no budget of words."""
+    """Whatever an arm learned from and however long its responses were; with no budget of words or seconds."""
     model, asked, scored = student(data, positions=192), [], []
 
     def make(name, rubric, cache, limits, *others):
-        asked.append((name, rubric, limits.most_words, *others[2:]))
+        asked.append((name, rubric, limits, *others[2:]))
         return ToyJudge()
 
     monkeypatch.setattr(training, "make_judge", make)
-    limits = JudgeLimits(most_words=1)
+    limits, none = JudgeLimits(7, most_words=1, most_seconds=1e-9), JudgeLimits(7)
     for method, changes in (("text", {}), ("ppo", {"prompts": "story", "response_tokens": 5, "length_weight": 0.3})):
         given = settings(method, **changes)
         rubric = {"rubric": given.prompts.replace("contexts", "weekly")}
@@ -115,7 +116,7 @@ def test_every_arm_is_asked_for_stories_and_contexts_by_the_same_rubrics(data_fo
     assert scored[0] == scored[1]
     assert asked[:4] == asked[4:]
     assert [each[:3] for each in asked[:4]] == [
-        ("rule", "weekly", 0), ("rule", "story", 0), ("other", "weekly", 0), ("other", "story", 0),
+        ("rule", "weekly", none), ("rule", "story", none), ("other", "weekly", none), ("other", "story", none),
     ]  # fmt: skip
     assert 0 < asked[0][3] < asked[1][3]  # the length that a judge of rules expects is that of what was asked
     numbers, records = scored[0]
@@ -165,17 +166,20 @@ def test_a_judge_s_model_is_in_memory_once_and_only_while_it_is_asked(data_folde
         return model
 
     monkeypatch.setattr("nbutils.models.load_trained", load)
-    monkeypatch.setattr(model_judge, "LEAST_MASS", 0.0)
-    config = configuration(data_folder, tmp_path / "run", settings("simpo"), judge=str(folders[0]))
+    limits = JudgeLimits(most_seconds=1e-9, least_number_mass=0.0)  # no seconds to judge in while it learned
+    named = {"judge": str(folders[0]), "judge_limits": limits}
+    config = configuration(data_folder, tmp_path / "run", settings("simpo"), **named)
     corrector = make_corrector(str(folders[0]), cache_folder=tmp_path / "cache")
     corrector.correct(["Once"], [" a"], [""], 0, max_tokens=2)
-    judge = judge_of(config, data, str(folders[0]))
+    judge = judge_of(replace(config, judge_limits=replace(limits, most_seconds=0.0)), data, str(folders[0]))
     assert judge.model is corrector.model and judge.score(["Once"], [" a"]).ok.all()
     assert loaded == [("one", 0)]
     numbers, _ = judge_student(config, student(data, positions=192), data, str(folders[1]), number=2, stories=2)
     assert {"test_judge_score", "test_second_judge_score", "test_story_second_judge_score"} <= numbers.keys()
     assert loaded == [("one", 0), ("one", 0), ("two", 0)]
     assert [each() for each in memory] == [None] * 3
+    kinds = [f"{kind}{role}" for kind in ("", "story_") for role in ("judge", "second_judge")]
+    assert all(numbers[f"test_{kind}_not_asked"] == numbers[f"test_{kind}_failures"] == 0 for kind in kinds)
     assert 0 < numbers["test_judge_number_mass"] < 1
 
 

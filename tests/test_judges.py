@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import signal
@@ -9,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from nbutils.interaction.judges import (
 from nbutils.interaction.judges.judged import Judged, Reply, ScoringJudge, judged
 from nbutils.interaction.judges.rules import balance, completeness, readability, variety
 from nbutils.interaction.reply_cache import FILE, ReplyCache, reply_key
+from nbutils.places import NOTEBOOKS
 
 
 def test_rule_judges_by_hand():
@@ -176,7 +179,9 @@ def test_a_damaged_cache_is_set_aside_and_rows_that_lie_are_not_believed(tmp_pat
             '{"values": [2, 3], "raw": "", "number_mass": null}',
             '{"values": [0.5], "raw": "", "number_mass": null}',
             '{"values": [NaN, 0], "raw": "", "number_mass": null}',
-            '{"values": [1, 1], "raw": "", "number_mass": 2}',
+            '{"values": [1, 1], "raw": "", "number_mass": [2, 0]}',
+            '{"values": [1, 1], "raw": "", "number_mass": [1]}',
+            '{"values": [1, 1], "raw": "", "number_mass": 0.5}',
         ):
             connection.execute("UPDATE replies SET reply = ?", [damage])
             connection.commit()
@@ -245,8 +250,21 @@ def test_how_far_a_judge_can_be_trusted():
         ({"retries": -1}, "asked again -1 times"),
         ({"most_words": -1}, "may spend -1 words"),
         ({"most_seconds": float("nan")}, "may spend nan seconds"),
+        ({"least_number_mass": 1.5}, r"least_number_mass is 1.5; give a number in \[0, 1\]"),
+        ({"least_number_mass": float("nan")}, "least_number_mass is nan"),
     ],
 )
 def test_limits_that_cannot_be_are_refused(limits, message):
     with pytest.raises(ParameterError, match=message):
         make_judge("rule", "weekly", None, JudgeLimits(**limits))
+
+
+def test_the_notebook_gives_each_limit_its_own_parameter():
+    """Every parameter has a value of its own here, so that two of them cannot be confused."""
+    given = {"judge_batch_size": 2, "judge_timeout_seconds": 3.0, "judge_retries": 4, "most_teacher_words": 5}
+    given |= {"most_teacher_seconds": 6.0, "least_number_mass": 0.7}
+    cells = json.loads((NOTEBOOKS / "06_interaction.ipynb").read_text())["cells"]
+    (cell,) = [source for each in cells if "limits = " in (source := "".join(each["source"]))]
+    told = {"run": SimpleNamespace(params={}), **given}
+    exec(cell, told)
+    assert told["limits"] == JudgeLimits(2, 3.0, 4, most_words=5, most_seconds=6.0, least_number_mass=0.7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,12 +20,14 @@ from nbutils.interaction.judges import (
     make_judge,
     model_judge,
 )
+from nbutils.interaction.judges.judged import Reply
 from nbutils.interaction.judges.model_judge import ForcedReply
 from nbutils.interaction.prompted_model import PromptedModel, release_models
 from nbutils.interaction.prompts import Aspect, read_correction, read_rubric
 from nbutils.interaction.reply_cache import FILE
 
 PROMPTS = ["Once upon a time", "There was a girl", "Once"]
+ANY_MASS = JudgeLimits(least_number_mass=0.0)  # random weights hardly ever write a number
 COMPLETIONS = [" there was a girl.", " style style style style style style {prompt}", " a"]
 
 
@@ -39,17 +42,15 @@ def chat_folder(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def any_mass(request, monkeypatch):
-    """Random weights hardly ever write a number. No test has another one's model."""
-    if "mass" not in request.node.name:
-        monkeypatch.setattr(model_judge, "LEAST_MASS", 0.0)
+def released():
+    """No test has another one's model."""
     yield
     release_models()
 
 
 def test_scores_of_a_model_are_those_of_its_full_texts(model_folder, tmp_path):
     """Against a plain pass over prompt, forced beginning and number, for every number."""
-    judge = make_judge(str(model_folder), "weekly", tmp_path, JudgeLimits(batch_size=2))
+    judge = make_judge(str(model_folder), "weekly", tmp_path, replace(ANY_MASS, batch_size=2))
     found = judge.score(PROMPTS, COMPLETIONS)
     assert found.ok.all()
     assert any(len(number) > 1 for number in judge.forced[0].numbers)  # 10 is two tokens here
@@ -73,7 +74,7 @@ def test_batches_change_no_score_and_the_cache_gives_the_same_bits(model_folder,
     texts = PROMPTS * 2, [*COMPLETIONS, " a girl", " there", " upon a time a time a time"]
     folders = [tmp_path / str(size) for size in (1, 4)]
     one, four = (
-        make_judge(str(model_folder), "story", folder, JudgeLimits(batch_size=size))
+        make_judge(str(model_folder), "story", folder, replace(ANY_MASS, batch_size=size))
         for folder, size in zip(folders, (1, 4), strict=True)
     )
     alone, together = one.score(*texts), four.score(*texts)
@@ -82,7 +83,7 @@ def test_batches_change_no_score_and_the_cache_gives_the_same_bits(model_folder,
     assert ((together.scores > 0) & (together.scores < 1)).all()
     with sqlite3.connect(folders[1] / FILE) as connection:
         connection.execute("DELETE FROM replies WHERE key = ?", [four.key(_text(texts, 3))])
-    again, batches = make_judge(str(model_folder), "story", folders[1], JudgeLimits(batch_size=4)), []
+    again, batches = make_judge(str(model_folder), "story", folders[1], replace(ANY_MASS, batch_size=4)), []
     graded = again._graded
     again._graded = lambda batch: batches.append(len(batch)) or graded(batch)
     assert np.array_equal(again.score(*texts).scores, together.scores)
@@ -92,22 +93,55 @@ def test_batches_change_no_score_and_the_cache_gives_the_same_bits(model_folder,
     assert np.array_equal(again.score(*texts).scores, together.scores) and "model" not in vars(again.model)
 
 
-def test_numbers_of_hardly_any_mass_are_no_grades_and_it_is_told(model_folder, tmp_path, monkeypatch):
-    judge = make_judge(str(model_folder), "weekly", tmp_path, JudgeLimits())
+def test_numbers_of_hardly_any_mass_are_no_grades_and_it_is_told(model_folder, tmp_path, caplog):
+    bounded, free = JudgeLimits(), ANY_MASS
+    judge = make_judge(str(model_folder), "weekly", tmp_path, bounded)
     found = judge.score(["Once", "Once"], [" a girl", ""])
     assert found.ok.tolist() == [False, True] and found.failures == 1 and found.words == 4
     assert found.scores[1] == 0 and "lowest grade" in found.raw[1]
-    assert 0 < found.number_mass[0] < model_judge.LEAST_MASS and np.isnan(found.number_mass[1])
-    assert "it would write something else: coherence" in found.raw[0]
+    assert 0 < found.number_mass[0] < 0.1 and np.isnan(found.number_mass[1])
+    assert "it would write something else: coherence" in found.raw[0] and "say little" not in caplog.text
     release_models()
-    kept = make_judge(str(model_folder), "weekly", tmp_path, JudgeLimits())
-    assert kept.score(["Once"], [" a girl"]).number_mass == found.number_mass[:1]
-    assert "model" not in vars(kept.model)
-    monkeypatch.setattr(model_judge, "LEAST_MASS", 0.0)  # what was refused under another bound is asked again
-    assert kept.score(["Once"], [" a girl"]).ok.all()
-    assert model_judge._reply((1.0, 0.5), ("a", "b"), (0.9, 0.3)).number_mass == pytest.approx(0.6)
-    monkeypatch.setattr(model_judge, "LEAST_MASS", 0.4)
-    assert model_judge._reply((1.0, 0.5), ("a", "b"), (0.9, 0.3)).values is None  # one aspect is enough
+    for _ in range(2):  # the reply that is kept is judged by the bound it is read under
+        read = make_judge(str(model_folder), "weekly", tmp_path, free)
+        scored = [read.score(["Once"], [" a girl"]) for _ in range(2)][1]
+        assert scored.ok.all() and scored.number_mass == found.number_mass[:1] and 0 < scored.scores[0] < 1
+        again = make_judge(str(model_folder), "weekly", tmp_path, bounded)
+        refused = again.score(["Once"], [" a girl"])
+        assert not refused.ok.any() and refused.raw == found.raw[:1] and refused.number_mass == found.number_mass[:1]
+        assert "model" not in vars(again.model) | vars(read.model)
+        share = f"{100 * found.number_mass[0]:.2g} %"
+        assert caplog.text.count(f"writes a number {share} of the time: its grades say little") == 1
+        caplog.clear()
+
+
+def test_the_aspect_of_least_mass_decides():
+    reply = model_judge._reply((1.0, 0.5), ("a", "b"), (0.9, 0.3))
+    assert reply.number_mass == pytest.approx(0.6)
+    assert reply.bounded(0.3) is reply and reply.bounded(0.31).values is None
+    assert reply.bounded(0.31).number_masses == reply.number_masses
+    assert Reply((1.0,), "").bounded(1.0).values == (1.0,)  # a server does not tell
+
+
+def test_a_tiny_llama_is_a_judge_only_on_purpose(tmp_path):
+    """Random weights are spread evenly: a number of n tokens has the probability 1 / vocabulary ** n, about."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    write_model(tmp_path / "llama")
+    size = len(PromptedModel(str(tmp_path / "llama")).tokenizer)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    torch.manual_seed(1)
+    LlamaForCausalLM(LlamaConfig(vocab_size=size, **shape)).save_pretrained(tmp_path / "llama")
+    judges = [
+        make_judge(str(tmp_path / "llama"), "weekly", tmp_path / "cache", limits)
+        for limits in (JudgeLimits(), ANY_MASS)
+    ]
+    failed, scored = (judge.score(PROMPTS, COMPLETIONS) for judge in judges)
+    assert failed.failures == 3 and np.isnan(failed.scores).all()
+    assert scored.ok.all() and ((scored.scores > 0) & (scored.scores < 1)).all()
+    *digits, ten = judges[0].forced[0].numbers
+    assert ten[: len(digits[1])] == digits[1]  # so that its probability is part of that of 1
+    assert scored.number_mass == pytest.approx(sum(size ** -len(each) for each in digits), rel=0.3)
 
 
 def _text(texts, index):
@@ -129,7 +163,7 @@ def test_a_number_that_another_begins_with_counts_only_where_it_ends():
 
 
 def test_a_model_that_diverged_gives_no_score(model_folder, tmp_path):
-    judge = make_judge(str(model_folder), "story", tmp_path, JudgeLimits())
+    judge = make_judge(str(model_folder), "story", tmp_path, ANY_MASS)
     with torch.no_grad():
         judge.model.model.get_output_embeddings().weight.fill_(float("nan"))
     found = judge.score(PROMPTS, COMPLETIONS)
@@ -156,7 +190,7 @@ def test_chats_have_one_bos_and_no_special_token_from_a_text(chat_folder):
 
 
 def test_an_instruct_model_judges_by_its_template(chat_folder, tmp_path):
-    judge = make_judge(str(chat_folder), "story", tmp_path, JudgeLimits())
+    judge = make_judge(str(chat_folder), "story", tmp_path, ANY_MASS)
     plain = PromptedModel(str(chat_folder))
     plain.tokenizer.chat_template = None
     assert judge.model.identity != plain.identity
@@ -167,7 +201,7 @@ def test_an_instruct_model_judges_by_its_template(chat_folder, tmp_path):
 
 def test_texts_too_long_for_a_model_are_cut_and_told(tmp_path, caplog):
     folder = write_model(tmp_path / "short", positions=128)
-    judge = make_judge(str(folder), "story", tmp_path / "cache", JudgeLimits())
+    judge = make_judge(str(folder), "story", tmp_path / "cache", ANY_MASS)
     found = judge.score(["start " * 500 + "Once", "Once"], [" a girl", " a girl" * 100_000])
     assert found.ok.all()
     assert caplog.text.count("Texts are too long for the 128 positions") == 1
@@ -177,7 +211,7 @@ def test_texts_too_long_for_a_model_are_cut_and_told(tmp_path, caplog):
 
 
 def test_a_model_without_room_for_the_rubric_is_refused(tmp_path):
-    judge = make_judge(str(write_model(tmp_path, positions=32)), "story", tmp_path / "cache", JudgeLimits())
+    judge = make_judge(str(write_model(tmp_path, positions=32)), "story", tmp_path / "cache", ANY_MASS)
     with pytest.raises(ModelError, match="32 positions, and what it is told takes"):
         judge.score(["a"], ["b"])
 
@@ -211,13 +245,13 @@ def test_a_check_loads_neither_torch_nor_transformers(model_folder):
 
 @needs_real_data
 @pytest.mark.parametrize("rubric", ["weekly", "story"])
-def test_a_published_model_is_asked_as_a_judge_and_is_too_small_to_be_one(rubric, tmp_path, monkeypatch):
-    judge = make_judge(f"{REAL_DATA}/models/stories260k_llama", rubric, tmp_path, JudgeLimits(batch_size=4))
+def test_a_published_model_is_asked_as_a_judge_and_is_too_small_to_be_one(rubric, tmp_path):
+    judge = make_judge(f"{REAL_DATA}/models/stories260k_llama", rubric, tmp_path, replace(ANY_MASS, batch_size=4))
     found = judge.score(["Once upon a time"] * 6, ["there was a girl. " * number for number in range(6)])
     assert found.ok.all()
     assert ((found.scores >= 0) & (found.scores <= 1)).all()
     assert 0 < np.nanmean(found.number_mass) < 0.02
-    monkeypatch.setattr(model_judge, "LEAST_MASS", 0.1)
-    assert judge.score(["Once"], [" there was a girl."]).failures == 1
+    strict = make_judge(judge.name, rubric, tmp_path, JudgeLimits())
+    assert strict.score(["Once"], [" there was a girl."]).failures == 1
     front = judge.model.ids("Once")
     assert front.count(judge.model.tokenizer.bos_token_id) == 1

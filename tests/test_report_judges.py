@@ -88,6 +88,18 @@ def test_what_was_not_asked_and_how_probable_numbers_were_is_shown(study):
     row = row_of(judge_table(with_arm(study, one)), ">PPO")
     assert row[4] == "30" and row[5] == "12.5 (held out: 75.0)"  # of contexts and stories the lower one
     assert row_of(judge_table(with_arm(study, one)), "imitation")[4:6] == ["–", "–"]
+    assert "of the time" not in row[-1]
+
+
+def test_a_judge_that_hardly_writes_a_number_is_told_of_in_words(study):
+    said = "writes a number {} % of the time: its grades say little"
+    for masses, told in (
+        ({"judge": 0.004}, said.format("0.4")),
+        ({"judge": 0.9, "second_judge": 0.5, "story_second_judge": 0.099}, f"the held-out judge {said.format('9.9')}"),
+    ):
+        one = changed(arm(study, "PPO"), **{f"test_{judge}_number_mass": mass for judge, mass in masses.items()})
+        row = row_of(judge_table(with_arm(study, one)), ">PPO")
+        assert row[-1].startswith(f"fails often: 25 % {told} ") and row[-1].count("of the time") == 1
 
 
 def test_a_gain_both_judges_see_and_one_within_noise_are_no_hacking(study):

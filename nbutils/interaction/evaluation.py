@@ -56,8 +56,8 @@ def judge_student(
     test_judge_score and test_second_judge_score with their aspects, in [0, 1]; how often judges failed or were not
     asked, and how probable their numbers were (number_mass); the correlation of score and length; the judges' agreement
     (Spearman); variety, repetition and length. Of stories the same with `story_` before it: test_story_judge_score.
-    kl_to_start in nats a token, of the contexts. What a judge gave no score has no part in its means. The words of this
-    are no part of a judge's budget, and are not counted. Empty where there is nothing to ask, and of a student that
+    kl_to_start in nats a token, of the contexts. What a judge gave no score has no part in its means. Words and
+    seconds of this are no part of a judge's budget, and are not counted. Empty where there is nothing to ask, and of a student that
     diverged, which says nothing: the log tells of it. Frees the memory of judges and teachers before and after.
     """
     release_models()  # those of the training, which is over
@@ -109,13 +109,13 @@ def held_out_samples(
 
 
 def _asked(config: InteractionConfig, data: PreparedData, kind: str) -> InteractionConfig:
-    """The configuration by which every arm is asked; its judge has no budget of words."""
+    """The configuration by which every arm is asked; judges have no budget: an arm is judged whole."""
     half = data.card["block_size"] // 2
     tokens = min(MOST_TOKENS, half) - 1, min(MOST_TOKENS, data.card["block_size"] - half)
     if kind == STORY:
         tokens = 0, read_story().max_new_tokens
     settings = replace(config.interaction, prompts=kind, prompt_tokens=tokens[0], response_tokens=tokens[1])
-    limits = replace(config.judge_limits, most_words=0)
+    limits = replace(config.judge_limits, most_words=0, most_seconds=0.0)
     return replace(config, rubric=RUBRICS[kind], interaction=settings, judge_limits=limits)
 
 

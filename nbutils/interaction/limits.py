@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from nbutils.errors import ParameterError
 
 logger = logging.getLogger(__name__)
+# Probability of any allowed number. Instruct models that were told to reply so have nearly all of it there; with less
+# than a tenth, nine replies in ten would be no grade, and the rest follow the digits' base rates.
+LITTLE_MASS = 0.1
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,9 @@ class JudgeLimits:
     batch_size: texts a model takes at a time, and requests a server answers at a time (at most AT_ONCE of the chat
     client); timeout_seconds: of one request; retries: after the first try, where a server is busy, broken or silent;
     most_words: teacher words; most_seconds: spent asking; both 0 for no limit. A limit of seconds makes what is scored
-    depend on the machine: leave it 0 where a run is to be repeated bit for bit.
+    depend on the machine: leave it 0 where a run is to be repeated bit for bit. least_number_mass: how probable it has
+    to be, for each aspect, that a model in memory writes an allowed number at all, in [0, 1]; where it is less, that is
+    a failure. With 0 whatever it would write of numbers is a grade, though it may say little.
     """
 
     batch_size: int = 16
@@ -29,6 +34,7 @@ class JudgeLimits:
     retries: int = 4
     most_words: int = 0
     most_seconds: float = 0.0
+    least_number_mass: float = LITTLE_MASS
 
     def check(self) -> JudgeLimits:
         """Itself; raises ParameterError where a value cannot be."""
@@ -41,6 +47,8 @@ class JudgeLimits:
         for name, value in (("words", self.most_words), ("seconds", self.most_seconds)):
             if not 0 <= value < math.inf:
                 raise ParameterError(f"A judge may spend {value} {name}. Give 0 for no limit, or a number above it.")
+        if not 0 <= self.least_number_mass <= 1:
+            raise ParameterError(f"least_number_mass is {self.least_number_mass}; give a number in [0, 1].")
         return self
 
 

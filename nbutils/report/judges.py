@@ -9,6 +9,7 @@ from IPython.display import HTML
 
 from nbutils.arms import named
 from nbutils.interaction.judges import SERVER
+from nbutils.interaction.limits import LITTLE_MASS
 from nbutils.interaction.settings import CORRECTED, STORY
 from nbutils.interaction_results import holds_out, is_interaction, method_of, rounds_of, writes_stories
 from nbutils.measures import UNKNOWN, measure
@@ -109,13 +110,29 @@ def _not_asked(arm: Arm) -> str:
 
 
 def _number_mass(arm: Arm) -> str:
-    """Of each judge that is a model; of contexts and stories the lower one."""
-    lines = []
-    for judge, sentence in (("judge", "{}"), ("second_judge", "(held out: {})")):
-        found = [_mean(arm, f"test_{kind}{judge}_number_mass") for kind in ("", "story_")]
-        if known := [each for each in found if math.isfinite(each)]:
-            lines.append(sentence.format(measure("judge_number_mass").number(min(known))))
-    return "\n".join(lines) or UNKNOWN
+    sentences = {"judge": "{}", "second_judge": "(held out: {})"}
+    masses = {judge: measure("judge_number_mass").number(mass) for judge, mass in _masses(arm).items()}
+    return "\n".join(sentences[judge].format(mass) for judge, mass in masses.items()) or UNKNOWN
+
+
+def _masses(arm: Arm) -> dict[str, float]:
+    """How probable a number is, of each judge that is a model; of contexts and stories the lower one."""
+    found = {
+        judge: [_mean(arm, f"test_{kind}{judge}_number_mass") for kind in ("", "story_")]
+        for judge in ("judge", "second_judge")
+    }
+    known = {judge: [each for each in masses if math.isfinite(each)] for judge, masses in found.items()}
+    return {judge: min(masses) for judge, masses in known.items() if masses}
+
+
+def _little_mass(arm: Arm) -> list[str]:
+    """What to think of judges that hardly write a number, however they were told to count it."""
+    sentences = {"judge": "writes", "second_judge": "the held-out judge writes"}
+    return [
+        f"{sentences[judge]} a number {measure('judge_number_mass').number(mass)} % of the time: its grades say little"
+        for judge, mass in _masses(arm).items()
+        if mass < LITTLE_MASS
+    ]
 
 
 def _scored(arm: Arm, of_stories: bool) -> int:
@@ -138,7 +155,7 @@ def _correlation(arm: Arm, name: str, number: int) -> str:
 
 def _in_words(arm: Arm, failed: float, length: tuple[float, int], agreement: tuple[float, int]) -> list[str]:
     """What the numbers say, a line each."""
-    told = [f"fails often: {100 * failed:.0f} %"] if failed >= FAILS else []
+    told = [f"fails often: {100 * failed:.0f} %"] * (failed >= FAILS) + _little_mass(arm)
     told += [_length_in_words(*length)] if math.isfinite(length[0]) else []
     if not holds_out(arm):
         return [*told, "no other judge looks on"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from nbutils.interaction.limits import Budget, JudgeLimits
+from nbutils.interaction.limits import LITTLE_MASS, Budget, JudgeLimits
 from nbutils.interaction.prompts import Aspect
 from nbutils.interaction.reply_cache import ReplyCache
 from nbutils.plaintext import shortened, visible
@@ -69,15 +69,26 @@ class Text:
 class Reply:
     """Of one completion: the aspects in [0, 1], None where there are none; the judge's words or the reason.
 
-    lasting: a reply that would be the same another time, and is kept; a server out of order is not. number_mass: as in
-    Judged, None where it is not known.
+    lasting: a reply that would be the same another time, and is kept; a server out of order is not. number_masses: of
+    each aspect the probability of any allowed number, in [0, 1], None where it is not known.
     """
 
     values: tuple[float, ...] | None
     raw: str
     lasting: bool = True
     asked: bool = True
-    number_mass: float | None = None
+    number_masses: tuple[float, ...] | None = None
+
+    @property
+    def number_mass(self) -> float:
+        """The mean over the aspects, NaN where it is not known."""
+        return float("nan") if self.number_masses is None else float(np.mean(self.number_masses))
+
+    def bounded(self, least: float) -> Reply:
+        """This reply; one without grades where a number was less probable than `least` for any aspect."""
+        if self.values is None or self.number_masses is None or min(self.number_masses) >= least:
+            return self
+        return replace(self, values=None, raw=f"it would write something else: {self.raw}")
 
 
 class ScoringJudge:
@@ -119,9 +130,11 @@ class ScoringJudge:
         words = len(self.graded) * sum(reply.asked for reply in told)
         self.budget.words += words
         self._tell_of_failures(told)
+        self._tell_of_little_mass(told)
         return judged(self.aspects, told, words)
 
     def _replies(self, texts: Sequence[Text]) -> dict[Text, Reply]:
+        """What is kept are the grades, whatever their mass: the same reply may be read under another bound."""
         keys = [self.key(text) for text in texts] if self.cache else []
         kept = self.cache.get(keys) if self.cache else {}
         known = {i: reply for i, key in enumerate(keys) if (reply := self._read(kept.get(key))) is not None}
@@ -133,18 +146,14 @@ class ScoringJudge:
                     if self.cache:
                         self.cache.put({keys[i]: _kept(reply) for i, reply in new.items() if reply.lasting})
                     known |= new
-        return {texts[i]: reply for i, reply in known.items()}
+        return {texts[i]: reply.bounded(self.limits.least_number_mass) for i, reply in known.items()}
 
     def _read(self, kept: object) -> Reply | None:
         """A reply from the cache, None where the row is not one of this judge's."""
         match kept:
-            case {"values": None, "raw": str(raw), "number_mass": mass} if _is_share_or_none(mass):
-                return Reply(None, raw, number_mass=mass)
-            case {"values": list(values), "raw": str(raw), "number_mass": mass} if _is_share_or_none(mass):
-                if len(values) == len(self.graded) and all(
-                    value is not None and _is_share_or_none(value) for value in values
-                ):
-                    return Reply(tuple(map(float, values)), raw, number_mass=mass)
+            case {"values": values, "raw": str(raw), "number_mass": masses}:
+                if all(each is None or _are_shares(each, len(self.graded)) for each in (values, masses)):
+                    return Reply(values and tuple(map(float, values)), raw, number_masses=masses and tuple(masses))
         return None
 
     def _tell_of_failures(self, told: Sequence[Reply]) -> None:
@@ -153,6 +162,12 @@ class ScoringJudge:
             first = shortened(as_raw(failed[0].raw), 120)
             counts = f"{len(failed)} of {len(told)} texts"
             self.budget.tell_once("failures", f"gave no score to {counts}, which are left out. The first: {first!r}")
+
+    def _tell_of_little_mass(self, told: Sequence[Reply]) -> None:
+        masses = [reply.number_mass for reply in told if reply.values is not None and reply.number_masses is not None]
+        if masses and np.mean(masses) < LITTLE_MASS:
+            share = f"{100 * np.mean(masses):.2g} %"
+            self.budget.tell_once("mass", f"writes a number {share} of the time: its grades say little")
 
 
 def judged(names: Sequence[str], replies: Sequence[Reply], words: int) -> Judged:
@@ -164,7 +179,7 @@ def judged(names: Sequence[str], replies: Sequence[Reply], words: int) -> Judged
     aspects = {name: table[:, column] for column, name in enumerate(names)}
     ok = np.array([reply.values is not None for reply in replies], bool)
     not_asked = sum(reply.values is None and not reply.asked for reply in replies)
-    mass = np.array([np.nan if reply.number_mass is None else reply.number_mass for reply in replies], float)
+    mass = np.array([reply.number_mass for reply in replies], float)
     raw = tuple(as_raw(reply.raw) for reply in replies)
     return Judged(table.mean(1), ok, raw, aspects, words, not_asked, mass)
 
@@ -175,9 +190,9 @@ def as_raw(text: str) -> str:
 
 
 def _kept(reply: Reply) -> Mapping[str, object]:
-    values = None if reply.values is None else list(reply.values)
-    return {"values": values, "raw": as_raw(reply.raw), "number_mass": reply.number_mass}
+    return {"values": reply.values, "raw": as_raw(reply.raw), "number_mass": reply.number_masses}
 
 
-def _is_share_or_none(value: object) -> bool:
-    return value is None or (isinstance(value, float | int) and 0 <= value <= 1)
+def _are_shares(values: object, number: int) -> bool:
+    known = isinstance(values, list) and len(values) == number
+    return known and all(isinstance(value, float | int) and 0 <= value <= 1 for value in values)

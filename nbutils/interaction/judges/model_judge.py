@@ -4,7 +4,8 @@ For every aspect the model is made to begin its reply with the aspect's name ("c
 each allowed number is there (G-Eval, arXiv 2303.16634). No reply is sampled, so none fails to parse, and equal grades
 are rare. A number may be several tokens ("10"): its probability is their product, and that of a number which another
 one begins with ("1") counts only where the other does not follow. A model that would write something else there has no
-opinion that its numbers could tell: below LEAST_MASS for any aspect its reply is a failure, and is counted as one.
+opinion that its numbers could tell: below least_number_mass (JudgeLimits) for any aspect its reply is a failure, and
+is counted as one.
 """
 
 from __future__ import annotations
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Tokens = tuple[int, ...]
-# Of the probability, on all allowed numbers together. Instruct models that were told to reply so have nearly all of it
-# there; with less than a tenth, nine replies in ten would be no grade, and the rest follow the digits' base rates.
-LEAST_MASS = 0.1
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ class ModelJudge(ScoringJudge):
         self.model, self.rubric = model, rubric
 
     def key(self, text: Text) -> str:
-        return reply_key("model", self.model.identity, self.rubric.digest, LEAST_MASS, text.prompt, text.completion)
+        return reply_key("model", self.model.identity, self.rubric.digest, text.prompt, text.completion)
 
     def ask(self, texts: Sequence[Text], missing: frozenset[int]) -> Iterator[dict[int, Reply]]:
         """Batches are the same whatever the cache holds: the last bits of a score depend on its batch."""
@@ -164,14 +162,11 @@ class ModelJudge(ScoringJudge):
 
 
 def _reply(grades: Sequence[float], words: Sequence[str], masses: Sequence[float]) -> Reply:
-    """Of one text, by aspect; numbers that the model would hardly write are no grades."""
+    """Of one text, by aspect."""
     told = ", ".join(words)
     if not np.isfinite(grades).all():
         return Reply(None, f"no numbers: {told}")
-    mass = min(1.0, float(np.mean(masses)))
-    if min(masses) < LEAST_MASS:
-        return Reply(None, f"it would write something else: {told}", number_mass=mass)
-    return Reply(tuple(grades), told, number_mass=mass)
+    return Reply(tuple(grades), told, number_masses=tuple(min(1.0, mass) for mass in masses))
 
 
 def _log_softmax(logits: Tensor) -> np.ndarray:

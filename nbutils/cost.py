@@ -18,7 +18,7 @@ A teacher only runs forward, a third of that, and only its weights are in memory
 
 A run with a judge samples (2 N + 4 L d T a token, and twice as much to weigh what was drawn) and trains on whole
 sequences, both of a pair, which are in memory together. Beside it are its frozen start, and its judge and teacher
-in the precision they were published in.
+in the precision they were published in; beside one that is distilled its live teacher, as above.
 
 Storing them is one forward pass over the data, paid once for all students that read them. No run counts it, nor any
 evaluation.
@@ -26,7 +26,7 @@ evaluation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -59,6 +59,7 @@ FROZEN_BYTES = 4  # a parameter of a teacher, in float32
 HALF_BYTES = 2  # one of a judge that was published in 16 bit
 CHARACTERS = 4.4  # of English text, about, that a token of GPT-2 stands for
 TEACHERS = ("teacher", "second_teacher")  # parameters: a run, a folder or a Hub name
+DISTILLING = ("distilling_teacher",)  # the same of a run of interaction
 TRAINING_BYTES = 16  # a parameter in float32: weight 4, gradient 4, AdamW's two moments 8
 ACTIVATION_BYTES = 34  # a token, layer and unit of width in 16 bit, attention scores not kept (Korthikanti et al. 2022)
 
@@ -101,7 +102,7 @@ def estimate(variant: Variant, plan: Plan, gpu: str, utilisation: float) -> Cost
         return None
     if "method" in params:
         return _interaction_cost(variant, plan, *model, gpu, utilisation)
-    teachers, left_out = _teachers(variant, plan, block_size)
+    teachers, left_out = _taught_by(variant, plan, block_size)
     tokens, cache = training_tokens(params, data), params.get("teacher_cache", "off")
     of_token = flops_per_token(*model, block_size, params)
     of_token += sum(teacher_flops_per_token(*teacher, block_size, cache) for teacher in teachers)
@@ -128,29 +129,32 @@ def _interaction_cost(
 ) -> Cost:
     """Of rounds: samples (forward alone, beside the frozen start) and passes over the examples they make."""
     from nbutils.interaction.prompts import read_story
-    from nbutils.interaction.settings import PAIRED, STORY, Interaction
+    from nbutils.interaction.settings import DISTILL, PAIRED, STORY, Interaction
 
     params = variant.params
     settings = Interaction.of(params)
     prompt = len(read_story().prompt) / CHARACTERS if settings.prompts == STORY else settings.prompt_tokens
     length = round(prompt) + settings.response_tokens + 1
-    sampled = settings.prompts_per_round * settings.samples_per_prompt * (settings.method != "text")
+    sampled = settings.prompts_per_round * settings.samples_per_prompt * settings.draws_samples
     both = 2 if settings.method in PAIRED else 1
     tokens = settings.rounds * settings.examples_per_round * settings.all_passes * both * length
     forward = _forward(config, parameters, length)
     flops = forward * (3 * tokens + 3 * settings.rounds * sampled * length)  # drawn, and seen by student and start
     own = training_memory(config, parameters, length * both, params) + FROZEN_BYTES * parameters
     beside, left_out = _asked_memory(variant, plan)
+    teachers, unknown = _teachers(variant, plan, length, DISTILLING) if settings.method == DISTILL else ([], ())
+    flops += tokens * sum(teacher_flops_per_token(*each, length) for each in teachers)
+    own += sum(teacher_memory(*each) for each in teachers)
     learning = own + sum(memory for name, memory in beside.items() if name in _asked_in_rounds(variant, settings))
     judging = 2 * FROZEN_BYTES * parameters + max(beside.values(), default=0.0)
-    left_out = (*(("what judges and correcting teachers compute",) if sampled else ()), *left_out)
+    left_out = (*(("what judges and correcting teachers compute",) if sampled else ()), *left_out, *unknown)
     hours = flops / (PEAK[gpu] * utilisation) / 3600
     return Cost(parameters, tokens, flops, max(learning, judging), hours, left_out)
 
 
 def _asked_in_rounds(variant: Variant, settings: Interaction) -> set[str]:
     """What `_asked_memory` calls those who are in memory while the student trains; one model in two roles is one."""
-    roles = [] if settings.method == "text" else ["judge"]
+    roles = ["judge"] if settings.draws_samples else []
     roles += ["correcting_teacher"] if settings.needs_teacher else []
     return {_asked(variant, role) for role in roles}
 
@@ -209,16 +213,30 @@ def _vocabulary(data: Mapping[str, Any]) -> int:
     return TOKENIZERS.get(tokenizer, 0)
 
 
-def _teachers(
+def _taught_by(
     variant: Variant, plan: Plan, block_size: int
 ) -> tuple[list[tuple[PretrainedConfig, int]], tuple[str, ...]]:
-    """Configuration and parameters of every teacher that a student learns from, and what cannot be counted."""
+    """The teachers of a distillation, as `_teachers` has them, and what cannot be counted."""
+    params = variant.params
+    if params.get("divergence", "none") == "none":
+        return [], ()
+    found, unknown = _teachers(variant, plan, block_size, TEACHERS)
+    left_out = [*unknown]
+    if params.get("teacher_cache", "off") != "off":
+        left_out.append("storing what a teacher says, one forward pass over the data for all students that read it")
+    if "teacher" not in variant.needs and not params.get("teacher"):
+        left_out.append("the small teacher that is made where none is named")
+    return found, tuple(left_out)
+
+
+def _teachers(
+    variant: Variant, plan: Plan, block_size: int, names: Sequence[str]
+) -> tuple[list[tuple[PretrainedConfig, int]], tuple[str, ...]]:
+    """Configuration and parameters of every teacher that the parameters `names` name, and those that are not known."""
     from nbutils.teachers import model_of
 
     params, found, left_out = variant.params, [], []
-    if params.get("divergence", "none") == "none":
-        return [], ()
-    for name in TEACHERS:
+    for name in names:
         if name in variant.needs:
             needed = plan.variant(variant.needs[name])
             data = data_facts(needed, plan)
@@ -231,10 +249,6 @@ def _teachers(
                 found.append(_model(model_of(params[name]), 0, block_size))
             except Unreachable:
                 left_out.append(f"the teacher {params[name]}, which cannot be reached from here")
-    if params.get("teacher_cache", "off") != "off":
-        left_out.append("storing what a teacher says, one forward pass over the data for all students that read it")
-    if "teacher" not in variant.needs and not params.get("teacher"):
-        left_out.append("the small teacher that is made where none is named")
     return found, tuple(left_out)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from nbutils.arms import named
-from nbutils.interaction.settings import JUDGED, NO_JUDGE, STORY
+from nbutils.interaction.settings import DISTILL, JUDGED, NO_JUDGE, STORY
 from nbutils.measures import measure
 from nbutils.statistics import mean_interval
 from nbutils.studies import Arm, Evidence, Judged, Study
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TEXT = "text"
 METHOD_WORDS = {
     TEXT: "text alone",
+    DISTILL: "distillation",
     "sft": "imitation (SFT)",
     "simpo": "SimPO on corrections",
     "simpo_judge": "SimPO by the judge",

@@ -46,6 +46,7 @@ MODEL, PROGRESS, KEPT = "model.safetensors", "progress.json", "run"
 FILES = ("metrics.csv", "audit.csv", "harness.parquet", "minimal_pairs.parquet")
 BEST = "model_best"
 CHANGES_NOTHING = ("run_folder", "data_folder", "report_to", "checkpoint_steps", "checkpoints_kept")
+NAMED = ("model_name", "start_model", "distilling_teacher")  # parameters whose folder's content decides numbers
 CANNOT_WRITE = (OSError, SafetensorError, RuntimeError)  # a full disk is each of these, by who writes
 MIB = 2**20
 
@@ -260,7 +261,7 @@ def belonging(config: TrainingConfig, data_fingerprint: str, processes: int, *ha
     told = {each.name: getattr(config, each.name) for each in dataclasses.fields(config)}
     told = {name: value for name, value in told.items() if name not in CHANGES_NOTHING}
     told["precision"] = {(True, False): "bf16", (False, True): "fp16"}.get(half, "float32")
-    named = {name: getattr(config, name, "") for name in ("model_name", "start_model")}
+    named = {name: getattr(config, name, "") for name in NAMED}
     named |= {f"teachers.{i}": name for i, name in enumerate(config.teachers)}
     contents = {
         f"content of {n}": fingerprint(n, resolve(name)) for n, name in named.items() if name and resolve(name).is_dir()

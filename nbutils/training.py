@@ -275,7 +275,7 @@ class ObjectiveTrainer(Trainer):
         """The micro-batches of one optimiser step, and each term's units in them over all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = self._step_counts = self._count(batches, device)
-        real = sum((batch["labels"] != IGNORE_INDEX).sum() for batch in batches)  # padding is no token seen
+        real = sum(map(self._tokens_read, batches))
         self.tokens_seen += int(self.accelerator.reduce(real.to(device), "sum"))
         self.objective_model.progress = self.state.global_step / self.state.max_steps
         return batches, dict(counts)
@@ -287,6 +287,10 @@ class ObjectiveTrainer(Trainer):
             term.name: self.accelerator.reduce(sum(term.units(y).sum() for y in targets).to(device), "sum")
             for term in self.objective_model.objective.terms
         }
+
+    def _tokens_read(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Tokens of a batch that count as seen, a scalar: all but padding."""
+        return (batch["labels"] != IGNORE_INDEX).sum()
 
     def compute_loss(
         self,

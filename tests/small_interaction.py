@@ -6,20 +6,24 @@ import csv
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from nbutils.batches import collate
 from nbutils.interaction import training
 from nbutils.interaction.correctors import Corrections
+from nbutils.interaction.examples import RoundRows
 from nbutils.interaction.judges import Judged, JudgeLimits
 from nbutils.interaction.limits import Budget
 from nbutils.interaction.rounds import read_rounds
-from nbutils.interaction.settings import Interaction
+from nbutils.interaction.settings import DISTILL, Interaction
 from nbutils.interaction.training import InteractionConfig, train_interactively
 from nbutils.measures import is_of_the_machine
 from nbutils.models import load_model
+from nbutils.preparation import load_data
 
 WANTED = "abcdefghi"  # some 0.18 of what random weights say in the data of kill_many.write_data
 SHARP = 3.0  # random weights times this differ from one context to the next
@@ -83,7 +87,7 @@ def settings(method: str, **changes: object) -> Interaction:
 
 
 def configuration(data: Path, run: Path, interaction: Interaction, **changes: object) -> InteractionConfig:
-    """A run of a micro model, in a folder that is made; one evaluation at the end."""
+    """A run of a micro model, in a folder that is made; one evaluation at the end. A teacher where it is distilled."""
     run.mkdir(parents=True, exist_ok=True)
     config = InteractionConfig(
         data_folder=data,
@@ -97,6 +101,7 @@ def configuration(data: Path, run: Path, interaction: Interaction, **changes: ob
         per_device_train_batch_size=4,
         per_device_eval_batch_size=64,
         eval_steps=10_000,
+        distilling_teacher=saved_teacher(data) if interaction.method == DISTILL else "",
     )
     return replace(config, **changes)
 
@@ -144,6 +149,14 @@ def student(data, name="micro", positions=32, sharp=SHARP):
     return model
 
 
+def saved_teacher(data: Path) -> str:
+    """The folder of a model of another kind that knows the tokens of `data` and has opinions; written once."""
+    folder = data.parent / "teacher"
+    if not folder.is_dir():
+        student(load_data(data), "llama3-micro", positions=16).save_pretrained(folder)
+    return str(folder)
+
+
 def ending_soon(model, data, factor=4.0):
     """The same model; its end token is likely."""
     end = data.tokenizer.eos_token_id
@@ -157,3 +170,28 @@ def prompts_of(data, lengths):
     blocks = data.blocks["train"].with_format("numpy")
     tokens = [np.asarray(blocks[i]["input_ids"][:length], np.int64) for i, length in enumerate(lengths)]
     return [np.insert(each, 0, data.tokenizer.eos_token_id) for each in tokens]
+
+
+def fused(policy, *batches):
+    """The loss of micro-batches of examples, added up as the trainer does it."""
+    batches = [collate(each) for each in batches]
+    units = [policy.units(each) for each in batches]
+    counts = {name: sum(each[name] for each in units) for name in units[0]}
+    return sum(policy(counts=counts, **each)["loss"] for each in batches)
+
+
+def gradients(policy, loss):
+    parameters = dict(policy.named_parameters())
+    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    return dict(zip(parameters, found, strict=True))
+
+
+def same_gradients(found, wanted, **tolerance):
+    for name, each in wanted.items():
+        torch.testing.assert_close(found[name], each, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+def empty_row(method, width=np.float64):
+    """A row that holds nothing, as a round that is short has them."""
+    row = RoundRows(settings(method), SimpleNamespace())[0]
+    return {name: value.astype(width) if value.dtype == np.float32 else value for name, value in row.items()}

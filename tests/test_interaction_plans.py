@@ -17,7 +17,7 @@ from small_batches import endings, run_batch
 from small_judges import write_model
 
 from nbutils.cost import estimate
-from nbutils.interaction.settings import METHODS, Interaction
+from nbutils.interaction.settings import DISTILL, FROM_TEXT, METHODS, Interaction
 from nbutils.listing import plan_listing
 from nbutils.local_engine import LocalEngine
 from nbutils.places import PARAMS
@@ -71,8 +71,8 @@ def test_values_are_those_that_were_published():
 @pytest.mark.parametrize("name, most", [("interaction", 16_000), ("quick-interaction", 40), ("tinystories", 40)])
 def test_arms_on_the_same_prompts_make_the_same_steps(name, most):
     runs = arms(load_plan(PARAMS / f"{name}.yaml"))
-    assert runs.keys() == {*METHODS}
-    same = ("text", "sft", "simpo", "three_way", "simpo_judge")
+    assert runs.keys() | {DISTILL} == {*METHODS}
+    same = ["text", "sft", "simpo", "three_way", "simpo_judge", *({DISTILL} & runs.keys())]
     assert {steps(runs[method]) for method in same} == {most}
     asked = [Interaction.of(runs[method].params) for method in same]
     assert len({(each.rounds, each.prompts_per_round, each.all_passes) for each in asked}) == 1
@@ -195,13 +195,14 @@ def results(plan: Plan, folder: Path) -> dict[str, dict]:
 def test_every_arm_runs_through_its_notebook(tmp_path):
     plan = cut_down(PARAMS / "quick-interaction.yaml", tmp_path)
     found = results(plan, tmp_path / "runs")
-    assert found.keys() == {*METHODS}
+    assert found.keys() | {DISTILL} == {*METHODS}
     for method, numbers in found.items():
         assert {"test_ce_loss", "test_judge_score", "test_second_judge_score", "pairs_acc", "kl_to_start"} <= {*numbers}
         assert numbers["steps"] == steps(arms(plan)[method])
         assert numbers["kl_to_start"] >= 0 and numbers["human_words"] + numbers["student_words"] > 0
-    assert found["text"]["student_words"] == 0 < found["text"]["human_words"]
-    assert {method for method, numbers in found.items() if numbers["teacher_words"]} == {*METHODS} - {"text"}
+    for method in {*FROM_TEXT} & found.keys():
+        assert found[method]["student_words"] == 0 < found[method]["human_words"]
+    assert {method for method, numbers in found.items() if numbers["teacher_words"]} == {*METHODS} - {*FROM_TEXT}
 
 
 @pytest.mark.slow

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from kill_many import write_data
-from small_interaction import ending_soon, prompts_of, settings, student
+from small_interaction import (
+    empty_row,
+    ending_soon,
+    fused,
+    gradients,
+    prompts_of,
+    same_gradients,
+    settings,
+    student,
+)
 from torch.nn import functional
 
 from nbutils.batches import collate
@@ -27,6 +34,7 @@ from nbutils.interaction.rewards import Rewarded
 from nbutils.interaction.rollouts import Sampling, sample
 from nbutils.interaction.settings import METHODS
 from nbutils.preparation import load_data
+from nbutils.teachers import LiveTeacher
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +60,7 @@ def examples_of(method, data, policy, number=5):
     examples = []
     for index in range(number):
         prompt, response = tokens(1, 5), tokens(1, 7)
-        if method in ("text", "sft"):
+        if method in ("text", "distill", "sft"):
             examples.append(text_example(prompt, response))
         elif method in ("ppo", "rloo"):
             ids = torch.from_numpy(np.concatenate([prompt, response]))[None]
@@ -69,7 +77,8 @@ def examples_of(method, data, policy, number=5):
 
 def policy_of(method, data, **changes):
     """A policy in float64; its value head has opinions."""
-    policy = PolicyModel(student(data, sharp=1.5).double(), settings(method, **changes)).double()
+    teacher = LiveTeacher([student(data, "llama3-micro").double()]) if method == "distill" else None
+    policy = PolicyModel(student(data, sharp=1.5).double(), settings(method, **changes), teacher=teacher).double()
     if policy.value_head is not None:
         torch.nn.init.normal_(policy.value_head.weight, std=0.3)
     return policy
@@ -82,13 +91,24 @@ def spoken(policy, ids):
     return logits.log_softmax(-1).gather(1, given[0, 1:, None])[:, 0], policy.model.base_model(given)[0][0, :-1]
 
 
+def from_teacher(policy, ids):
+    """T^2 KL(teacher || student) where tokens 1, 2, ... of one sequence are predicted, by full logits."""
+    temperature, given = policy.settings.kd_temperature, torch.from_numpy(ids)[None]
+    models = (policy.teacher.models[0], policy.model)
+    t, p = ((each(given).logits[0, :-1] / temperature).log_softmax(-1) for each in models)
+    return temperature**2 * (t.detach().exp() * (t.detach() - p)).sum(-1)
+
+
 def textbook(policy, examples):
     """The loss of all examples as the papers have it, one sequence after the other."""
     given = policy.settings
     responses = [torch.from_numpy(each.get("response", np.zeros(1)))[:-1] > 0 for each in examples]
-    if given.method in ("text", "sft"):
+    if given.method in ("text", "distill", "sft"):
         every = torch.cat([spoken(policy, each["input_ids"])[0] for each in examples])
-        return -every.mean()
+        if given.method != "distill":
+            return -every.mean()
+        divergence = torch.cat([from_teacher(policy, each["input_ids"]) for each in examples])
+        return -(1 - given.kd_weight) * every.mean() + given.kd_weight * divergence.mean()
     total = 0.0
     if given.method == "rloo":
         for each, mask in zip(examples, responses, strict=True):
@@ -118,34 +138,9 @@ def textbook(policy, examples):
     return total
 
 
-def fused(policy, *batches):
-    """The loss of micro-batches of examples, added up as the trainer does it."""
-    batches = [collate(each) for each in batches]
-    units = [policy.units(each) for each in batches]
-    counts = {name: sum(each[name] for each in units) for name in units[0]}
-    return sum(policy(counts=counts, **each)["loss"] for each in batches)
-
-
-def gradients(policy, loss):
-    parameters = dict(policy.named_parameters())
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    return dict(zip(parameters, found, strict=True))
-
-
-def same_gradients(found, wanted, **tolerance):
-    for name, each in wanted.items():
-        torch.testing.assert_close(found[name], each, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
-
-
-def empty_row(method, width=np.float64):
-    """A row that holds nothing, as a round that is short has them."""
-    row = RoundRows(settings(method), SimpleNamespace())[0]
-    return {name: value.astype(width) if value.dtype == np.float32 else value for name, value in row.items()}
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_are_those_of_the_textbook_in_micro_batches_too(data, method):
-    policy = policy_of(method, data, sft_weight=0.3)
+    policy = policy_of(method, data, sft_weight=0.3, kd_weight=0.7, kd_temperature=1.7)
     examples = examples_of(method, data, policy)
     loss = textbook(policy, examples)
     wanted = gradients(policy, loss)

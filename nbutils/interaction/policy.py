@@ -28,28 +28,47 @@ from nbutils.interaction.losses import (
     token_log_probs,
     value_loss,
 )
-from nbutils.interaction.settings import ON_POLICY, PAIRED, Interaction
-from nbutils.objectives import CrossEntropy, Distillation, Objective, ObjectiveModel
+from nbutils.interaction.settings import DISTILL, ON_POLICY, PAIRED, Interaction
+from nbutils.objectives import (
+    Distillation,
+    Objective,
+    ObjectiveModel,
+    Teacher,
+    distillation,
+    next_tokens,
+    smoothing,
+)
 from nbutils.objectives.head import IGNORE_INDEX, term_values
 from nbutils.objectives.teacher_target import TeacherStates
 
-CROSS_ENTROPY, PREFERENCE, POLICY, VALUE = "ce", "simpo", "policy", "value"  # what the losses are called
+CROSS_ENTROPY, PREFERENCE, POLICY, VALUE, TAUGHT = "ce", "simpo", "policy", "value", "kl"  # what losses are called
 DIVERGENCE = Distillation(temperature=1.0, divergence="reverse")  # KL(student || start)
 MEANS = ("clip_fraction", "approximate_kl")  # logged beside them
 LOSSES = {
     **dict.fromkeys(("text", "sft"), (CROSS_ENTROPY,)),
     **dict.fromkeys(PAIRED, (CROSS_ENTROPY, PREFERENCE)),
+    DISTILL: (CROSS_ENTROPY, TAUGHT),
     "ppo": (POLICY, VALUE),
     "rloo": (POLICY,),
 }
 
 
 class PolicyModel(ObjectiveModel):
-    """A causal language model whose loss is that of an interaction's method; evaluated by cross entropy like any."""
+    """A causal language model whose loss is that of an interaction's method; evaluated by cross entropy like any.
 
-    def __init__(self, model: PreTrainedModel, settings: Interaction, start: PreTrainedModel | None = None) -> None:
-        super().__init__(model, Objective((CrossEntropy(),), (1.0,)))
+    teacher: whose distribution it learns from, where it is distilled.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: Interaction,
+        start: PreTrainedModel | None = None,
+        teacher: Teacher | None = None,
+    ) -> None:
+        super().__init__(model, smoothing(None), teacher)
         self.settings = settings
+        self._learned = distilled(settings) if settings.method == DISTILL else self.objective
         self.value_head = nn.Linear(model.config.hidden_size, 1) if settings.method == "ppo" else None
         if self.value_head is not None:  # it begins by expecting nothing of anybody
             nn.init.zeros_(self.value_head.weight)
@@ -60,6 +79,15 @@ class PolicyModel(ObjectiveModel):
     def start(self) -> PreTrainedModel:
         """The model as it was before anything was learned, frozen: what the KL is measured from."""
         return self._start[0]
+
+    @property
+    def learned(self) -> Objective:
+        """What is minimised where a method learns from text: its cross entropy, perhaps with a teacher's divergence."""
+        return self._learned
+
+    def release_teacher(self) -> None:
+        """Let go of the teacher's weights: nothing but training asks it."""
+        self._teacher = (None,)
 
     def forward(
         self, input_ids: Tensor, labels: Tensor, counts: Mapping[str, Tensor], **columns: Tensor
@@ -82,7 +110,22 @@ class PolicyModel(ObjectiveModel):
             response = batch["response"] > 0
             count = response.any(1).sum() if method == "rloo" else response.sum()
             return dict.fromkeys((*LOSSES[method], *MEANS[: 2 * (method == "ppo")]), count)
-        return {CROSS_ENTROPY: tokens.sum()}
+        targets = next_tokens(batch["labels"])
+        return {term.name: term.units(targets).sum() for term in self.learned.terms}
+
+    def tokens_read(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Real tokens of a batch that something is learned from, a scalar.
+
+        Of a pair both sequences; where cross entropy alone has a weight, the preferred one; of rows without any, none.
+        """
+        tokens = (batch["labels"] != IGNORE_INDEX).sum(1)
+        if self.settings.method not in PAIRED:
+            return tokens.sum()
+        cross_entropy, preference = (batch["weights"] > 0).unbind(1)
+        preference = preference & _pairs(batch)
+        places = torch.arange(1, batch["rejected"].shape[1] + 1, device=tokens.device)
+        rejected = ((batch["rejected"] > 0) * places).amax(1) + 1  # the last token follows the last place
+        return (tokens * (cross_entropy | preference) + rejected * preference).sum()
 
     def log_probs(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
         """(log p of each next token, hidden states), (batch, time) and (batch, time, width); the last is 0."""
@@ -153,6 +196,15 @@ class PolicyModel(ObjectiveModel):
             VALUE: value.detach(),
             **dict(zip(MEANS, means, strict=True)),
         }
+
+
+def distilled(settings: Interaction) -> Objective:
+    """(1 - kd_weight) cross entropy + kd_weight T^2 KL(teacher || student), both over the tokens that are scored.
+
+    Raises ParameterError where a value cannot be.
+    """
+    share = settings.kd_weight
+    return distillation("forward", 1 - share, share, settings.kd_temperature, positions="answers")
 
 
 def _pairs(batch: Mapping[str, Tensor]) -> Tensor:

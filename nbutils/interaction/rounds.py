@@ -84,7 +84,7 @@ class RoundMaker:
         self.row |= dict.fromkeys(("failures", "uncorrected", "not_asked"), 0)
         self.row |= {name: int(rows[-1][name]) if rows else 0 for name in WORDS}
         contexts = self._contexts(number)
-        if self.settings.method == "text":
+        if not self.settings.draws_samples:
             self._spend("human", [self._text(token) for each in contexts for token in (each.prompt, each.completion)])
             examples = [text_example(each.prompt, each.completion) for each in contexts]
         else:

@@ -2,6 +2,7 @@
 
 method        learns from                                             needs
 text          human text alone: the control                           -
+distill       the same text, and a teacher's distribution over it     distilling teacher
 sft           the teacher's corrections of its samples                teacher
 simpo         correction preferred to sample, and corrections         teacher
 simpo_judge   the better of its own samples, by the judge's score     judge
@@ -20,11 +21,13 @@ from nbutils.errors import ParameterError, did_you_mean
 from nbutils.interaction.prompts import read_story
 from nbutils.shapes import CONFIGURATIONS
 
+DISTILL = "distill"
+FROM_TEXT = ("text", DISTILL)  # methods that read what people wrote, and sample nothing
 CORRECTED = ("sft", "simpo", "three_way")  # methods whose completions a teacher corrects
 JUDGED = ("simpo_judge", "ppo", "rloo")  # methods that learn from scores
 ON_POLICY = ("ppo", "rloo")
 PAIRED = ("simpo", "simpo_judge", "three_way")  # methods that learn from preferences
-METHODS = ("text", "sft", "simpo", "simpo_judge", "three_way", "ppo", "rloo")
+METHODS = (*FROM_TEXT, "sft", "simpo", "simpo_judge", "three_way", "ppo", "rloo")
 NO_JUDGE = "none"
 STORY, CONTEXTS = "story", "contexts"
 AT_LEAST_ONE = ("rounds", "prompts_per_round", "samples_per_prompt", "prompt_tokens", "response_tokens", "passes")
@@ -39,7 +42,8 @@ class Interaction:
     A round draws samples for its prompts with the student as it is, has them scored or corrected, and trains on them.
     passes: over a round's examples; of SimPO on corrections `sft_passes` of supervised learning come first. RLOO makes
     one, and is on-policy where batch and accumulation make one step of it.
-    beta, gamma: of SimPO (gamma is absolute, not the ratio). kl_*, clip, ...: of PPO and RLOO.
+    beta, gamma: of SimPO (gamma is absolute, not the ratio). kl_*, clip, ...: of PPO and RLOO. kd_*: of distillation,
+    (1 - kd_weight) cross entropy + kd_weight kd_temperature^2 KL(teacher || student).
     """
 
     method: str = "simpo"
@@ -68,6 +72,8 @@ class Interaction:
     value_weight: float = 0.1
     discount: float = 1.0
     trace: float = 0.95
+    kd_weight: float = 0.5
+    kd_temperature: float = 2.0
 
     @classmethod
     def of(cls, params: Mapping[str, Any]) -> Interaction:
@@ -89,6 +95,11 @@ class Interaction:
     def needs_judge(self) -> bool:
         """Whether it learns from scores."""
         return self.method in JUDGED
+
+    @property
+    def draws_samples(self) -> bool:
+        """Whether the student writes anything while it learns."""
+        return self.method not in FROM_TEXT
 
     @property
     def needs_teacher(self) -> bool:
@@ -123,12 +134,17 @@ class Interaction:
         for name in WEIGHTS:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ParameterError(f"{name} is {getattr(self, name)}; give a number of at least 0.")
-        for name in ("temperature", "beta", "clip", "value_clip", "kl_target", "kl_horizon"):
+        for name in ("temperature", "beta", "clip", "value_clip", "kl_target", "kl_horizon", "kd_temperature"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ParameterError(f"{name} is {getattr(self, name)}; give a number above 0.")
         for name in ("top_p", "discount", "trace"):
             if not 0 < getattr(self, name) <= 1:
                 raise ParameterError(f"{name} is {getattr(self, name)}; it lies above 0 and is at most 1.")
+        if not 0 <= self.kd_weight <= 1:
+            raise ParameterError(
+                f"kd_weight is {self.kd_weight}; it is the teacher's share, the text has the rest: give a number in "
+                "[0, 1]."
+            )
         if not 0 <= self.min_response_tokens <= self.response_tokens:
             raise ParameterError(
                 f"min_response_tokens is {self.min_response_tokens}; give a number from 0 to response_tokens, "
@@ -146,7 +162,7 @@ class Interaction:
             raise ParameterError(
                 f"method {self.method} compares samples of one prompt. Set samples_per_prompt to 2 or more."
             )
-        if self.method in (*CORRECTED, "text") and self.samples_per_prompt != 1:
+        if self.method in (*CORRECTED, *FROM_TEXT) and self.samples_per_prompt != 1:
             raise ParameterError(f"method {self.method} takes one sample of a prompt. Set samples_per_prompt to 1.")
         if self.prompts == STORY and self.method not in JUDGED:
             raise ParameterError(
@@ -165,10 +181,13 @@ class Interaction:
                     f"{getattr(self, name)} that is not the model's. Set {name} to 1."
                 )
 
-    def check_lengths(self, block_size: int, positions: int | None = None, story_tokens: int = 0) -> None:
+    def check_lengths(
+        self, block_size: int, positions: int | None = None, story_tokens: int = 0, whose: str = "the model"
+    ) -> None:
         """Raise ParameterError where prompts and responses are longer than blocks or what a model has positions for.
 
-        positions: None where the model has no limit; story_tokens: of the written prompt, its end token included.
+        positions: of the model, or of `whose` model, None without a limit; story_tokens: of the written prompt, its end
+        token included.
         """
         asked = f"prompt_tokens {self.prompt_tokens} and response_tokens {self.response_tokens}"
         prompt = self.prompt_tokens
@@ -182,7 +201,7 @@ class Interaction:
             )
         if positions is not None and positions < prompt + self.response_tokens + END_TOKENS:
             raise ParameterError(
-                f"{asked}, with an end token before, are longer than the {positions} positions of the model. "
+                f"{asked}, with an end token before, are longer than the {positions} positions of {whose}. "
                 "Lower one, or take a model with more positions (one from scratch has as many as blocks have tokens)."
             )
 
@@ -193,6 +212,7 @@ def check_interaction(params: Mapping[str, Any], block_size: int = 0) -> None:
     Judges and teachers that are missing are runs still to be made. Raises ParameterError.
     """
     from nbutils.interaction.correction import HUMAN, check_corrector
+    from nbutils.interaction.distilling import check_distilling_teacher
     from nbutils.interaction.judges import check_judge
 
     asked = Interaction.of(params)
@@ -214,3 +234,5 @@ def check_interaction(params: Mapping[str, Any], block_size: int = 0) -> None:
         )
     if asked.needs_teacher and teacher is not None:
         check_corrector(teacher)
+    if asked.method == DISTILL and "distilling_teacher" in params:
+        check_distilling_teacher(asked, params["distilling_teacher"])

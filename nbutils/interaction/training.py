@@ -21,6 +21,7 @@ from transformers.utils import logging as logging_of_transformers
 
 from nbutils.attempts import CHECKPOINTS
 from nbutils.interaction.correction import make_corrector
+from nbutils.interaction.distilling import distilling_teacher
 from nbutils.interaction.examples import ROUND_FILE, RoundOrder, RoundRows
 from nbutils.interaction.judges import RULE, Judge, JudgeLimits, known_words_of, make_judge
 from nbutils.interaction.limits import Budget
@@ -52,6 +53,7 @@ class InteractionConfig(TrainingConfig):
     judge: str = "rule"
     rubric: str = "weekly"
     correcting_teacher: str = "human"
+    distilling_teacher: str = ""  # a run, a model folder or a Hub name
     judge_limits: JudgeLimits = field(default_factory=JudgeLimits)
 
 
@@ -66,11 +68,13 @@ def train_interactively(config: InteractionConfig) -> dict[str, float]:
     data = load_data(config.data_folder)
     make_deterministic(config.deterministic)
     set_seed(config.seed)
-    policy = PolicyModel(starting_model(config, data), config.interaction)
+    teacher = distilling_teacher(config.interaction, config.distilling_teacher, data.tokenizer)
+    policy = PolicyModel(starting_model(config, data), config.interaction, teacher=teacher)
     check_lengths(config.interaction, policy, data)
     trainer = InteractionTrainer(config, policy, data)
     with noted() as trainer.checkpointing.stop:
         trainer.train(resume_from_checkpoint=trainer.checkpointing.find())
+    policy.release_teacher()
     seconds = trainer.training_seconds
     if trainer.is_world_process_zero():
         policy.model.save_pretrained(config.run_folder / "model")
@@ -189,6 +193,10 @@ class InteractionTrainer(ObjectiveTrainer):
         }
         self._idle = self._stopped_round == self.rows.round or not any(bool(count) for count in counts.values())
         return counts
+
+    def _tokens_read(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Of both sequences of a pair; none of a step that is left out."""
+        return self.objective_model.tokens_read(batch) * (not self._idle)
 
     def training_step(self, model: nn.Module, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
         """The Trainer's; where there is nothing to learn from no gradient is made, so that the optimiser passes by."""

@@ -42,6 +42,11 @@ class ObjectiveModel(nn.Module):
     def teacher(self) -> Teacher | None:
         return self._teacher[0]
 
+    @property
+    def learned(self) -> Objective:
+        """What training minimises; evaluation measures `objective`."""
+        return self.objective
+
     def forward(
         self, input_ids: Tensor, labels: Tensor, counts: Mapping[str, Tensor], **stored: Tensor
     ) -> dict[str, Tensor]:
@@ -52,8 +57,8 @@ class ObjectiveModel(nn.Module):
         Returns: {"loss": scalar, name: detached sum, ...}.
         """
         hidden, targets = self.targets(input_ids, labels)
-        weights = self.objective.weights_at(self.progress)
-        terms = [WeightedTerm(t, w, counts[t.name]) for t, w in zip(self.objective.terms, weights, strict=True)]
+        weights = self.learned.weights_at(self.progress)
+        terms = [WeightedTerm(t, w, counts[t.name]) for t, w in zip(self.learned.terms, weights, strict=True)]
         teacher = self.teacher_target({"input_ids": input_ids, **stored}, [t.term for t in terms if t.weight])
         loss, sums = chunked_head(hidden, self.output.weight, self.embeddings.weight, targets, terms, teacher)
         return {"loss": loss, **sums}

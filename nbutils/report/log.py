@@ -21,6 +21,7 @@ from nbutils import statistics
 from nbutils.arms import number
 from nbutils.composite import NEITHER, TRADE_OFF, UNDECIDED, WIN, composite, mixes
 from nbutils.files import atomic_write, write_json
+from nbutils.interaction.settings import DISTILL
 from nbutils.interaction_results import WORDS
 from nbutils.measures import UNKNOWN, Measure, measure
 from nbutils.plaintext import LONGEST_PARAGRAPH, LONGEST_TEXT, shortened, visible
@@ -153,7 +154,8 @@ def _run_section(plan: PlanEvidence, slot: Slot) -> list[str]:
 def _objective(params: dict[str, Any]) -> str:
     """The settings of a run's objective."""
     if "prompts_per_round" in params:
-        return " | ".join(f"{title}: {_value(params, name)}" for title, name in INTERACTION.items())
+        told = INTERACTION | ({"Distilled from": "distilling_teacher"} if params.get("method") == DISTILL else {})
+        return " | ".join(f"{title}: {_value(params, name)}" for title, name in told.items())
     if "divergence" in params:
         weights = "/".join(_value(params, name) for name in ("ce_weight", "kl_weight"))
         return (

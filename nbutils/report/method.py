@@ -51,7 +51,8 @@ SMOOTHING_FORMULAS = (
      "study's notebook is scored as it is"),
 )  # fmt: skip
 INTERACTION_FORMULAS = (
-    ("Objective", "in rounds; text: CE on what people wrote; sft: CE on the teacher's corrections of samples; "
+    ("Objective", "in rounds; text: CE on what people wrote; distillation: (1 − w) CE + w T² KL(t ‖ p) on the "
+     "same, with t the teacher's and p the student's softmax at T; sft: CE on the teacher's corrections of samples; "
      "SimPO: −log σ(β (m<sub>w</sub> − m<sub>l</sub>) − γ) + w CE<sub>w</sub>, with m the mean log-probability "
      "of a response's tokens, its end included, w the preferred and l the other; three-way: the pairs of "
      "people &gt; teacher &gt; student, each pass another; PPO: −min(r A, clip(r, 1 ± ε) A) with "

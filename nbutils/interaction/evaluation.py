@@ -56,9 +56,9 @@ def judge_student(
     test_judge_score and test_second_judge_score with their aspects, in [0, 1]; how often judges failed or were not
     asked, and how probable their numbers were (number_mass); the correlation of score and length; the judges' agreement
     (Spearman); variety, repetition and length. Of stories the same with `story_` before it: test_story_judge_score.
-    kl_to_start in nats a token, of the contexts. What a judge gave no score has no part in its means. Words and
-    seconds of this are no part of a judge's budget, and are not counted. Empty where there is nothing to ask, and of a student that
-    diverged, which says nothing: the log tells of it. Frees the memory of judges and teachers before and after.
+    kl_to_start in nats a token, of the contexts. What a judge gave no score has no part in its means. Words and seconds
+    of this are no part of a judge's budget, and are not counted. Empty where there is nothing to ask, and of a student
+    that diverged, which says nothing: the log tells of it. Frees the memory of judges and teachers before and after.
     """
     release_models()  # those of the training, which is over
     try:

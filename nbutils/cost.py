@@ -16,12 +16,8 @@ A teacher only runs forward, a third of that, and only its weights are in memory
     2 V d              where its hidden states are stored (teacher_cache hidden): its output layer, V tokens of width d
     0                  where its most probable tokens are (topk)
 
-A run with a judge samples (2 N + 4 L d T a token, and twice as much to weigh what was drawn) and trains on whole
-sequences, both of a pair, which are in memory together. Beside it are its frozen start, and its judge and teacher
-in the precision they were published in; beside one that is distilled its live teacher, as above.
-
 Storing them is one forward pass over the data, paid once for all students that read them. No run counts it, nor any
-evaluation.
+evaluation but that by judges: nbutils/interaction_cost.py tells what runs with judges count.
 """
 
 from __future__ import annotations
@@ -34,13 +30,11 @@ from typing import TYPE_CHECKING, Any
 from nbutils.errors import ParameterError, Unreachable, did_you_mean
 from nbutils.places import resolve
 from nbutils.plans import Plan, Variant
-from nbutils.preflight import START, data_facts
+from nbutils.preflight import INTERACTION, START, data_facts
 from nbutils.shapes import TOKENIZERS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-    from nbutils.interaction.settings import Interaction
 
 # Dense bfloat16 FLOP/s with float32 accumulation, from the makers' data sheets (without sparsity).
 PEAK = {
@@ -56,10 +50,7 @@ PEAK = {
     "RTX4090": 165e12,
 }
 FROZEN_BYTES = 4  # a parameter of a teacher, in float32
-HALF_BYTES = 2  # one of a judge that was published in 16 bit
-CHARACTERS = 4.4  # of English text, about, that a token of GPT-2 stands for
 TEACHERS = ("teacher", "second_teacher")  # parameters: a run, a folder or a Hub name
-DISTILLING = ("distilling_teacher",)  # the same of a run of interaction
 TRAINING_BYTES = 16  # a parameter in float32: weight 4, gradient 4, AdamW's two moments 8
 ACTIVATION_BYTES = 34  # a token, layer and unit of width in 16 bit, attention scores not kept (Korthikanti et al. 2022)
 
@@ -100,8 +91,10 @@ def estimate(variant: Variant, plan: Plan, gpu: str, utilisation: float) -> Cost
     block_size, model = data["block_size"], _student(variant, plan, data)
     if model is None:
         return None
-    if "method" in params:
-        return _interaction_cost(variant, plan, *model, gpu, utilisation)
+    if {*INTERACTION} <= params.keys():
+        from nbutils.interaction_cost import Model, interaction_cost
+
+        return interaction_cost(variant, plan, Model(*model), block_size, gpu, utilisation)
     teachers, left_out = _taught_by(variant, plan, block_size)
     tokens, cache = training_tokens(params, data), params.get("teacher_cache", "off")
     of_token = flops_per_token(*model, block_size, params)
@@ -122,75 +115,6 @@ def _student(variant: Variant, plan: Plan, data: Mapping[str, Any]) -> tuple[Pre
     if params.get(START):
         return _model(model_of(params[START]), 0, data["block_size"])
     return _model_of(params | {"from_scratch": True} if START in params else params, data)
-
-
-def _interaction_cost(
-    variant: Variant, plan: Plan, config: PretrainedConfig, parameters: int, gpu: str, utilisation: float
-) -> Cost:
-    """Of rounds: samples (forward alone, beside the frozen start) and passes over the examples they make."""
-    from nbutils.interaction.prompts import read_story
-    from nbutils.interaction.settings import DISTILL, PAIRED, STORY, Interaction
-
-    params = variant.params
-    settings = Interaction.of(params)
-    prompt = len(read_story().prompt) / CHARACTERS if settings.prompts == STORY else settings.prompt_tokens
-    length = round(prompt) + settings.response_tokens + 1
-    sampled = settings.prompts_per_round * settings.samples_per_prompt * settings.draws_samples
-    both = 2 if settings.method in PAIRED else 1
-    tokens = settings.rounds * settings.examples_per_round * settings.all_passes * both * length
-    forward = _forward(config, parameters, length)
-    flops = forward * (3 * tokens + 3 * settings.rounds * sampled * length)  # drawn, and seen by student and start
-    own = training_memory(config, parameters, length * both, params) + FROZEN_BYTES * parameters
-    beside, left_out = _asked_memory(variant, plan)
-    teachers, unknown = _teachers(variant, plan, length, DISTILLING) if settings.method == DISTILL else ([], ())
-    flops += tokens * sum(teacher_flops_per_token(*each, length) for each in teachers)
-    own += sum(teacher_memory(*each) for each in teachers)
-    learning = own + sum(memory for name, memory in beside.items() if name in _asked_in_rounds(variant, settings))
-    judging = 2 * FROZEN_BYTES * parameters + max(beside.values(), default=0.0)
-    left_out = (*(("what judges and correcting teachers compute",) if sampled else ()), *left_out, *unknown)
-    hours = flops / (PEAK[gpu] * utilisation) / 3600
-    return Cost(parameters, tokens, flops, max(learning, judging), hours, left_out)
-
-
-def _asked_in_rounds(variant: Variant, settings: Interaction) -> set[str]:
-    """What `_asked_memory` calls those who are in memory while the student trains; one model in two roles is one."""
-    roles = ["judge"] if settings.draws_samples else []
-    roles += ["correcting_teacher"] if settings.needs_teacher else []
-    return {_asked(variant, role) for role in roles}
-
-
-def _asked(variant: Variant, role: str) -> str:
-    """A run of the plan or a name: who has the role in a run with a judge."""
-    return str(variant.needs.get(role) or variant.params.get(role, ""))
-
-
-def _asked_memory(variant: Variant, plan: Plan) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Bytes of the weights of every model that judges or corrects, by `_asked`, and what is not known of them."""
-    from nbutils.interaction import correction, judges
-    from nbutils.interaction.settings import NO_JUDGE, Interaction
-    from nbutils.teachers import model_of
-
-    found, left_out, seen = {}, [], {"", NO_JUDGE, *judges.NAMES, *correction.NAMES}
-    needs_teacher = Interaction.of(variant.params).needs_teacher
-    for role in ("judge", "second_judge", *(("correcting_teacher",) if needs_teacher else ())):
-        name = _asked(variant, role)
-        if name in seen:
-            continue
-        seen.add(name)
-        try:
-            if role in variant.needs:
-                needed = plan.variant(variant.needs[role])
-                facts = data_facts(needed, plan)
-                model = _model_of(needed.params, facts) if facts.get("block_size") else None
-            else:
-                model = _model(model_of(name), 0, 0)
-        except Unreachable:
-            model = None
-        if model:
-            found[name] = model[1] * (HALF_BYTES if "16" in str(model[0].dtype) else FROZEN_BYTES)
-        else:
-            left_out.append(f"the memory of {name}, the {role.replace('_', ' ')}, whose size is not known from here")
-    return found, tuple(left_out)
 
 
 def _model_of(params: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[PretrainedConfig, int] | None:
@@ -216,11 +140,11 @@ def _vocabulary(data: Mapping[str, Any]) -> int:
 def _taught_by(
     variant: Variant, plan: Plan, block_size: int
 ) -> tuple[list[tuple[PretrainedConfig, int]], tuple[str, ...]]:
-    """The teachers of a distillation, as `_teachers` has them, and what cannot be counted."""
+    """The teachers of a distillation, as `teachers_of` has them, and what cannot be counted."""
     params = variant.params
     if params.get("divergence", "none") == "none":
         return [], ()
-    found, unknown = _teachers(variant, plan, block_size, TEACHERS)
+    found, unknown = teachers_of(variant, plan, block_size, TEACHERS)
     left_out = [*unknown]
     if params.get("teacher_cache", "off") != "off":
         left_out.append("storing what a teacher says, one forward pass over the data for all students that read it")
@@ -229,7 +153,7 @@ def _taught_by(
     return found, tuple(left_out)
 
 
-def _teachers(
+def teachers_of(
     variant: Variant, plan: Plan, block_size: int, names: Sequence[str]
 ) -> tuple[list[tuple[PretrainedConfig, int]], tuple[str, ...]]:
     """Configuration and parameters of every teacher that the parameters `names` name, and those that are not known."""

@@ -53,7 +53,7 @@ NOT_IN_KEY = frozenset(
             "repeat",
         ),  # start and watch
         *("runs", "manifest", "environment", "keys", "files", "locks", "places", "errors"),  # record
-        *("plans", "contrasts", "params", "notebooks", "yamlfile", "cost"),  # say what to run
+        *("plans", "contrasts", "params", "notebooks", "yamlfile", "cost", "interaction_cost"),  # say what to run
         *(
             "report",
             "figures",

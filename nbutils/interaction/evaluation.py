@@ -1,8 +1,7 @@
 """What a student says to prompts it did not learn from, judged by the judge it learned from and by one it never met.
 
 Every arm is asked the same, however it learned: beginnings of test blocks by the rubric `weekly`, and the story prompt
-by the rubric `story`. Of a block the first half is the prompt and the other the room for the response, each at most
-MOST_TOKENS; of stories their prompt file says how long they may be.
+by the rubric `story`, in the lengths that held_out.py says.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ import numpy as np
 import torch
 
 from nbutils.errors import ModelError
+from nbutils.interaction.held_out import RUBRICS, held_out
 from nbutils.interaction.judges import Judged
 from nbutils.interaction.judges.quality import agreement, length_correlation
 from nbutils.interaction.policy import PolicyModel
 from nbutils.interaction.prompted_model import release_models
-from nbutils.interaction.prompts import read_story
 from nbutils.interaction.rewards import Rewarded
 from nbutils.interaction.rollouts import Rollout, Sampling, sample, story_prompt
 from nbutils.interaction.settings import CONTEXTS, NO_JUDGE, STORY
@@ -35,9 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 TEMPERATURE, TOP_P = 1.0, 0.8  # of the held-out samples, however an arm sampled while it learned
 SEEDS = {CONTEXTS: 20_000, STORY: 20_001}  # of the held-out samples: the same prompts and draws for every arm
-RUBRICS = {CONTEXTS: "weekly", STORY: "story"}  # whatever an arm learned by
 PREFIXES = {CONTEXTS: "", STORY: "story_"}  # of the numbers
-MOST_TOKENS = 256  # of a context, its end token included, and of a response to it
 
 Asked = dict[str, list[Rollout]]  # by kind of prompt
 
@@ -110,11 +107,7 @@ def held_out_samples(
 
 def _asked(config: InteractionConfig, data: PreparedData, kind: str) -> InteractionConfig:
     """The configuration by which every arm is asked; judges have no budget: an arm is judged whole."""
-    half = data.card["block_size"] // 2
-    tokens = min(MOST_TOKENS, half) - 1, min(MOST_TOKENS, data.card["block_size"] - half)
-    if kind == STORY:
-        tokens = 0, read_story().max_new_tokens
-    settings = replace(config.interaction, prompts=kind, prompt_tokens=tokens[0], response_tokens=tokens[1])
+    settings = held_out(config.interaction, kind, data.card["block_size"])
     limits = replace(config.judge_limits, most_words=0, most_seconds=0.0)
     return replace(config, rubric=RUBRICS[kind], interaction=settings, judge_limits=limits)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from small_batches import endings, run_batch
 from small_judges import write_model
 
 from nbutils.cost import estimate
-from nbutils.interaction.settings import DISTILL, FROM_TEXT, METHODS, Interaction
+from nbutils.interaction.settings import FROM_TEXT, METHODS, Interaction
 from nbutils.listing import plan_listing
 from nbutils.local_engine import LocalEngine
 from nbutils.places import PARAMS
@@ -56,8 +57,9 @@ def steps(variant: Variant) -> int:
 
 def test_values_are_those_that_were_published():
     runs = arms(load_plan(PARAMS / "interaction.yaml"))
-    for method in ("simpo", "three_way", "sft", "text", "simpo_judge"):
-        assert {name: runs[method].params[name] for name in CORRECTED} == CORRECTED, method
+    for method in ("simpo", "three_way", "sft", "simpo_judge", *FROM_TEXT):
+        wanted = CORRECTED | ({"per_device_train_batch_size": 24} if method in FROM_TEXT else {})  # as many steps
+        assert {name: runs[method].params[name] for name in CORRECTED} == wanted, method
     assert (runs["simpo"].params["sft_passes"], runs["simpo"].params["passes"]) == (8, 2)
     assert {name: runs["ppo"].params[name] for name in STORIES} == STORIES
     asked = Interaction.of(runs["ppo"].params)
@@ -71,11 +73,13 @@ def test_values_are_those_that_were_published():
 @pytest.mark.parametrize("name, most", [("interaction", 16_000), ("quick-interaction", 40), ("tinystories", 40)])
 def test_arms_on_the_same_prompts_make_the_same_steps(name, most):
     runs = arms(load_plan(PARAMS / f"{name}.yaml"))
-    assert runs.keys() | {DISTILL} == {*METHODS}
-    same = ["text", "sft", "simpo", "three_way", "simpo_judge", *({DISTILL} & runs.keys())]
-    assert {steps(runs[method]) for method in same} == {most}
-    asked = [Interaction.of(runs[method].params) for method in same]
+    assert runs.keys() == {*METHODS}
+    same = ("sft", "simpo", "three_way", "simpo_judge")
+    assert {steps(runs[method]) for method in (*same, *FROM_TEXT)} == {most}
+    asked, read = ([Interaction.of(runs[method].params) for method in methods] for methods in (same, FROM_TEXT))
     assert len({(each.rounds, each.prompts_per_round, each.all_passes) for each in asked}) == 1
+    wanted = asked[0].rounds, 1.5 * asked[0].prompts_per_round, asked[0].all_passes  # what others write, these read
+    assert {(each.rounds, each.prompts_per_round, each.all_passes) for each in read} == {wanted}
     leave_one_out = Interaction.of(runs["rloo"].params)
     assert steps(runs["rloo"]) == leave_one_out.rounds, "one step a round is on-policy"
     if name != "interaction":
@@ -89,7 +93,7 @@ def test_arms_on_the_same_prompts_make_the_same_steps(name, most):
 @pytest.fixture(scope="module")
 def real_size(tmp_path_factory) -> Path:
     """The plan of real size with a corpus, minimal pairs and models that are stubs; of the judges the shapes alone."""
-    from transformers import LlamaConfig
+    from transformers import GPT2Config, LlamaConfig
 
     folder = tmp_path_factory.mktemp("real")
     (folder / "train_10M").mkdir()
@@ -102,6 +106,8 @@ def real_size(tmp_path_factory) -> Path:
     for number, name in enumerate(HUB):
         LlamaConfig(**shape, dtype="bfloat16").save_pretrained(folder / f"judge{number}")
         text = text.replace(name, str(folder / f"judge{number}"))
+    GPT2Config(n_embd=1280, n_layer=36, n_head=20).save_pretrained(folder / "large")
+    text = re.sub(r"(distilling_teacher: )\S+", rf"\g<1>{folder / 'large'}", text)
     text = text.replace("data/babylm", str(folder)).replace("data/blimp", str(folder))
     text = text.replace("tokenizer: gpt2", f"tokenizer: {folder / 'tokenizer'}")
     (folder / "interaction.yaml").write_text(text)
@@ -119,20 +125,23 @@ def test_the_plan_of_real_size_passes_its_check(real_size, monkeypatch):
 
 
 def test_what_judges_and_teachers_take_of_the_memory_is_counted(real_size):
-    """By hand: 8.03e9 parameters in 16 bit, once where judge and teacher are one; both sequences of a pair."""
+    """By hand: 8.03e9 parameters in 16 bit, once where judge and teacher are one; both sequences of a pair.
+
+    GPT-2 Large, 774e6 in 32 bit, beside a student that is distilled.
+    """
     plan = load_plan(real_size)
     judge = 2 * 8_030_261_248
     runs = {method: (each, estimate(each, plan, "H100", 0.4)) for method, each in arms(plan).items()}
     student = runs["simpo"][1].parameters
+    lengths = {"sft": 512, "text": 512, "distill": 512, "ppo": 108, "rloo": 108}
+    lengths |= dict.fromkeys(("simpo", "three_way", "simpo_judge"), 2 * 512)
+    assert runs.keys() == lengths.keys()
     learning = {
-        method: 20 * student + 34 * 768 * 12 * each.params["per_device_train_batch_size"] * length
-        for (method, (each, _)), length in zip(
-            runs.items(), (2 * 512, 2 * 512, 512, 512, 2 * 512, 108, 108), strict=True
-        )
+        method: 20 * student + 34 * 768 * 12 * each.params["per_device_train_batch_size"] * lengths[method]
+        for method, (each, _) in runs.items()
     }
-    assert [*runs] == ["simpo", "three_way", "text", "sft", "simpo_judge", "ppo", "rloo"]
     for method, (_, cost) in runs.items():
-        asked = judge if method != "text" else 0
+        asked = {"text": 0, "distill": 4 * 774_030_080}.get(method, judge)
         assert cost.memory == pytest.approx(max(learning[method] + asked, 4 * student + judge), rel=1e-3), method
     tokens = {method: cost.tokens for method, (_, cost) in runs.items()}
     assert tokens["three_way"] == tokens["simpo"] == tokens["simpo_judge"] == 2 * tokens["sft"]
@@ -151,10 +160,13 @@ def test_a_teacher_that_cannot_be_reached_is_told(monkeypatch):
 
 def test_a_teacher_of_the_plan_is_counted():
     plan = load_plan(PARAMS / "quick-interaction.yaml")
-    simpo, text = (estimate(arms(plan)[method], plan, "H100", 0.4) for method in ("simpo", "text"))
-    params = arms(plan)["simpo"].params
-    sequences = 34 * params["per_device_train_batch_size"] * (24 + 32 + 1) * 64 * 2  # the second of each pair
+    simpo, text, distilled = (estimate(arms(plan)[each], plan, "H100", 0.4) for each in ("simpo", "text", "distill"))
+    simpo_batch, text_batch = (arms(plan)[each].params["per_device_train_batch_size"] for each in ("simpo", "text"))
+    sequences = 34 * (2 * simpo_batch - text_batch) * (24 + 32 + 1) * 64 * 2  # of a pair two
     assert simpo.memory - text.memory == 4 * simpo.parameters + sequences
+    assert distilled.memory - text.memory == 4 * text.parameters  # of the same shape
+    forward = 2 * text.parameters + 4 * 2 * 64 * (24 + 32 + 1)  # of a token: one more pass
+    assert distilled.tokens == text.tokens and distilled.flops - text.flops == text.tokens * forward
 
 
 # ---- every arm, from the data to its result --------------------------------------------------------------------------
@@ -195,12 +207,12 @@ def results(plan: Plan, folder: Path) -> dict[str, dict]:
 def test_every_arm_runs_through_its_notebook(tmp_path):
     plan = cut_down(PARAMS / "quick-interaction.yaml", tmp_path)
     found = results(plan, tmp_path / "runs")
-    assert found.keys() | {DISTILL} == {*METHODS}
+    assert found.keys() == {*METHODS}
     for method, numbers in found.items():
         assert {"test_ce_loss", "test_judge_score", "test_second_judge_score", "pairs_acc", "kl_to_start"} <= {*numbers}
         assert numbers["steps"] == steps(arms(plan)[method])
         assert numbers["kl_to_start"] >= 0 and numbers["human_words"] + numbers["student_words"] > 0
-    for method in {*FROM_TEXT} & found.keys():
+    for method in FROM_TEXT:
         assert found[method]["student_words"] == 0 < found[method]["human_words"]
     assert {method for method, numbers in found.items() if numbers["teacher_words"]} == {*METHODS} - {*FROM_TEXT}
 

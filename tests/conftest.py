@@ -26,6 +26,16 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made, but not turned into pictures, which takes seconds."""
+    from IPython.display import HTML
+
+    from nbutils import figures
+
+    monkeypatch.setattr(figures, "show", lambda figure, name, caption, folder: HTML(f"<figure>{caption}</figure>"))
+
+
 # ---- made-up runs, which no test changes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html.parser import HTMLParser
 
 from IPython.display import HTML
@@ -28,3 +29,9 @@ class Structure(HTMLParser):
 def text_of(html: HTML) -> str:
     """The words of an output, single spaces between them."""
     return " ".join(Structure(html.data).text.split())
+
+
+def row_of(html: HTML, text: str) -> list[str]:
+    """The cells of the first row of a table that has `text`."""
+    row = next(row for row in re.findall(r"<tr.*?</tr>", html.data)[1:] if text in row)
+    return [" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in re.findall(r"<td.*?</td>", row)]

@@ -16,6 +16,8 @@ import pandas as pd
 import yaml
 from synthetic_runs import PARAMETERS, STEPS, final_numbers, write_run
 
+from nbutils.studies import Arm, Study
+
 SEEDS = (1, 2, 3, 4, 5)
 NOTEBOOK = PARAMETERS.replace(
     "alpha: float = 0.5  # weight of the cosine term, in [0, 1]\n",
@@ -157,6 +159,16 @@ def task_results(rows: pd.DataFrame) -> dict[str, float]:
         found |= {f"{task}_acc": own["correct"].mean(), f"{task}_acc_norm": own["correct_norm"].mean()}
         found[f"{task}_gold_bits_per_byte"] = float(own["gold_bits"].sum() / own["gold_bytes"].sum())
     return found
+
+
+def arm_of(study: Study, name: str) -> Arm:
+    """The arm of that name in ARMS."""
+    return study.arm_of(ARMS[name])
+
+
+def increases(name: str, metric: str = "test_ce_loss") -> list[float]:
+    """What an arm's runs have more of than the control's, by seed."""
+    return [prefix_numbers(name, seed)[metric] - prefix_numbers("none", seed)[metric] for seed in SEEDS]
 
 
 def _write_samples(run: Path, name: str) -> None:

@@ -19,29 +19,16 @@ from nbutils.studies import gather
 
 
 @pytest.fixture(scope="module")
-def evidence(tmp_path_factory):
-    runs, file = write_interaction(tmp_path_factory.mktemp("interaction"))
-    return gather(runs, str(file))
+def study(talk_group):
+    return talk_group.study
 
 
-@pytest.fixture(scope="module")
-def group(evidence):
-    (found,) = groups(evidence)
-    return found
-
-
-@pytest.fixture(scope="module")
-def study(group):
-    return group.study
-
-
-def test_stages_of_one_control_or_one_beginning_are_one_study(group):
-    study = group.study
+def test_stages_of_one_control_or_one_beginning_are_one_study(talk_group, study):
     assert study.stage == "corrected, judged, stories, distilled"
     labels = ["text alone", "imitation (SFT)", "SimPO on corrections", "SimPO by the judge", "PPO", "distilled"]
     assert [each.label for each in study.arms] == labels
     assert study.control.label == "text alone" and [each.label for each in study.own_arms] == labels[:-1]
-    sides = [(each.treatment.label, each.control.label) for each in group.contrasts]
+    sides = [(each.treatment.label, each.control.label) for each in talk_group.contrasts]
     assert sides[0] == ("SimPO on corrections", "imitation (SFT)") and sides[2] == ("SimPO by the judge", "text alone")
     assert sides[3] == ("distilled", "SimPO on corrections")
 
@@ -86,6 +73,6 @@ def test_what_is_no_number_in_a_round_is_none():
     assert not len(rounds_of(SimpleNamespace(rounds=pd.DataFrame)))
 
 
-def test_the_fixture_is_the_plan_it_says(evidence):
+def test_the_fixture_is_the_plan_it_says(talk_evidence):
     assert {method for methods in STAGES.values() for method in methods} == {*TOLD}
-    assert not any(slot.trouble for slot in evidence.slots)
+    assert not any(slot.trouble for slot in talk_evidence.slots)

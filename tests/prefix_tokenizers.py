@@ -1,12 +1,20 @@
-"""Small tokenizers of every kind, whose prefixes can be found by hand."""
+"""Small tokenizers of every kind, whose prefixes can be found by hand, and how their rows and targets are read."""
 
 from __future__ import annotations
 
+from functools import lru_cache
+
+import numpy as np
+from real_data import REAL_DATA
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from nbutils.tokenization import train_byte_level_bpe, train_unigram
+from nbutils.prefixes import PrefixTable, SmoothedTargets
+from nbutils.prefixes.table import build_table
+from nbutils.tokenization import load_tokenizer, train_byte_level_bpe, train_unigram
 
+LLAMA3_VOCAB = 128_256
+PADDED = 3  # ids that no token has
 TEXTS = [
     "A straw is no strawberry, though straws and strawberries both are in the strawman's straw hat.\n\n    personally",
     "Grüße über Grüße, größer als Größe: 日本と日本人。\tThe persons, the personal and the personality there.",
@@ -57,3 +65,25 @@ KINDS = {
     "WordPiece": word_piece,
     "own text": words,
 }
+
+
+@lru_cache(maxsize=1)
+def llama3() -> tuple[PreTrainedTokenizerBase, PrefixTable]:
+    """Llama 3's tokenizer, which is real data, and its table."""
+    tokenizer = load_tokenizer(f"{REAL_DATA}/tokenizers/llama3")
+    return tokenizer, build_table(tokenizer, LLAMA3_VOCAB)
+
+
+def rows_by_name(tokenizer: PreTrainedTokenizerBase) -> dict[str, list[str]]:
+    """The names of each token's prefixes and of itself, by its own."""
+    found = build_table(tokenizer, len(tokenizer))
+    names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
+    return {name: [names[v] for v in found.row(gold)] for gold, name in enumerate(names)}
+
+
+def dense_target(targets: SmoothedTargets, gold: int) -> np.ndarray:
+    """q_y(v) for every v, (vocab,) float64."""
+    entries = slice(targets.offsets[gold], targets.offsets[gold + 1])
+    dense = np.full(len(targets.gold_mass), targets.background[gold], np.float64)
+    np.add.at(dense, targets.tokens[entries], targets.weights[entries].astype(np.float64))
+    return dense

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from prefix_tokenizers import KINDS, word_level
-from test_prefixes import target
+from prefix_tokenizers import KINDS, dense_target, word_level
 
 from nbutils.errors import ParameterError
 from nbutils.prefixes import PrefixTable, SmoothedTargets, Smoothing, Unsmoothing, smoothed_targets
@@ -25,7 +24,7 @@ def table(kind: str) -> PrefixTable:
 
 def matrix(targets: SmoothedTargets) -> np.ndarray:
     """Column y is q_y, (vocab, vocab) float64."""
-    return np.stack([target(targets, gold) for gold in range(len(targets.gold_mass))], axis=1)
+    return np.stack([dense_target(targets, gold) for gold in range(len(targets.gold_mass))], axis=1)
 
 
 def text_distributions(vocab: int) -> np.ndarray:

@@ -1,19 +1,16 @@
-"""Prefix sets and their targets: python -m pytest tests/test_prefixes.py"""
+"""Targets over prefix sets: python -m pytest tests/test_prefixes.py"""
 
 from __future__ import annotations
 
 import json
 import math
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from prefix_tokenizers import KINDS, sentence_piece, word_level, word_piece
+from prefix_tokenizers import KINDS, PADDED, dense_target, llama3, rows_by_name, sentence_piece, word_level
 from real_data import REAL_DATA, needs_real_data
 
-from nbutils import places
 from nbutils.errors import ModelError, ParameterError
 from nbutils.prefixes import (
     SmoothedTargets,
@@ -26,41 +23,17 @@ from nbutils.prefixes import (
     leaves_no_gold_mass,
     mean_target_entropy,
     predicted_cost,
-    prefix_table,
     smoothed_targets,
-    table,
 )
 from nbutils.prefixes.settings import FORMS, OVER
 from nbutils.prefixes.table import build_table
 from nbutils.token_bytes import token_bytes
 from nbutils.tokenization import load_tokenizer, tokenize
 
-LLAMA3_VOCAB = 128_256
-PADDED = 3  # ids that no token has
-
-
-@pytest.fixture(autouse=True)
-def own_runs(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
-    monkeypatch.setattr(places, "RUNS", tmp_path / "runs")
-
 
 @pytest.fixture(params=list(KINDS))
 def tokenizer(request: pytest.FixtureRequest):
     return KINDS[request.param]()
-
-
-@lru_cache(maxsize=1)
-def llama3():
-    tokenizer = load_tokenizer(f"{REAL_DATA}/tokenizers/llama3")
-    return tokenizer, build_table(tokenizer, LLAMA3_VOCAB)
-
-
-def target(targets: SmoothedTargets, gold: int) -> np.ndarray:
-    """q_y(v) for every v, (vocab,) float64."""
-    entries = slice(targets.offsets[gold], targets.offsets[gold + 1])
-    dense = np.full(len(targets.gold_mass), targets.background[gold], np.float64)
-    np.add.at(dense, targets.tokens[entries], targets.weights[entries].astype(np.float64))
-    return dense
 
 
 # Settings
@@ -101,108 +74,6 @@ def test_no_gold_mass_is_left_by_eps_1_alone() -> None:
     assert leaves_no_gold_mass(Smoothing("mixed_uniform", eps=1.0))
     assert not leaves_no_gold_mass(Smoothing("mixed_uniform", eps=0.9))
     assert not leaves_no_gold_mass(Smoothing("normalised", eps=1.0))
-
-
-# The table
-
-
-def test_rows_are_the_tokens_that_the_text_begins_with(tokenizer) -> None:
-    vocab = len(tokenizer) + PADDED
-    special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
-    texts = [b"" if n in special else text for n, text in enumerate(token_bytes(tokenizer))] + [b""] * PADDED
-    found = prefix_table(tokenizer, vocab)
-    for gold, text in enumerate(texts):
-        shorter = [v for v, other in enumerate(texts) if other and text.startswith(other) and len(other) < len(text)]
-        row = found.row(gold).tolist()
-        assert sorted(row[:-1]) == shorter and row[-1] == gold
-        assert [len(texts[v]) for v in row] == sorted(len(texts[v]) for v in row)
-    assert found.lengths.tolist() == [len(text) for text in texts]
-    assert found.ascii.tolist() == [text != b"" and max(text) < 128 for text in texts]
-
-
-def rows_by_name(tokenizer) -> dict[str, list[str]]:
-    found = build_table(tokenizer, len(tokenizer))
-    names = tokenizer.convert_ids_to_tokens(range(len(tokenizer)))
-    return {name: [names[v] for v in found.row(gold)] for gold, name in enumerate(names)}
-
-
-def test_word_pieces_that_begin_a_word_and_that_go_on_are_apart() -> None:
-    rows = rows_by_name(word_piece())
-    assert rows["playing"] == ["p", "play", "playing"]
-    assert rows["##playing"] == ["##p", "##play", "##playing"]
-    assert rows["plate"] == ["p", "plate"]
-
-
-def test_two_tokens_of_one_text_are_both_prefixes_of_others_and_not_of_each_other() -> None:
-    rows = rows_by_name(sentence_piece())
-    assert rows["▁straw"] == ["▁", "<0x20>", "▁s", "▁straw"]
-    assert rows["▁"] == ["▁"] and rows["<0x20>"] == ["<0x20>"]
-    assert rows["straw"] == ["s", "<0x73>", "st", "straw"]
-    assert rows["ü"] == ["<0xC3>", "ü"]  # a part of a character is a prefix, too
-    assert rows["s"] == ["s"] and rows["<0x73>"] == ["<0x73>"]
-
-
-def test_whitespace_alone_is_told_from_text_that_begins_with_it() -> None:
-    texts = [" ", "\n\n", "\t ", "\u3000", "\xa0", " a", "a ", "\x1f", "\xa0a"]
-    assert build_table(word_level(*texts), 10).whitespace.tolist() == [False] + [True] * 5 + [False] * 4
-
-
-def test_a_token_of_no_bytes_is_named() -> None:
-    with pytest.raises(ModelError, match=r"1 tokens of no bytes.*'' \(id 2\).*special tokens.*another tokenizer"):
-        prefix_table(word_level("a", "", "ab"), 10)
-
-
-def test_a_tokenizer_larger_than_the_model_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"4 tokens and the model's vocabulary 3\. Give a model of at least as many"):
-        prefix_table(word_level("a", "b", "ab"), 3)
-
-
-def test_the_table_is_built_once_for_a_tokenizer_and_a_vocabulary(monkeypatch) -> None:
-    built = []
-    monkeypatch.setattr(table, "build_table", lambda *given: built.append(given[1]) or build_table(*given))
-    tokenizer = word_piece()
-    with ThreadPoolExecutor(4) as pool:
-        tables = list(pool.map(lambda _: prefix_table(tokenizer, 9), range(4)))
-    assert built == [9]
-    assert all((getattr(each, name) == getattr(tables[0], name)).all() for each in tables for name in table.ARRAYS)
-    prefix_table(tokenizer, 10)
-    prefix_table(word_level(*tokenizer.get_vocab(), special="<other>"), 10)
-    assert built == [9, 10, 10]
-
-
-@pytest.mark.parametrize("damage", ["cut", "empty", "start", "middle", "end"])
-def test_a_damaged_table_is_made_anew(damage: str, caplog: pytest.LogCaptureFixture) -> None:
-    tokenizer = word_piece()
-    prefix_table(tokenizer, 9)
-    (path,) = (places.RUNS / table.TABLES).glob("*.table")
-    whole = path.read_bytes()
-    if damage in ("cut", "empty"):
-        path.write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
-    else:
-        place = {"start": 40, "middle": len(whole) // 2, "end": len(whole) - 1}[damage]
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-    assert prefix_table(tokenizer, 9).row(3).tolist() == [1, 2, 3]
-    assert "is damaged. It is made anew." in caplog.text
-    assert path.read_bytes() == whole
-
-
-def test_a_folder_that_cannot_be_written_costs_the_cache_alone(caplog: pytest.LogCaptureFixture) -> None:
-    places.RUNS.write_text("no folder")
-    assert prefix_table(word_piece(), 9).row(3).tolist() == [1, 2, 3]
-    assert "The prefix table is not kept" in caplog.text
-
-
-@needs_real_data
-def test_the_table_of_llama_3() -> None:
-    tokenizer, found = llama3()
-    assert sum(getattr(found, name).nbytes for name in table.ARRAYS) <= 4e6
-    sizes = found.sizes[found.ascii]
-    assert (len(sizes), sizes.sum(), np.median(sizes), sizes.max()) == (97_846, 459_791, 5, 86)
-    assert round(sizes.mean(), 2) == 4.70 and (sizes == 1).sum() == 128
-    assert (found.whitespace & found.ascii).sum() == 426
-    assert (found.sizes[128_000:] == 1).all() and not found.lengths[128_000:].any()  # <|reserved_special_token_...|>
-    strawberry = tokenizer.convert_ids_to_tokens(found.row(tokenizer.convert_tokens_to_ids("Ġstrawberry")))
-    assert strawberry == ["Ġ", "Ġs", "Ġst", "Ġstr", "Ġstra", "Ġstraw", "Ġstrawberry"]
 
 
 # Targets
@@ -252,7 +123,7 @@ def test_every_target_is_a_distribution(form: str, over: str, tokenizer) -> None
         targets = smoothed_targets(found, smoothing)
         assert (targets.tokens[targets.offsets[1:] - 1] == np.arange(len(found.lengths))).all()
         for gold in range(0, len(found.lengths), 7):
-            q = target(targets, gold)
+            q = dense_target(targets, gold)
             assert q.min() > -1e-9 and q.sum() == pytest.approx(1, abs=1e-6)
             assert q[gold] == pytest.approx(targets.gold_mass[gold], abs=1e-7)
             seen = q[q > 1e-12]
@@ -268,7 +139,7 @@ def test_controls_keep_the_gold_mass_exactly(form: str) -> None:
     assert (uniform.gold_mass == wanted.gold_mass).all() and (random.gold_mass == wanted.gold_mass).all()
     assert (random.weights == wanted.weights).all() and (random.entropy == wanted.entropy).all()
     gold = int(found.sizes.argmax())
-    others = np.delete(target(uniform, gold), gold)
+    others = np.delete(dense_target(uniform, gold), gold)
     assert others == pytest.approx(np.full(399, (1 - wanted.gold_mass[gold]) / 399))
     assert (np.diff(uniform.offsets) == 1).all()
 

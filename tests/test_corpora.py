@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from nbutils import corpora, pydoc_corpus
 from nbutils.corpora import Document, locate_corpus
 from nbutils.errors import CorpusError
 from nbutils.sources import CorpusRequest
+from nbutils.text_corpora import articles
 
 ARTICLES = {
     "train": " \n = First = \n \n Text . \n = = Part = = \n \n More . \n Pld \n = Played , W = \n Won . \n"
@@ -190,6 +192,15 @@ def test_wikitext_regroups_lines_into_articles(wikitext: Path) -> None:
 
 def test_the_cap_holds_for_each_given_split(wikitext: Path) -> None:
     assert [d.split for d in read_corpus("wikitext", str(wikitext), max_documents=1)] == ["train", "validation", "test"]
+
+
+def test_articles_are_read_as_they_come() -> None:
+    def endless() -> Iterator[str]:
+        yield from (" \n", " = One = \n", " \n", " Text . \n", " \n", " = Two = \n", " \n")
+        raise AssertionError("read on")
+
+    stream = articles(endless(), "train", "here")
+    assert next(stream).text == " \n = One = \n \n Text . \n \n"
 
 
 def test_wikitext_folders_that_are_none(wikitext: Path) -> None:

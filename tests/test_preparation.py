@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from real_data import REAL_DATA, needs_real_data
 
 from nbutils import datacard, places, preparation
 from nbutils.corpora import SPLITS
@@ -24,7 +23,7 @@ from nbutils.notebooks import find_notebook
 from nbutils.packing import Blocks
 from nbutils.params import RUN_FOLDER, read_schema
 from nbutils.preparation import DataConfig, PreparedData, check_config, load_data, prepare_data, small_data
-from nbutils.tokenization import character_tokenizer, tokenize
+from nbutils.tokenization import character_tokenizer
 
 WORDS = [
     f"{start}{end}" for start in ("train", "token", "block", "model", "loss") for end in ("s", "ed", "ing", "er", "")
@@ -189,22 +188,23 @@ def test_the_fingerprint_covers_tokens_owners_and_vocabulary(prepared: PreparedD
     assert fingerprint() == found[0]
 
 
-def test_a_failure_keeps_the_old_data(config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    card = prepare_data(config, tmp_path).card
-    monkeypatch.setattr(preparation, "write_json", lambda *_: (_ for _ in ()).throw(OSError("No space left")))
-    with pytest.raises(OSError, match="No space"):
-        prepare_data(replace(config, block_size=16), tmp_path)
-    assert load_data(tmp_path).card == card
-    assert [path.name for path in tmp_path.iterdir()] == ["data"]
-
-
-def test_a_full_disk_is_told_and_keeps_the_old_data(
-    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("fails", "error", "told"),
+    [
+        ("write_json", OSError("Gone"), "Gone"),
+        (
+            "save_blocks",
+            OSError(errno.ENOSPC, "No space left on device"),
+            r"disk is full: .* needs about \d+ MiB .* [\d,]+ MiB are free\. What stood",
+        ),
+    ],
+)
+def test_a_failure_is_told_and_keeps_the_old_data(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, error: OSError, told: str
 ) -> None:
     card = prepare_data(config, tmp_path).card
-    full = OSError(errno.ENOSPC, "No space left on device")
-    monkeypatch.setattr(preparation, "save_blocks", lambda *_: (_ for _ in ()).throw(full))
-    with pytest.raises(CorpusError, match=r"disk is full: .* needs about \d+ MiB .* [\d,]+ MiB are free\. What stood"):
+    monkeypatch.setattr(preparation, fails, lambda *_: (_ for _ in ()).throw(error))
+    with pytest.raises(CorpusError if error.errno else OSError, match=told):
         prepare_data(replace(config, block_size=16), tmp_path)
     assert load_data(tmp_path).card == card
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
@@ -213,11 +213,7 @@ def test_a_full_disk_is_told_and_keeps_the_old_data(
 # ---- rows, given splits, fallbacks
 
 
-def test_a_fallback_heads_the_card_and_is_in_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+def test_a_fallback_heads_the_card_and_is_in_the_result(tmp_path: Path, hub_cache: Path) -> None:
     config = DataConfig("HuggingFaceFW/finepdfs", fallback_datasets=["pydoc"], max_documents=90, vocab_size=300)
     hash(config)  # plans give lists, and preflight keeps what it has checked
     card = prepare_data(config, tmp_path).card
@@ -274,7 +270,7 @@ def test_small_data_in_two_processes_at_once(tmp_path: Path, config: DataConfig)
         "print(preparation.load_data(preparation.small_data()).card['fingerprint'])"
     )
     running = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=60)[0].splitlines() for process in running]
+    outputs = [process.communicate(timeout=300)[0].splitlines() for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert all("Preparing a small corpus" in lines[0] for lines in outputs)
     assert outputs[0][-1] == outputs[1][-1] == load_data(tmp_path / "interactive" / "data-small").card["fingerprint"]
@@ -341,53 +337,3 @@ def test_folders_without_prepared_data(tmp_path: Path, prepared: PreparedData) -
 def test_the_notebook_has_the_same_parameters_and_defaults() -> None:
     parameters = read_schema(find_notebook("01_data_prep")).parameters
     assert {name: each.default for name, each in parameters.items() if name != RUN_FOLDER} == DataConfig().parameters()
-
-
-# ---- published settings
-
-AS_PUBLISHED = {"max_documents": 0, "clean": "none", "dedup": "off", "split": "contiguous"}
-
-
-@needs_real_data
-def test_wikitext2_has_the_published_gpt2_token_counts(tmp_path: Path) -> None:
-    """Articles tokenised one by one and joined are the whole file tokenised."""
-    data = prepare_data(
-        DataConfig(
-            **AS_PUBLISHED,
-            dataset_name="wikitext",
-            data_files=f"{REAL_DATA}/wikitext2",
-            tokenizer=f"{REAL_DATA}/tokenizers/gpt2",
-            block_size=1024,
-        ),
-        tmp_path,
-    )
-    rows = data.card["splits"]
-    assert [rows[name]["tokens"] for name in SPLITS] == [2_448_382, 258_659, 295_877]
-    assert [rows[name]["end_tokens"] for name in SPLITS] == [0, 0, 0]
-    perplexities = [np.exp(data.card["unigram_ce"][name]) for name in SPLITS[1:]]
-    assert perplexities == pytest.approx([769.9, 710.6], rel=0.01)  # of a Witten-Bell unigram model
-    (whole,) = tokenize([Path(REAL_DATA, "wikitext2/valid.txt").read_text(encoding="utf-8")], data.tokenizer)
-    assert (flat(data, "validation") == whole[: len(whole) // 1024 * 1024]).all()
-
-
-@needs_real_data
-def test_tinyshakespeare_as_nanogpt_splits_it(tmp_path: Path) -> None:
-    file = Path(REAL_DATA, "tinyshakespeare/input.txt")
-    data = prepare_data(
-        DataConfig(
-            **AS_PUBLISHED,
-            dataset_name="big_text",
-            data_files=str(file),
-            tokenizer="characters",
-            block_size=64,
-        ),
-        tmp_path,
-    )
-    rows = data.card["splits"]
-    assert rows.keys() == {"train", "validation"}
-    assert (rows["train"]["tokens"], rows["validation"]["tokens"]) == (1_003_854, 111_540)
-    assert data.card["vocab_size"] == 65 + 2 and rows["validation"]["unknown_tokens"] == 0
-    text = file.read_text(encoding="utf-8")
-    for split, part in (("train", text[:1_003_854]), ("validation", text[1_003_854:])):
-        assert data.tokenizer.decode(flat(data, split)) == part[: len(part) // 64 * 64]
-    assert data.card["unigram_ce"]["validation"] == pytest.approx(3.347, abs=0.001)  # the order-1 floor measured on it

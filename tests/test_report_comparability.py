@@ -41,7 +41,7 @@ def named(written, stage):
 
 def test_tokens_that_are_equal_are_called_equal(written):
     text = text_of(report.budget_table(named(written, "qa")))
-    assert "Equal tokens: Δ" in text and "Not at equal tokens" not in text
+    assert "Equal tokens: Δ" in text and "not equal" not in text
     edit(written[0], "qa-divergenceforward-seed1", "result.json", tokens_seen=round(0.99 * 200 * 1024))
     assert "Equal tokens: Δ" in text_of(report.budget_table(named(written, "qa")))
 
@@ -50,8 +50,8 @@ def test_a_run_that_stopped_early_is_not_at_equal_tokens(written):
     """One control of five stopped at half of its 204,800 tokens: 0.9 of them in mean."""
     edit(written[0], "qa-divergencenone-seed2", "result.json", tokens_seen=102_400, steps=100)
     text = text_of(report.budget_table(named(written, "qa")))
-    assert "Equal tokens" not in text and "Not at equal tokens: divergence forward." in text
-    assert "(204,800 against 184,320)" in text
+    assert "Equal tokens" not in text and "Where tokens are not equal" in text
+    assert "(not equal: 204,800 against 184,320)" in text
 
 
 def test_a_model_of_the_best_step_has_seen_the_tokens_up_to_it(written):
@@ -60,7 +60,7 @@ def test_a_model_of_the_best_step_has_seen_the_tokens_up_to_it(written):
     assert "Equal tokens: Δ" in text_of(report.budget_table(named(written, "qa")))  # the last model is judged
     edit(written[0], "qa-*", "manifest.json", params={"evaluated_model": "best"})
     text = text_of(report.budget_table(named(written, "qa")))
-    assert "Equal tokens" not in text and f"({204_800 * 80 // 200:,} against 204,800)" in text
+    assert "Equal tokens" not in text and f"(not equal: {204_800 * 80 // 200:,} against 204,800)" in text
     edit(written[0], "qa-divergencenone-*", "result.json", best_step=80)
     assert "Equal tokens: Δ" in text_of(report.budget_table(named(written, "qa")))
 

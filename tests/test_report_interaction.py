@@ -35,7 +35,7 @@ from synthetic_runs import write_run
 from nbutils import figures, report
 from nbutils.interaction_results import by_round, groups, words_of
 from nbutils.report.export import clean
-from nbutils.report.interaction import arm_table, equal_words, response_table, word_table
+from nbutils.report.interaction import arm_table, aspect_table, equal_words, response_table, word_table
 from nbutils.report.rounds import round_table
 from nbutils.studies import gather
 
@@ -73,7 +73,10 @@ def test_the_table_of_arms_has_every_number_by_hand(study):
     low, high = scipy.stats.ttest_1samp(found, 0).confidence_interval(0.95)
     readability = np.mean(values("simpo_judge", "test_judge_readability"))
     assert row[1] == "3" and row[2].startswith(f"{np.mean(found):.3f} [{low:.3f}, {high:.3f}]")
-    assert row[2].endswith(f"(readability {readability:.2f}) (known words {readability - 0.2:.2f})")
+    aspects = aspect_table(study)
+    column = re.findall(r"<th.*?>(.*?)</th>", aspects.data).index("SimPO by the judge")
+    assert row_of(aspects, ">readability")[column] == f"{readability:.2f}"
+    assert row_of(aspects, ">known words")[column] == f"{readability - 0.2:.2f}"
     assert row[3].startswith(f"{np.mean(values('simpo_judge', SECOND)):.3f} [")
     assert row[4].startswith(f"{np.mean(values('simpo_judge', 'test_perplexity')):.2f} [")
     assert row[5].startswith(f"{100 * np.mean(values('simpo_judge', 'pairs_acc')):.2f} [")

@@ -27,7 +27,7 @@ from synthetic_interaction import (
 )
 
 from nbutils.interaction_results import groups
-from nbutils.report.interaction import arm_table, hacking
+from nbutils.report.interaction import arm_table, aspect_table, hacking
 from nbutils.report.judges import judge_table
 from nbutils.studies import gather
 
@@ -68,7 +68,12 @@ def test_stories_are_judged_of_every_arm_and_check_who_learned_from_them(study):
             run.__dict__["result"]["test_story_judge_not_asked"] = 7.0
         told = with_arm(told, own)
     row = row_of(arm_table(told), ">PPO")
-    assert row[4] == "0.900 (wit 0.25)" and row[5].startswith("0.310 [")
+    assert row[4] == "0.900" and row[5].startswith("0.310 [")
+    aspects = aspect_table(told)
+    assert row_of(aspects, ">wit")[0] == "first judge, stories" and row_of(aspects, ">wit").count("0.25") == len(
+        stories
+    )
+    assert "not asked" not in aspects.data
     assert row_of(arm_table(told), "imitation")[4:6] == ["–", "–"]
     text = text_of(hacking(told))
     assert "Reward hacking in PPO. It has learned what its judge likes" in text

@@ -5,18 +5,23 @@ python -m pytest tests/test_report_sections.py
 
 from __future__ import annotations
 
+import ast
 import re
 from dataclasses import replace
 
+import nbformat
 import pandas as pd
 import pytest
+from IPython.display import HTML
 from page_structure import Structure, text_of
 from synthetic_runs import FULL_CARD, audit_rows, write_full
 
 from nbutils import figures, report
 from nbutils.measures import UNKNOWN
+from nbutils.notebooks import find_notebook
 from nbutils.report.diagnostics import finding, soft_share
 from nbutils.report.export import clean
+from nbutils.report.page import together
 from nbutils.studies import Evidence, gather
 
 BY_STUDY = [
@@ -153,3 +158,72 @@ def test_a_proxys_verdict_says_what_token_frequencies_alone_would_give(tmp_path)
     text = text_of(report.verdicts(gather(runs, str(file))))
     assert "In the embeddings of alpha 0.5, token frequencies alone would give 0.2000 where the model gives" in text
     assert text.count("token frequencies alone") == 1  # not beside the cross entropy's verdict
+
+
+# --- several stages --------------------------------------------------------------------------------
+
+
+def of_stages(full: Evidence, count: int) -> Evidence:
+    """The study as so many stages of three arms each."""
+    (plan,), (study,) = full.plans, full.studies
+    study = replace(study, arms=study.arms[:3])
+    own = [slot for slot in study.slots if slot.run in study.runs]
+    studies = []
+    for name in (f"stage-{number}" for number in range(1, count + 1)):
+        slots = tuple(replace(slot, stage=name) for slot in own)
+        studies.append(replace(study, stage=name, slots=slots))
+    slots = tuple(slot for each in studies for slot in each.slots)
+    return replace(full, plans=(replace(plan, studies=tuple(studies), slots=slots),))
+
+
+def test_what_several_stages_share_is_said_once(full):
+    evidence = of_stages(full, 3)
+    html = report.by_study(evidence, report.stability_table)
+    assert html.data.count("<table") == html.data.count("Unstable early: in the first fifth") == 1
+    names = re.findall(r'<tr class="study"><th colspan="8">(.*?)</th></tr>', html.data)
+    assert names == ["stage-1", "stage-2", "stage-3"] and html.data.count("<tr") == 1 + 3 * (1 + 3)
+    assert Structure(clean(html.data)).tags == Structure(html.data).tags
+    last = evidence.studies[2]
+    shown = [("a", report.stability_table(last)), ("b", report.cost_table(last)), ("<c>", report.cost_table(last))]
+    assert [text_of(together(shown)).count(name) for name in ("<c>", "Training only", "Unstable")] == [1, 1, 2]
+    notes = report.by_study(
+        evidence, lambda study: HTML(f'<p class="note">{"odd" * (study is not last) or "even"}</p>')
+    )
+    assert notes.data == '<p class="note">stage-1, stage-2: odd</p><p class="note">stage-3: even</p>'
+
+
+def test_parameters_that_differ_name_their_stages(full):
+    evidence = of_stages(full, 3)
+    (plan,) = evidence.plans
+    last = plan.studies[2]
+    slots = [replace(slot, run=with_params(slot.run, max_steps=7)) for slot in last.slots]
+    studies = (*plan.studies[:2], replace(last, slots=tuple(slots)))
+    html = report.manifest(replace(evidence, plans=(replace(plan, studies=studies),)))
+    assert (
+        "<td>200</td><td></td></tr><tr><td></td><td>7</td><td>stage-3</td></tr>" in html.data
+        and "<td>0.0, 0.5</td>" in html.data
+    )
+
+
+def with_params(run, **params):
+    return replace(run, manifest=run.manifest | {"params": run.params | params})
+
+
+def test_a_report_of_eight_stages_stays_light(full, tmp_path, monkeypatch):
+    """All cells of the report notebook, without its figures, which count for themselves."""
+    monkeypatch.setattr("nbutils.studies.gather", lambda folder, plan: of_stages(full, 8))
+    monkeypatch.setattr("nbutils.report.page.figure_of", lambda *args: HTML(f"<figure>{args[3]}</figure>"))
+    notebook, names = nbformat.read(find_notebook("08_report"), as_version=4), {}
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        *statements, last = ast.parse(cell.source).body
+        shown = isinstance(last, ast.Expr)
+        exec(compile(ast.Module(statements if shown else [*statements, last], []), cell.id, "exec"), names)
+        names["reports_folder"] = str(tmp_path)  # the first cell sets it
+        value = eval(ast.unparse(last), names) if shown else None
+        if isinstance(value, HTML):
+            cell.outputs = [nbformat.v4.new_output("display_data", {"text/html": value.data})]
+    nbformat.write(notebook, tmp_path / "executed.ipynb")
+    page = report.export(tmp_path / "executed.ipynb", tmp_path / "report.html").read_text()
+    assert page.count("<figure>") > 40 and page.count("stage-8") > 20
+    assert len(page.encode()) < 95_000  # of 100 kB: a real plan's arms have longer names
+    print("SIZE", len(page.encode()))

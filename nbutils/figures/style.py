@@ -155,8 +155,8 @@ def show(figure: Figure, name: str, caption: str, folder: Path = FIGURES) -> HTM
     """Save `figure` as `<name>.png` and `<name>.svg` in `folder`; return it with its caption for a notebook.
 
     The same figure gives the same bytes: no date, no version, fixed ids. Characters of `name` that do not
-    belong in a file name become "-", and a long one is cut. The caption is plain text; it is escaped, and is the
-    picture's alternative text too.
+    belong in a file name become "-", and a long one is cut. It is the picture's alternative text, too: what can be seen
+    says the caption, which is plain text and is escaped.
     """
     from IPython.display import HTML
 
@@ -175,7 +175,7 @@ def show(figure: Figure, name: str, caption: str, folder: Path = FIGURES) -> HTM
     figure.clear()
     caption = escaped(caption, LONGEST_PARAGRAPH)
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    return HTML(f'<figure><img alt="{caption}" src="{source}"><figcaption>{caption}</figcaption></figure>')
+    return HTML(f'<figure><img alt="{name}" src="{source}"><figcaption>{caption}</figcaption></figure>')
 
 
 def _file_name(name: str) -> str:

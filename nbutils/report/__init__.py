@@ -8,12 +8,13 @@ It reads files that runs left behind and starts nothing.
 """
 
 from nbutils.composite import mixes
-from nbutils.report.appendix import failed_runs, manifest, samples
+from nbutils.report.appendix import all_samples, failed_runs, manifest, samples
 from nbutils.report.budget import budget_table
 from nbutils.report.composite import composite_table
 from nbutils.report.diagnostics import (
     audit_findings,
     audit_table,
+    audited,
     calibration_table,
     has_proxy,
     proxy_table,
@@ -25,7 +26,7 @@ from nbutils.report.export import ReportError, export
 from nbutils.report.interaction import interaction
 from nbutils.report.log import write_log, write_metrics
 from nbutils.report.method import method
-from nbutils.report.page import by_study, figure_by_study, stacked
+from nbutils.report.page import behind, by_study, figure_by_study, section, stacked
 from nbutils.report.prefix import prefix_smoothing
 from nbutils.report.tables import cost_table, document_table, headline_table
 from nbutils.report.verdicts import contrasts_changed, has_contrasts, verdict_table, verdicts
@@ -33,8 +34,11 @@ from nbutils.report.weekly import note, period, since_last, week_of, write_summa
 
 __all__ = [
     "ReportError",
+    "all_samples",
     "audit_findings",
     "audit_table",
+    "audited",
+    "behind",
     "budget_table",
     "by_study",
     "calibration_table",
@@ -59,6 +63,7 @@ __all__ = [
     "proxy_table",
     "sample_table",
     "samples",
+    "section",
     "since_last",
     "stability_table",
     "stacked",

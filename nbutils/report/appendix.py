@@ -11,17 +11,19 @@ from IPython.display import HTML
 
 from nbutils.measures import UNKNOWN
 from nbutils.plaintext import escaped
-from nbutils.report.page import details, frame_of, side_by_side, table
+from nbutils.report.page import by_study, details, frame_of, name_of, side_by_side, stacked, table
 from nbutils.studies import Arm, Evidence, Study
 
 if TYPE_CHECKING:
     from nbutils.runs import Run
 
-SAMPLES = 5  # prompts shown
-SAMPLE_MEASURES = ("repetition", "distinct_2", "similarity")
+SAMPLES, FEWER = 5, 2  # prompts shown of one study, and of each of several
+LONGEST_SAMPLE = 300  # characters of a continuation
+SAMPLE_MEASURES = ("repetition", "similarity")  # of one sample; the table below has more, of all
 AS_TRAINED = "as trained"  # the sampler that every run has; a run with one alone may not name it
 SAMPLE_ARMS = 4  # columns that a page can hold
 SHORT = 12  # characters of a hash: enough to find the run again
+RUNS_CAPTION = "Hashes are cut to twelve characters; manifest.json has them whole."
 PACKAGES = ("python", "torch", "transformers", "datasets", "tokenizers", "accelerate", "numpy", "pandas", "papermill")
 
 
@@ -68,7 +70,13 @@ def _named(what: str, names: Sequence[str]) -> list[str]:
     return [details(f"{len(names)} {what}", f"<p>{', '.join(map(escaped, names))}</p>")]
 
 
-def samples(study: Study) -> HTML:
+def all_samples(evidence: Evidence) -> HTML:
+    """`samples` of each study, of fewer prompts where there are several."""
+    shown = SAMPLES if len(evidence.studies) == 1 else FEWER
+    return by_study(evidence, lambda study: samples(study, shown))
+
+
+def samples(study: Study, shown: int = SAMPLES) -> HTML:
     """The same prompts continued by every arm, beside the true continuation; of each arm the run with the first seed.
 
     A rule picks the prompts, no hand. Where similarity to the true continuation was measured: those that all arms
@@ -84,7 +92,7 @@ def samples(study: Study) -> HTML:
     if measured:
         shared.sort(key=lambda prompt: -sum(likeness[prompt]))
     rows = []
-    for prompt in shared[:SAMPLES]:
+    for prompt in shared[:shown]:
         first = next(iter(texts.values()))[prompt]
         cells = [_escaped(own[prompt]["completion"]) + _told(own[prompt]) for own in texts.values()]
         rows.append((str(prompt), [_escaped(first["reference"]), *cells]))
@@ -104,7 +112,7 @@ def _as_trained(arm: Arm) -> list[dict[str, Any]]:
 
 
 def _escaped(value: object) -> str:
-    return escaped(str(value).strip())
+    return escaped(str(value).strip(), LONGEST_SAMPLE)
 
 
 def _told(sample: dict[str, Any]) -> str:
@@ -134,42 +142,58 @@ def _sampled_arms(study: Study) -> list[Arm]:
 
 
 def manifest(evidence: Evidence) -> HTML:
-    """What the runs were made from and on: first what all share, then a row a run."""
+    """What the runs were made from and on: what all share, then what those of a stage share, then a row a run."""
     runs = [slot.run for slot in evidence.slots if slot.run]
     if not runs:
         return HTML("<p>No runs.</p>")
-    facts = [_facts(run) for run in runs]
-    shared = {name: value for name, value in facts[0].items() if all(other[name] == value for other in facts)}
-    rows = [
-        {"Run": f"{run.plan}/{run.variant}", **{name: value for name, value in own.items() if name not in shared}}
-        for run, own in zip(runs, facts, strict=True)
-    ]
-    common = frame_of([{"Fact": name, "Value": value} for name, value in shared.items()])
-    parts = []
+    shared, parts = _alike(runs), []
     if shared:
+        common = frame_of([{"Fact": name, "Value": _facts(runs[0])[name]} for name in shared])
         all_alike = table(common, "The same for every run.", text=common.columns)
         parts.append(details(f"What all {len(runs)} runs share", all_alike.data))
-    each = table(frame_of(rows), "Hashes are cut to twelve characters; manifest.json has them whole.", text=rows[0])
-    parts.append(details(f"{len(runs)} runs, one by one", each.data))
-    for study in [*evidence.studies, *evidence.teachers]:
-        parts.append(details(f"Parameters of {study.name}", _parameters(study).data))
+    parts.append(details(f"{len(runs)} runs, one by one", _one_by_one(evidence, shared).data))
+    parts.append(details("Parameters", _parameters(evidence).data))
     return HTML("".join(parts))
 
 
-def _facts(run: Run) -> dict[str, str]:
-    """What identifies a run and its surroundings, as text."""
+def _one_by_one(evidence: Evidence, shared: Sequence[str]) -> HTML:
+    """A row a stage with what all its runs have in common and not all runs have, then a row a run with the rest."""
+    several, stages = len(evidence.plans) > 1, {}
+    for slot in (slot for slot in evidence.slots if slot.run):
+        stages.setdefault(f"{slot.run.plan}/{slot.stage}" if several else slot.stage, []).append(slot.run)
+    alike = [_alike(runs) for runs in stages.values()]
+    own = [name for name in _facts(next(iter(stages.values()))[0]) if not all(name in found for found in alike)]
+    rows = [
+        {"Run": f"{run.plan}/{run.variant}" if several else run.variant} | {name: _facts(run)[name] for name in own}
+        for runs in stages.values()
+        for run in runs
+    ]
+    each = table(frame_of(rows), RUNS_CAPTION, text=rows[0])
+    between = [name for name in alike[0] if name not in {*shared, *own}]
+    rows = [{"Stage": stage} | {name: _facts(runs[0])[name] for name in between} for stage, runs in stages.items()]
+    return stacked(table(frame_of(rows), "What all runs of a stage share.", text=rows[0]) if between else None, each)
+
+
+def _alike(runs: Sequence[Run]) -> list[str]:
+    """The facts that all runs share, hashes whole."""
+    first, *others = (_facts(run, None) for run in runs)
+    return [name for name, value in first.items() if all(other[name] == value for other in others)]
+
+
+def _facts(run: Run, characters: int | None = SHORT) -> dict[str, str]:
+    """What identifies a run and its surroundings, as text, with so many characters of each hash."""
     content = run.manifest
     source, machine = content.get("source", {}), content.get("hardware", {})
     attempts = content.get("attempts", [])
     packages = content.get("packages", {})
-    commit = str(source.get("git_commit") or UNKNOWN)[:SHORT] + (" with changes" if source.get("git_dirty") else "")
+    commit = str(source.get("git_commit") or UNKNOWN)[:characters]
     return {
-        "Notebook": run.notebook,
+        "Notebook": run.notebook.split("/")[-1].removesuffix(".ipynb"),
         "Status": run.status,
-        "Key": run.key[:SHORT],
-        "Data": str(content.get("data_fingerprint") or UNKNOWN)[:SHORT],
-        "Commit": commit,
-        "Code": str(source.get("nbutils_sha256") or UNKNOWN)[:SHORT],
+        "Key": run.key[:characters],
+        "Data": str(content.get("data_fingerprint") or UNKNOWN)[:characters],
+        "Commit": commit + (" with changes" if source.get("git_dirty") else ""),
+        "Code": str(source.get("nbutils_sha256") or UNKNOWN)[:characters],
         "Finished (UTC)": finished_at(run)[:16].replace("T", " ") or UNKNOWN,
         "Minutes": _minutes(attempts[-1]) if attempts else UNKNOWN,
         "Attempts": str(len(attempts)),
@@ -199,13 +223,29 @@ def _minutes(attempt: dict[str, Any]) -> str:
     return f"{taken.total_seconds() / 60:.1f}"
 
 
-def _parameters(study: Study) -> HTML:
-    """Every parameter of a stage: its value, or all its values where the matrix varies it."""
+def _parameters(evidence: Evidence) -> HTML:
+    """Every parameter: the value of most stages, below it each other value with the stages that have it."""
+    stages = {name_of(study, evidence): _values(study) for study in [*evidence.studies, *evidence.teachers]}
+    rows = []
+    for name in dict.fromkeys(name for own in stages.values() for name in own):
+        found: dict[str, list[str]] = {}
+        for stage, own in stages.items():
+            if name in own:
+                found.setdefault(own[name], []).append(stage)
+        (most, _), *others = sorted(found.items(), key=lambda pair: -len(pair[1]))
+        rows.append({"Parameter": name, "Value": most, "Otherwise in": ""})
+        rows += [{"Parameter": "", "Value": value, "Otherwise in": ", ".join(at)} for value, at in others]
+    if not rows:
+        return HTML("<p>No runs.</p>")
+    frame = frame_of(rows)
+    frame = frame if frame["Otherwise in"].any() else frame.drop(columns="Otherwise in")
+    return table(
+        frame, "As resolved: defaults, then the plan's values. Of several, that of most stages first.", text=frame
+    )
+
+
+def _values(study: Study) -> dict[str, str]:
+    """A stage's parameters, each with its value, or all its values where the matrix varies it."""
     runs = [slot.run for slot in study.slots if slot.run]
     names = dict.fromkeys(name for run in runs for name in run.params)
-    rows = []
-    for name in names:
-        values = dict.fromkeys(str(run.params.get(name, UNKNOWN)) for run in runs)
-        rows.append({"Parameter": name, "Value": ", ".join(values)})
-    told = "As resolved: defaults, then the plan's values."
-    return table(frame_of(rows), told, text=("Parameter", "Value")) if rows else HTML("<p>No runs.</p>")
+    return {name: ", ".join(dict.fromkeys(str(run.params.get(name, UNKNOWN)) for run in runs)) for name in names}

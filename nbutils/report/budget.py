@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from nbutils.runs import Run
 
 EQUAL_TOKENS = "Equal tokens: Δ\n(× control's time)"
+TOKENS_NOTE = (
+    " Where tokens are not equal, the models judged had seen more or fewer than the control's, because a run stopped "
+    "early or the model of its best step was judged; Δ is of those models."
+)
 SAME_TOKENS = 0.02  # token counts closer than this share count as equal
 SAME_TIME = 0.15  # times closer than this share count as equal: clocks on shared machines are no better
 
@@ -48,7 +52,8 @@ def budget_table(study: Study) -> HTML:
     rows = []
     for arm in compared:
         rows.append({"Arm": arm.label, "Time of a step\n(× control's)": _ratio(arm, control, "seconds_per_step")})
-        rows[-1][title] = _cell(arm, control, metric) + (f"\n({_tokens(arm, control)})" if unequal else "")
+        tokens = f"\n({'not equal: ' * (arm in unequal)}{_tokens(arm, control)})" if unequal else ""
+        rows[-1][title] = _cell(arm, control, metric) + tokens
         if from_curves:
             rows[-1]["Equal time: Δ on validation\n(what was read)"] = _on_curves(arm, control)
             continue
@@ -57,7 +62,9 @@ def budget_table(study: Study) -> HTML:
         rows[-1]["Equal time: Δ\n(× longer control's time)"] = against
     if not rows:
         return HTML('<p class="note">No arm but the control has finished.</p>')
-    return table(frame_of(rows), _note(study, metric, longer, from_curves) + _tokens_note(unequal))
+    frame = frame_of(rows)
+    measured = frame.columns[(frame != UNKNOWN).any()]
+    return table(frame[measured], _note(study, metric, longer, from_curves) + TOKENS_NOTE * bool(unequal))
 
 
 def _note(study: Study, metric: str, longer: Sequence[Arm], from_curves: bool) -> str:
@@ -81,17 +88,6 @@ def _note(study: Study, metric: str, longer: Sequence[Arm], from_curves: bool) -
         note += " Not in these times: the teacher's own training, paid once for all students"
         note += f", and storing what it said, {np.mean(once):,.0f} s on average." if once else "."
     return note
-
-
-def _tokens_note(unequal: Sequence[Arm]) -> str:
-    """A sentence on the arms that are not compared at equal tokens."""
-    if not unequal:
-        return ""
-    names = ", ".join(arm.label for arm in unequal)
-    return (
-        f" Not at equal tokens: {names}. The models judged had seen more or fewer than the control's, because a run "
-        "stopped early or the model of its best step was judged; Δ is of those models."
-    )
 
 
 def _equal_tokens(arm: Arm, control: Arm) -> bool:

@@ -8,7 +8,7 @@ from IPython.display import HTML
 
 from nbutils.measures import UNKNOWN, measure
 from nbutils.plaintext import visible
-from nbutils.report.page import details, frame_of, table
+from nbutils.report.page import frame_of, table
 from nbutils.report.tables import measure_table, seeds
 from nbutils.studies import Arm, Study
 
@@ -20,6 +20,17 @@ COUNTED = {"unstable_early": "Unstable early", "diverged": "Diverged"}
 APPLIED = 0.02  # relative error of the trained gradient: float32 gives 1e-6, bfloat16 below 1e-2, a wrong term near 1
 SAME_DIRECTION = 0.999  # cosine of two gradients that no optimiser tells apart
 NOT_APPLIED = "Not applied"
+AUDIT_COLUMNS = {
+    "Weight": ("weight", ".3g"),
+    "Norm": ("norm", ".3g"),
+    "Cosine to\ncross entropy": ("cosine_to_ce", ".3f"),
+    "Cosine to\nobjective": ("cosine_to_objective", ".3f"),
+    "Error of the\ntrained gradient": ("applied_error", ".0e"),
+}
+AUDIT_CAPTION = (
+    "The gradients over parameters at the audited steps, first → last: means over the runs of an arm, and the largest "
+    "of their errors. audit.csv of each run has the gradients over logits, too."
+)
 NO_AUDIT = '<p class="note">No run has kept an audit of its gradients.</p>'
 
 
@@ -133,32 +144,37 @@ def soft_share(parameters: pd.DataFrame) -> float:
     return float(share) if np.isfinite(share) else 0.0
 
 
+def audited(study: Study) -> bool:
+    """Whether a run of the study has kept an audit of its gradients."""
+    return any(len(audit_of(arm)) for arm in study.own_arms)
+
+
 def audit_table(study: Study) -> HTML:
-    """Every audited step of every arm, term by term: mean over runs."""
+    """Every term of each arm's objective, in the space of parameters, from the first audited step to the last.
+
+    Logits, and borrowed arms, which stand with their own stage, are left to audit.csv.
+    """
     rows = []
-    for arm in study.arms:
+    for arm in study.own_arms:
         audit = audit_of(arm)
         if not len(audit):
             continue
-        for (space, progress, term), own in audit.groupby(["space", "progress", "term"], sort=True):
-            numbers = own[["weight", "norm", "cosine_to_ce", "cosine_to_objective", "applied_error"]].mean()
-            rows.append(
-                {
-                    "Arm": arm.label,
-                    "Space": space,
-                    "Progress": f"{progress:.0%}",
-                    "Term": term,
-                    "Weight": _number(numbers["weight"], ".3g"),
-                    "Norm": _number(numbers["norm"], ".4g"),
-                    "Cosine to\ncross entropy": _number(numbers["cosine_to_ce"], ".4f"),
-                    "Cosine to\nobjective": _number(numbers["cosine_to_objective"], ".4f"),
-                    "Error of the\ntrained gradient": _number(numbers["applied_error"], ".1e"),
-                }
-            )
-    if not rows:
-        return HTML(NO_AUDIT)
-    all_steps = table(frame_of(rows), "Means over the runs of an arm.", text=("Arm", "Space", "Term"))
-    return HTML(details("Every audited step, term by term", all_steps.data))
+        parameters = audit[audit["space"] == "parameters"]
+        terms = dict([*parameters.groupby("term", sort=True)])
+        if {*terms} == {"ce", "objective"}:
+            del terms["ce"]  # it is the objective
+        rows.append({"Arm": arm.label, "Term": "\n".join(terms)})
+        for title, column in AUDIT_COLUMNS.items():
+            rows[-1][title] = "\n".join(_over_steps(own, *column) for own in terms.values())
+    return table(frame_of(rows), AUDIT_CAPTION, text=("Arm", "Term")) if rows else HTML(NO_AUDIT)
+
+
+def _over_steps(own: pd.DataFrame, column: str, spec: str) -> str:
+    """A term's mean over runs at each audited step; one number where that never changes."""
+    steps = own.groupby("progress")[column]
+    # a mean passes over what is not finite: of an error, which must not be passed over, the largest counts
+    told = [_number(value, spec) for value in (steps.max(skipna=False) if column == "applied_error" else steps.mean())]
+    return " → ".join(told if len({*told}) > 1 else told[:1])
 
 
 def audit_of(arm: Arm) -> pd.DataFrame:

@@ -6,18 +6,19 @@ Nothing is shown of studies without a teacher.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from IPython.display import HTML
+from matplotlib.figure import Figure
 
 from nbutils import figures
 from nbutils.figures.distillation import divisor, not_in_nats
 from nbutils.measures import UNKNOWN, Measure, measure
 from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
 from nbutils.report.answers import answers
-from nbutils.report.page import figure_of, frame_of, heading, stacked, table
+from nbutils.report.page import figures_of, frame_of, of_studies, stacked, table
 from nbutils.report.tables import ACROSS_TOKENIZERS, mean_and_interval, measure_table, seeds
 from nbutils.report.teachers import PREFIX, against_control, has_teacher, is_taught, teacher_mean, without_teacher
 from nbutils.statistics import mean_interval
@@ -51,29 +52,25 @@ OVERFITTING_CAPTION = (
 
 def distillation(evidence: Evidence, folder: Path) -> HTML:
     """The whole section, its heading included, figures saved in `folder`; empty where no run had a teacher."""
-    parts = [HTML(heading(study) + _fine_tuning(study, folder).data) for study in evidence.teachers]
-    parts += [HTML(heading(study) + _taught(study, folder).data) for study in evidence.studies if has_teacher(study)]
-    return stacked(HTML(TITLE), *parts) if parts else HTML("")
+    made, taught = evidence.teachers, [study for study in evidence.studies if has_teacher(study)]
+    if not made and not taught:
+        return HTML("")
+    learned = [study for study in taught if any(map(is_taught, study.own_arms))]
+    asked = [study for study in taught if study.final("bleu")]
 
+    def drawn(studies: Sequence[Study], draw: Callable[[Study], Figure], name: str, caption: str, **more) -> HTML:
+        return figures_of(evidence, studies, draw, name, caption, folder, **more)
 
-def _fine_tuning(study: Study, folder: Path) -> HTML:
-    """A stage that made teachers."""
-    figure = figure_of(study, figures.overfitting, "overfitting", OVERFITTING_CAPTION, folder)
-    return stacked(teacher_table(study), figure)
-
-
-def _taught(study: Study, folder: Path) -> HTML:
-    """A study whose runs had teachers."""
-    parts = [callout(study), student_table(study)]
-    caption = " ".join([KL_CAPTION, *_not_drawn(study)])
-    parts.append(figure_of(study, figures.distance_to_teacher, "kl", caption, folder))
-    if any(is_taught(arm) for arm in study.own_arms):
-        caption = " ".join([TERMS_CAPTION, *_heavier(study)])
-        parts.append(figure_of(study, figures.loss_terms, "terms", caption, folder))
-    if study.final("bleu"):
-        parts.append(figure_of(study, lambda shown: figures.proxy(shown, "bleu"), "bleu", BLEU_CAPTION, folder))
-    parts += [compression_table(study), cache_table(study), answers(study)]
-    return stacked(*(part for part in parts if part.data))
+    return stacked(
+        HTML(TITLE),
+        of_studies(evidence, made, teacher_table),
+        drawn(made, figures.overfitting, "overfitting", OVERFITTING_CAPTION),
+        *(of_studies(evidence, taught, show) for show in (callout, student_table)),
+        drawn(taught, figures.distance_to_teacher, "kl", KL_CAPTION, more=_not_drawn),
+        drawn(learned, figures.loss_terms, "terms", TERMS_CAPTION, more=_heavier),
+        drawn(asked, lambda study: figures.proxy(study, "bleu"), "bleu", BLEU_CAPTION),
+        *(of_studies(evidence, taught, show) for show in (compression_table, cache_table, answers)),
+    )
 
 
 def teacher_table(study: Study) -> HTML:
@@ -149,7 +146,7 @@ def student_table(study: Study) -> HTML:
     if metric is None or not any(arm.results(PREFIX + metric) for arm in study.own_arms):
         return HTML("")
     prefix = metric.removesuffix("ce_loss")
-    beside = ("perplexity", "bits_per_byte", "token_acc", "kl_to_teacher", "agreement")
+    beside = ("perplexity", "bits_per_byte", "kl_to_teacher", "agreement")
     names = [metric, *(prefix + name for name in beside if study.reports(prefix + name))]
     rows = []
     for label, teacher in _teachers(study, metric).items():

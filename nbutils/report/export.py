@@ -41,13 +41,18 @@ ATTRIBUTES = {
 CLASSES = {
     "p": {"note", "lead"},
     "div": {"table", "verdict", "supported", "not-supported", "not-seen", "not-judged", "warning"},
-    "table": {"numbers", "samples"},
-    "tr": {"control", "prompt"},
+    "table": {"numbers", "words", "samples"},
+    "tr": {"control", "prompt", "study"},
     "td": {"text"},
     "th": {"text"},
     "span": {"outcome"},
 }
 DROPPED_WITH_CONTENT = {"script", "style", "svg", "math", "template", "noscript", "iframe", "object", "title"}
+
+# A tag of nh3's: an attribute's value, always in double quotes, may hold anything else that looks like one.
+TAG = re.compile(r"""(<(?:[^">]|"[^"]*")*>)\n?""")
+BARE = {"<div>", '<div class="">'}
+NEEDLESS = {f"</{name}>" for name in ("td", "th", "tr", "thead", "tbody", "tfoot")}
 
 # Cells with one of these tags stay in the notebook: its set-up, and the banner papermill puts into one that
 # failed.
@@ -105,7 +110,27 @@ def clean(fragment: str) -> str:
         url_schemes={"data"},
         link_rel=None,
     )
-    return visible(cleaned)
+    return visible(_lightened(cleaned))
+
+
+def _lightened(fragment: str) -> str:
+    """Cleaned HTML without the divs whose classes were all dropped, and without end tags that tables need not have.
+
+    nbconvert puts five such divs round every output; a browser ends cells and rows where the next begin.
+    """
+    kept: list[bool] = []
+
+    def shown(tag: re.Match) -> str:
+        if tag[1] in NEEDLESS:
+            return ""
+        if tag[1] == "</div>":
+            return tag[0] if kept.pop() else ""
+        if tag[1].startswith("<div"):
+            kept.append(tag[1] not in BARE)
+            return tag[0] if kept[-1] else ""
+        return tag[0]
+
+    return TAG.sub(shown, fragment)
 
 
 def _only_png(tag: str, attribute: str, value: str) -> str | None:

@@ -37,7 +37,7 @@ from nbutils.interaction_results import (
 from nbutils.measures import UNKNOWN, measure
 from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
 from nbutils.report.judges import judge_table
-from nbutils.report.page import MOST_ARMS, figure_of, frame_of, heading, stacked, table
+from nbutils.report.page import MOST_ARMS, behind, figure_of, frame_of, heading, stacked, table
 from nbutils.report.rounds import round_table
 from nbutils.report.tables import mean_and_interval, seeds
 from nbutils.smoothing_results import reported
@@ -67,10 +67,12 @@ OF_RESPONSES = {
 NO_ASPECTS = ("score", "failures", "not_asked", "number_mass")
 MOST_ASPECTS = 6
 ARMS_CAPTION = (
-    "Mean and 95 % interval over seeds; below a judge's score the mean of each aspect. Every arm writes on from the "
+    "Mean and 95 % interval over seeds. Every arm writes on from the "
     "same test blocks, which none learned from, and, as stories, from one opening; judges grade either by one rubric "
     "for all. Perplexity is of what people wrote."
 )
+ASPECTS = "Single aspects of the scores"
+ASPECTS_CAPTION = "Means over seeds, from 0 to 1."
 PAIRS_CAPTION = " Minimal pairs: the grammatical sentence is the more probable one, mean over kinds of pairs."
 RESPONSES_CAPTION = (
     "The responses that the judges read, mean and 95 % interval over seeds. Repetition: runs of four words that came "
@@ -93,7 +95,7 @@ WORDS_CAPTION = (
 
 def interaction(evidence: Evidence, folder: Path) -> HTML:
     """The whole section, its heading included, figures saved in `folder`; empty where no run was an interaction."""
-    parts = [HTML(heading(group.study) + _group(group, folder).data) for group in groups(evidence)]
+    parts = [HTML(heading(group.study, evidence) + _group(group, folder).data) for group in groups(evidence)]
     return stacked(HTML(TITLE), *parts) if parts else HTML("")
 
 
@@ -104,6 +106,7 @@ def _group(group: Group, folder: Path) -> HTML:
     caption += f" Without rounds: {'; '.join(absent)}." * bool(absent)
     parts = [
         arm_table(study),
+        aspect_table(study),
         response_table(study),
         figure_of(study, figures.rounds_and_judges, "rounds", caption, folder),
         hacking(study),
@@ -127,7 +130,7 @@ def arm_table(study: Study) -> HTML:
         for metric, title in titles.items():
             row[title] = mean_and_interval(arm.results(metric), measure(metric))
             if metric.endswith(SCORES):
-                row[title] = "\n".join([_marked(row[title], study, arm, metric), *_aspects(arm, metric)])
+                row[title] = _marked(row[title], study, arm, metric)
         rows.append(row)
     caption = ARMS_CAPTION + PAIRS_CAPTION * any(metric.endswith("_acc") for metric in titles) + _otherwise(study)
     return table(frame_of(rows), caption, [arm is study.control for arm in study.arms])
@@ -170,15 +173,25 @@ def _judge(metric: str) -> str:
     return JUDGES["second_judge" in metric]
 
 
-def _aspects(arm: Arm, metric: str) -> list[str]:
-    """A line for each aspect of a judge's score: "(readability 0.61)"."""
-    beginning = metric.removesuffix("score")
-    names = dict.fromkeys(name for run in arm.runs for name in run.result if name.startswith(beginning))
-    names = [name for name in names if name.removeprefix(beginning) not in NO_ASPECTS]
-    return [
-        f"({named(name.removeprefix(beginning)).replace('_', ' ')} {float(np.mean(arm.results(name))):.2f})"
-        for name in names[:MOST_ASPECTS]
-    ]
+def aspect_table(study: Study) -> HTML:
+    """What each judge says of single aspects, a line for each and a column an arm; empty where none is reported."""
+    arms = [arm for arm in study.arms if is_interaction(arm)]
+    rows = []
+    for metric, title in _reported(study, TITLES).items():
+        beginning = metric.removesuffix("score")
+        for name in _aspects(arms, beginning) if metric.endswith(SCORES) else ():
+            aspect = named(name.removeprefix(beginning)).replace("_", " ")
+            row = {"Judge": title.replace("\n", " ").removesuffix("'s score (0 to 1)").removesuffix(" (0 to 1)")}
+            values = {arm.label: arm.results(name) for arm in arms}
+            told = {label: f"{float(np.mean(own)):.2f}" if own else UNKNOWN for label, own in values.items()}
+            rows.append(row | {"Aspect": aspect} | told)
+    return behind(ASPECTS, table(frame_of(rows), ASPECTS_CAPTION, text=("Judge", "Aspect")) if rows else HTML(""))
+
+
+def _aspects(arms: Sequence[Arm], beginning: str) -> list[str]:
+    """The results that hold a judge's aspects."""
+    names = dict.fromkeys(name for arm in arms for run in arm.runs for name in run.result if name.startswith(beginning))
+    return [name for name in names if name.removeprefix(beginning) not in NO_ASPECTS][:MOST_ASPECTS]
 
 
 def _otherwise(study: Study) -> str:

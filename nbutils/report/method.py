@@ -10,8 +10,8 @@ from IPython.display import HTML
 
 from nbutils.measures import UNKNOWN
 from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
-from nbutils.report.page import frame_of, table
-from nbutils.studies import Evidence
+from nbutils.report.page import frame_of, of_studies, table
+from nbutils.studies import Evidence, Study
 
 # Formulas in plain HTML: a report runs no script, and MathJax is one.
 COSINE_FORMULAS = (
@@ -117,17 +117,19 @@ def _of_study(study: str, formulas: Iterable[tuple[str, str]], among_others: boo
 
 def _distillation(evidence: Evidence) -> str:
     """What each arm of a study with teachers minimised, with its numbers, and where the teacher's words came from."""
+    shown = of_studies(evidence, evidence.studies, _objectives)
+    return shown.data if shown else ""
+
+
+def _objectives(study: Study) -> HTML:
     rows = []
-    for study in evidence.studies:
-        for arm in study.own_arms:
-            params = arm.runs[0].params if arm.runs else {}
-            if "divergence" in params:
-                rows.append({"Arm": f"{arm.label}\n({study.plan})", "Objective": objective_text(params)})
-                rows[-1] |= {"Teacher": _teacher(params), "Taken": _taken(params)}
-    if not rows:
-        return ""
+    for arm in study.own_arms:
+        params = arm.runs[0].params if arm.runs else {}
+        if "divergence" in params:
+            rows.append({"Arm": arm.label, "Objective": objective_text(params)})
+            rows[-1] |= {"Teacher": _teacher(params), "Taken": _taken(params)}
     note = "What each arm of distillation minimised. KL positions and reduction hold for the divergence alone."
-    return table(frame_of(rows), note, text=rows[0]).data
+    return table(frame_of(rows), note, text=rows[0]) if rows else HTML("")
 
 
 def objective_text(params: Mapping[str, Any]) -> str:

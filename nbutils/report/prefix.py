@@ -92,7 +92,9 @@ SAMPLES_CAPTION = (
 
 def prefix_smoothing(evidence: Evidence, folder: Path) -> HTML:
     """The whole section, its heading included, figures saved in `folder`; empty where no run smoothed over prefixes."""
-    parts = [HTML(heading(study) + _study(study, folder).data) for study in evidence.studies if smooths(study)]
+    parts = [
+        HTML(heading(study, evidence) + _study(study, folder).data) for study in evidence.studies if smooths(study)
+    ]
     return stacked(HTML(TITLE), *parts) if parts else HTML("")
 
 

@@ -66,15 +66,24 @@ def verdicts(evidence: Evidence) -> HTML:
         return HTML(NO_RUNS.format(folder=code(evidence.folder.name), plan=plan))
     sentences = "".join(f"<p>{escaped(sentence, LONGEST_PARAGRAPH)}</p>" for sentence in warnings(evidence))
     parts = [f'<div class="warning">{sentences}</div>'] if sentences else []
+    if len(evidence.studies) > 1:
+        parts.append(_counted(evidence))
     for study in evidence.studies:
         if len(evidence.studies) > 1:
-            parts.append(heading(study))
+            parts.append(heading(study, evidence))
         parts += [_verdict(judged, study) for judged in study.judged]
         if not study.judged:
             parts.append("<p>No contrast was planned for this stage: what follows about it is exploratory.</p>")
     if not evidence.studies and not evidence.teachers:
         parts.append("<p>No run has trained or judged a model yet.</p>")
     return HTML("\n".join(parts))
+
+
+def _counted(evidence: Evidence) -> str:
+    """How many questions there are and how they were answered: what a page of many stages opens with."""
+    found = [judged.verdict.outcome for study in evidence.studies for judged in study.judged]
+    counts = ", ".join(f"{found.count(outcome)} {outcome}" for outcome in CLASSES if outcome in found)
+    return f'<p class="lead">{len(found)} question{"s" * (len(found) != 1)}: {escaped(counts)}.</p>' if found else ""
 
 
 def warnings(evidence: Evidence) -> list[str]:

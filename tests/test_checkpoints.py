@@ -6,28 +6,21 @@ python -m pytest tests/test_checkpoints.py; 200 kills at random moments: python 
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import signal
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from kill_many import CASES, configuration, left_behind, write_data
-from tiny_notebooks import PARAMETERS, write_notebook
 
-from nbutils.attempts import Place
 from nbutils.checkpoints import Checkpoints, Torn, read_manifest, verify
 from nbutils.errors import Preempted, RunError
-from nbutils.manifest import begin, end
 from nbutils.mds import missing_packages
-from nbutils.plans import Variant
 from nbutils.resuming import belonging, load_trained_tensors, trained_tensors
-from nbutils.runs import start_run
 from nbutils.tracking import Progress
 from nbutils.training import TrainingConfig, train
 
@@ -271,97 +264,3 @@ def test_tied_weights_are_saved_once_and_frozen_ones_never(tmp_path):
     assert models[1].lm_head.weight is models[1].model.embed_tokens.weight
     first, second = (model.model.layers[0].mlp.up_proj.weight for model in models)
     assert not torch.equal(first, second)
-
-
-# ---- the runner ------------------------------------------------------------------------------------------------------
-
-
-def attempt(place: Place, variant: Variant, status: str) -> str:
-    """An attempt that saved something and ended so; its key."""
-    with place.lock():
-        place.clear("")
-        manifest = begin(place.attempt, "plan", variant, [])
-        (place.attempt / "checkpoints" / "step-1").mkdir(parents=True)
-        (place.attempt / "metrics.csv").write_text("step\n1\n")
-        if status != "running":
-            end(place.attempt, manifest, status, 75, None)
-            place.publish()
-    return manifest["key"]
-
-
-@pytest.mark.parametrize("status", ["running", "preempted", "killed", "failed"])
-def test_an_attempt_with_the_same_key_finds_the_checkpoints(tmp_path, status, caplog):
-    variant = Variant("v", "", write_notebook(tmp_path / "a.ipynb", parameters=PARAMETERS), {"seed": 1})
-    place = Place(tmp_path / "runs", "v")
-    key = attempt(place, variant, status)
-    with place.lock():
-        place.clear(key)
-        assert (place.attempt / "checkpoints" / "step-1").is_dir()
-        assert sorted(path.name for path in place.attempt.iterdir()) == ["checkpoints", "manifest.json"]
-        place.clear("another")
-        assert [*place.attempt.iterdir()] == []
-    assert "v: parameters, code or data have changed since its checkpoints were written" in caplog.text
-
-
-def test_checkpoints_of_other_parameters_are_set_aside_and_found_again(tmp_path, caplog):
-    """Whoever mistypes a parameter loses no training: back to the old one, it goes on."""
-    variant = Variant("v", "", write_notebook(tmp_path / "a.ipynb", parameters=PARAMETERS), {"seed": 1})
-    place = Place(tmp_path / "runs", "v")
-    key = attempt(place, variant, "killed")
-    with place.lock():
-        place.clear("mistyped")
-        assert not (place.attempt / "checkpoints").exists()
-        assert "They lie in" in caplog.text and "set back what changed" in caplog.text
-        begin(place.attempt, "plan", replace(variant, params={"seed": 2}), [])
-        (place.attempt / "checkpoints" / "step-9").mkdir(parents=True)
-        place.clear(key)
-        assert (place.attempt / "checkpoints" / "step-1").is_dir()
-        assert (place.aside / "checkpoints" / "step-9").is_dir()
-
-
-@pytest.mark.parametrize("status", ["running", "preempted"])
-@pytest.mark.parametrize("dies_at", range(12))
-def test_a_restart_killed_at_any_moment_loses_no_checkpoint(tmp_path, status, dies_at, monkeypatch):
-    """After each change that it makes to the disk."""
-    variant = Variant("v", "", write_notebook(tmp_path / "a.ipynb", parameters=PARAMETERS), {"seed": 1})
-    place, calls = Place(tmp_path / "runs", "v"), iter(range(100))
-    key = attempt(place, variant, status)
-
-    def or_die(function):
-        def change(*given, **named):
-            if next(calls) == dies_at:
-                raise KeyboardInterrupt
-            return function(*given, **named)
-
-        return change
-
-    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-        for owner, name in ((shutil, "rmtree"), (shutil, "copyfile"), (Path, "rename"), (Path, "mkdir")):
-            patch.setattr(owner, name, or_die(getattr(owner, name)))
-        place.clear(key)
-    place.clear(key)
-    assert (place.attempt / "checkpoints" / "step-1").is_dir()
-
-
-def test_a_finished_run_keeps_no_checkpoints(tmp_path):
-    variant = Variant("v", "", write_notebook(tmp_path / "a.ipynb", parameters=PARAMETERS), {"seed": 1})
-    attempt(Place(tmp_path / "runs", "v"), variant, "finished")
-    assert not (tmp_path / "runs" / "v" / "checkpoints").exists()
-    assert (tmp_path / "runs" / "v" / "metrics.csv").is_file()
-
-
-def test_a_notebook_run_by_hand_goes_on_where_it_is_the_same(tmp_path):
-    kept = tmp_path / "run" / "checkpoints" / "step-1"
-    given = {"run_folder": str(tmp_path / "run"), "max_steps": 5}
-    start_run("04_cosine_mixing", given)
-    kept.mkdir(parents=True)
-    run = start_run("04_cosine_mixing", given)
-    assert kept.is_dir()
-    start_run("04_cosine_mixing", given | {"max_steps": 6})
-    assert not kept.exists()
-    kept.mkdir(parents=True)
-    run.write_result({})
-    assert not kept.exists()
-
-
-logging.getLogger("nbutils").setLevel(logging.INFO)

@@ -113,11 +113,7 @@ def test_bad_configurations_are_told_before_any_work(
         check_config(replace(config, **change))
 
 
-def test_a_fallback_names_both_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+def test_a_fallback_names_both_columns(hub_cache: Path) -> None:
     config = DataConfig("owner/name", task="qa", fallback_datasets=["pydoc"])
     check_config(config)
     with pytest.raises(
@@ -126,11 +122,7 @@ def test_a_fallback_names_both_columns(tmp_path: Path, monkeypatch: pytest.Monke
         check_config(replace(config, fallback_datasets=["a/b:text"]))
 
 
-def test_a_hub_data_set_keeps_its_splits_and_tells_what_leaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+def test_a_hub_data_set_keeps_its_splits_and_tells_what_leaks(tmp_path: Path, hub_cache: Path) -> None:
     asked = {"train": range(40), "validation": range(40, 50), "test": range(39, 45)}  # number 39 stands in train too
     files = {
         f"data/{split}-00000.parquet": parquet_file(
@@ -138,7 +130,7 @@ def test_a_hub_data_set_keeps_its_splits_and_tells_what_leaks(tmp_path: Path, mo
         )
         for split, numbers in asked.items()
     }
-    add_data_set(tmp_path / "hub", "owner/pairs", files)
+    add_data_set(hub_cache, "owner/pairs", files)
     config = DataConfig("owner/pairs", task="qa", answer_field="reply", split="given", dedup="off", vocab_size=300)
     data = prepare_data(config, tmp_path)
     assert {split: row["documents"] for split, row in data.card["splits"].items()} == {

@@ -84,7 +84,7 @@ def test_kills_at_random_moments_change_not_a_bit(storage, kills, cases):
     words = [sys.executable, str(HERE / "kill_many.py"), "--kills", str(kills), "--storage", storage]
     for case in cases:
         words += ["--case", case]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("the same bytes") == len(cases)
 
@@ -199,7 +199,7 @@ def test_a_full_disk_loses_nothing_that_was_saved(data, calm, tmp_path, monkeypa
     before = saved_steps(tmp_path)
     limit = int(1.5 * (calm / "model" / "model.safetensors").stat().st_size)
     code = FULL.format(here=str(HERE), limit=limit, data=str(data), run=str(tmp_path), steps=STEPS)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Training goes on from step 5" in done.stderr
     assert f"Step 6 could not be saved in {tmp_path / 'checkpoints'} (" in done.stderr

@@ -6,6 +6,7 @@ python -m pytest tests/test_report_sections.py
 from __future__ import annotations
 
 import ast
+import base64
 import re
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ import pandas as pd
 import pytest
 from IPython.display import HTML
 from page_structure import Structure, text_of
-from synthetic_runs import FULL_CARD, audit_rows, write_full
+from synthetic_runs import FULL_CARD, PNG, audit_rows, write_full
 
 from nbutils import figures, report
 from nbutils.measures import UNKNOWN
@@ -65,9 +66,14 @@ def test_an_objective_that_was_not_applied_is_a_warning_at_the_headline(tmp_path
     runs, file = write_full(tmp_path)
     assert "gradient audit" not in text_of(report.verdicts(gather(runs, str(file))))
     run = runs / "full" / "cosine-alpha0.5-temperature0.7-num_train_epochs1.0-seed2"
-    pd.DataFrame(audit_rows(0.5, error=0.8)).to_csv(run / "audit.csv", index=False)
-    text = text_of(report.verdicts(gather(runs, str(file))))
+    rows = [row | ({"applied_error": 0.8} if row["applied_error"] and row["step"] else {}) for row in audit_rows(0.5)]
+    pd.DataFrame(rows).to_csv(run / "audit.csv", index=False)
+    evidence = gather(runs, str(file))
+    text = text_of(report.verdicts(evidence))
     assert "objective was not applied in alpha 0.5, temperature 0.7." in text
+    steps = report.audit_table(evidence.studies[0]).data
+    assert "<td>–<br>–<br>1e-06 → 8e-01 → 8e-01</td>" in steps
+    assert steps.count("<td>–<br>–<br>1e-06</td>") == 5 and steps.count("<td>1e-06</td>") == 2  # plain cross entropy
 
 
 def test_one_bad_step_of_one_run_is_enough():
@@ -190,6 +196,13 @@ def test_what_several_stages_share_is_said_once(full):
         evidence, lambda study: HTML(f'<p class="note">{"odd" * (study is not last) or "even"}</p>')
     )
     assert notes.data == '<p class="note">stage-1, stage-2: odd</p><p class="note">stage-3: even</p>'
+
+
+def test_a_cleaned_page_loses_needless_tags_alone():
+    picture = f'<img alt="&lt;/div&gt;" src="data:image/png;base64,{base64.b64encode(PNG).decode()}">'
+    light = f'<div class="table"><table><tbody><tr><td>{picture}<td>&lt;/td&gt;</table></div><p>a</p>'
+    full = light.replace("<td>&", "</td><td>&").replace("</table>", "</td></tr></tbody></table>")
+    assert clean(f'<div class="odd">\n{full}</div>') == clean(light) == light
 
 
 def test_parameters_that_differ_name_their_stages(full):

@@ -13,7 +13,7 @@ from nbutils.manifest import MANIFEST
 from nbutils.measures import UNKNOWN, measure, p_text
 from nbutils.places import resolve
 from nbutils.plaintext import escaped
-from nbutils.report.page import details, frame_of, side_by_side, stacked, table
+from nbutils.report.page import details, frame_of, more_arms, side_by_side, stacked, table
 from nbutils.report.tables import mean_and_interval, seeds
 from nbutils.report.teachers import without_teacher
 from nbutils.runs import Run, load_runs
@@ -128,8 +128,7 @@ def answer_samples(study: Study) -> HTML:
     caption = (
         f"Shaded: the question, from the {split} split. By the arms' mean sentence BLEU they are the lowest, those at "
         "a quarter, half and three quarters of all, and the highest. One run an arm, the one with its first seed."
-        + f" {left} more arms are not shown."
-        * bool(left)
+        + more_arms(left, "not shown")
     )
     return side_by_side(["Reference", *_teachers(study), *tables], rows, caption)
 

@@ -11,7 +11,7 @@ from IPython.display import HTML
 
 from nbutils.measures import UNKNOWN
 from nbutils.plaintext import escaped
-from nbutils.report.page import by_study, details, frame_of, name_of, side_by_side, stacked, table
+from nbutils.report.page import by_study, details, frame_of, more_arms, name_of, side_by_side, stacked, table
 from nbutils.studies import Arm, Evidence, Study
 
 if TYPE_CHECKING:
@@ -97,11 +97,10 @@ def samples(study: Study, shown: int = SAMPLES) -> HTML:
         cells = [_escaped(own[prompt]["completion"]) + _told(own[prompt]) for own in texts.values()]
         rows.append((str(prompt), [_escaped(first["reference"]), *cells]))
     left_out = sum(bool(arm.runs) for arm in study.arms) - len(arms)
-    more = f" {left_out} more arms are not shown." if left_out else ""
     rule = "closest in meaning to the truth with the fewest of its words" if measured else "the first all arms share"
     caption = (
-        f"Shaded: the prompt, from the validation split, {rule}. One run an arm, the one with its first seed.{more} "
-        "Repetition: share of word pairs that came before."
+        f"Shaded: the prompt, from the validation split, {rule}. One run an arm, the one with its first seed."
+        f"{more_arms(left_out, 'not shown')} Repetition: share of word pairs that came before."
     )
     return side_by_side(["True continuation", *texts], rows, caption)
 

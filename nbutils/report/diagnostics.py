@@ -29,7 +29,7 @@ AUDIT_COLUMNS = {
 }
 AUDIT_CAPTION = (
     "The gradients over parameters at the audited steps, first → last: means over the runs of an arm, and the largest "
-    "of their errors. audit.csv of each run has the gradients over logits, too."
+    "error, of every step where one is too large. audit.csv of each run has the gradients over logits, too."
 )
 NO_AUDIT = '<p class="note">No run has kept an audit of its gradients.</p>'
 
@@ -170,10 +170,12 @@ def audit_table(study: Study) -> HTML:
 
 
 def _over_steps(own: pd.DataFrame, column: str, spec: str) -> str:
-    """A term's mean over runs at each audited step; one number where that never changes."""
+    """A term's mean over runs at each audited step, of its errors the largest; one number where that tells as much."""
     steps = own.groupby("progress")[column]
-    # a mean passes over what is not finite: of an error, which must not be passed over, the largest counts
-    told = [_number(value, spec) for value in (steps.max(skipna=False) if column == "applied_error" else steps.mean())]
+    values = steps.max(skipna=False) if column == "applied_error" else steps.mean()  # no error is passed over
+    if column == "applied_error" and values.max(skipna=False) <= APPLIED:
+        return _number(values.max(), spec)
+    told = [_number(value, spec) for value in values]
     return " → ".join(told if len({*told}) > 1 else told[:1])
 
 

@@ -147,9 +147,13 @@ def figure_of(
 ) -> HTML:
     """One study's figure, as in `figure_by_study`."""
     shown = study if whole else study.foremost(MOST_ARMS)
-    left = len(study.arms) - len(shown.arms)
-    told = caption + f" {left} more arms are in the tables alone." * bool(left)
+    told = caption + more_arms(len(study.arms) - len(shown.arms), "in the tables alone")
     return figures.show(draw(shown), f"{study.name}-{name}", told, folder)
+
+
+def more_arms(count: int, where: str) -> str:
+    """A sentence behind others on arms that are not shown: " 2 more arms are in the tables alone."; empty for none."""
+    return f" {count} more {'arm is' if count == 1 else 'arms are'} {where}." * bool(count)
 
 
 def stacked(*parts: HTML | None) -> HTML:

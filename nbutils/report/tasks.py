@@ -10,7 +10,7 @@ from IPython.display import HTML
 from nbutils.errors import ParameterError
 from nbutils.harness.comparison import compare_items
 from nbutils.measures import TASKS, measure
-from nbutils.report.page import MOST_ARMS, frame_of, table
+from nbutils.report.page import MOST_ARMS, frame_of, more_arms, table
 from nbutils.report.tables import mean_and_interval
 from nbutils.smoothing_results import arm_names, cross_entropy
 from nbutils.studies import Arm, Study
@@ -49,7 +49,7 @@ def task_table(study: Study) -> HTML:
             rows.append({"Task": title, "Arm": names[arm.label]} | _numbers(arm, str(task), compared.get(arm.label)))
             marked.append(arm is control)
     left = len(asked) - len(arms)
-    caption = CAPTION + f" {left} more {'arm is' if left == 1 else 'arms are'} in result.json alone." * bool(left)
+    caption = CAPTION + more_arms(left, "in result.json alone")
     if left_out := sum(int(each["left_out"].sum()) for each in compared.values()):
         caption += f" {left_out:,} items that only one of two arms was asked are left out of the differences."
     return table(frame_of(rows), caption, marked, text=("Task", "Arm"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import yaml
-from IPython.display import HTML
 from synthetic_runs import PARAMETERS, STEPS, final_numbers, write_run
 
 from nbutils.studies import Arm, Study
@@ -209,12 +207,6 @@ def with_params(one: Arm, **params: Any) -> Arm:
 def with_arm(study: Study, other: Arm) -> Study:
     """The study with `other` in the place of the arm of its label."""
     return replace(study, arms=tuple(other if each.label == other.label else each for each in study.arms))
-
-
-def row_of(html: HTML, text: str) -> list[str]:
-    """The cells of the first row of a table that has `text`."""
-    row = next(row for row in re.findall(r"<tr.*?</tr>", html.data)[1:] if text in row)
-    return [" ".join(re.sub(r"<[^>]+>", " ", cell).split()) for cell in re.findall(r"<td.*?</td>", row)]
 
 
 def values(method: str, name: str) -> list[float]:

@@ -12,8 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.stats
-from IPython.display import HTML
-from page_structure import Structure, text_of
+from page_structure import Structure, row_of, text_of
 from synthetic_interaction import (
     HOSTILE,
     SCORE,
@@ -23,7 +22,6 @@ from synthetic_interaction import (
     arm,
     changed,
     interaction_numbers,
-    row_of,
     rows_of_rounds,
     values,
     with_arm,
@@ -33,7 +31,7 @@ from synthetic_interaction import (
 from synthetic_runs import write_run
 
 from nbutils import figures, report
-from nbutils.interaction_results import by_round, groups, words_of
+from nbutils.interaction_results import by_round, words_of
 from nbutils.report.export import clean
 from nbutils.report.interaction import arm_table, aspect_table, equal_words, response_table, word_table
 from nbutils.report.rounds import round_table
@@ -41,26 +39,8 @@ from nbutils.studies import gather
 
 
 @pytest.fixture(scope="module")
-def evidence(tmp_path_factory):
-    runs, file = write_interaction(tmp_path_factory.mktemp("interaction"))
-    return gather(runs, str(file))
-
-
-@pytest.fixture(scope="module")
-def group(evidence):
-    (found,) = groups(evidence)
-    return found
-
-
-@pytest.fixture(scope="module")
-def study(group):
-    return group.study
-
-
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Figures are made, but not turned into pictures, which takes seconds."""
-    monkeypatch.setattr(figures, "show", lambda figure, name, caption, folder: HTML(f"<figure>{caption}</figure>"))
+def study(talk_group):
+    return talk_group.study
 
 
 # --- tables -------------------------------------------------------------------------------------------
@@ -109,21 +89,21 @@ def test_words_are_those_of_the_ledger(study):
     assert row_of(html, "distilled")[1:] == ["–"] * 7
 
 
-def test_equal_and_unequal_words_are_said(group, evidence):
-    text = text_of(equal_words(group))
+def test_equal_and_unequal_words_are_said(talk_group, talk_evidence):
+    text = text_of(equal_words(talk_group))
     assert (
         "About equal words (within 5 %), 12,000 to 12,100: imitation (SFT); text alone; SimPO on corrections." in text
     )
     told = "words were unequal: SimPO by the judge used 22,000 (1.83 times as many), text alone 12,000."
     assert f"Contrast ranking: the {told}" in text and "Contrast beats-sft" not in text
     assert "Contrast distilled: no words were counted of distilled" in text
-    alike = replace(group, contrasts=group.contrasts[:2])
+    alike = replace(talk_group, contrasts=talk_group.contrasts[:2])
     assert "Every planned contrast compares arms at about equal words." in text_of(equal_words(alike))
     absent = replace(alike.contrasts[1], control=replace(alike.contrasts[1].control, runs=()))
     assert text_of(equal_words(replace(alike, contrasts=(absent,)))).count("compares arms") == 0
     some = replace(alike, contrasts=(alike.contrasts[0], absent))
     assert "Every contrast that has runs compares arms at about equal words." in text_of(equal_words(some))
-    verdicts = text_of(report.verdicts(evidence))
+    verdicts = text_of(report.verdicts(talk_evidence))
     assert "The words were unequal: simpo_judge used 22,000" in verdicts.replace("judged used", "simpo_judge used")
     assert verdicts.count("The words were unequal") == 1 and verdicts.count("No words were counted") == 1
 
@@ -181,8 +161,8 @@ def test_samples_are_those_of_first_middle_and_last_round(study):
 # --- the whole section --------------------------------------------------------------------------------
 
 
-def test_the_whole_section_survives_cleaning_and_is_small(evidence, tmp_path):
-    shown = report.interaction(evidence, tmp_path)
+def test_the_whole_section_survives_cleaning_and_is_small(talk_evidence, tmp_path):
+    shown = report.interaction(talk_evidence, tmp_path)
     html = shown.data
     assert Structure(clean(html)).tags == Structure(html).tags and html.startswith("<h2>Interaction</h2>")
     assert not {"nan", "None", "[nan,", "inf"} & {*text_of(shown).split()}
@@ -235,16 +215,16 @@ def test_one_run_by_hand_has_its_section(tmp_path, undrawn):
     assert "nothing checks its score" in html.data and "<script>" not in html.data and "&lt;script&gt;" in html.data
 
 
-def test_the_other_sections_take_such_runs(evidence):
-    text = text_of(report.method(evidence))
+def test_the_other_sections_take_such_runs(talk_evidence):
+    text = text_of(report.method(talk_evidence))
     assert "Minimal pairs" in text and "Objective (interaction)" in text
-    assert "minimal pairs of our own: mean accuracy" in text_of(report.headline_table(evidence.studies[0]))
-    means = report.weekly.summary(evidence, "2026-W47")["arms"]["talk-judged"]
+    assert "minimal pairs of our own: mean accuracy" in text_of(report.headline_table(talk_evidence.studies[0]))
+    means = report.weekly.summary(talk_evidence, "2026-W47")["arms"]["talk-judged"]
     assert all(SCORE in numbers for numbers in means.values())
 
 
-def test_the_log_tells_method_judges_and_words(evidence):
-    log = report.log.results_log(evidence)
+def test_the_log_tells_method_judges_and_words(talk_evidence):
+    log = report.log.results_log(talk_evidence)
     assert "Method: simpo | Judge: rule | Held-out judge: rule\\_plain | Rubric: weekly" in log
     assert "- Words: words of people 4,000; words of the student 4,100; words of the judge or teacher 4,000" in log
     assert "Teacher metrics" not in log and "test judge's score (0 to 1): control 0.517, arm 0.817" in log

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.stats
-from page_structure import text_of
+from page_structure import row_of, text_of
 from synthetic_interaction import (
     HOSTILE,
     SCORE,
@@ -19,24 +19,18 @@ from synthetic_interaction import (
     arm,
     changed,
     interaction_numbers,
-    row_of,
     values,
     with_arm,
     with_params,
-    write_interaction,
 )
 
-from nbutils.interaction_results import groups
 from nbutils.report.interaction import arm_table, aspect_table, hacking
 from nbutils.report.judges import judge_table
-from nbutils.studies import gather
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    runs, file = write_interaction(tmp_path_factory.mktemp("interaction"))
-    (found,) = groups(gather(runs, str(file)))
-    return found.study
+def study(talk_group):
+    return talk_group.study
 
 
 def test_reward_hacking_is_a_warning_with_both_gains(study):

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import re
-import select as polling
+import resource
 import signal
 import subprocess
 import sys
@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from terminal import in_a_terminal
 from tiny_notebooks import write_notebook, write_plan
 
 from nbutils import environment
@@ -152,12 +153,12 @@ def test_a_stopped_batch_stops_its_runners_and_says_how_to_go_on(tmp_path, numbe
     # Where the tests themselves run in the background, their children would be born deaf to Ctrl-C.
     with subprocess.Popen(command, **output, preexec_fn=partial(signal.signal, number, signal.SIG_DFL)) as process:
         places = [Place(folder, f"study-seed{seed}") for seed in (1, 2)]
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not all((place.attempt / "notebook.ipynb").is_file() for place in places):
             assert time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(number)
-        told, _ = process.communicate(timeout=30)
+        told, _ = process.communicate(timeout=120)
     assert process.returncode == code, told
     assert f"go on with: python -m nbutils batch {file} --workers 2 --out {folder}" in told
     assert [run.status for run in load_runs(folder)] == ["preempted", "preempted"]
@@ -206,7 +207,7 @@ def publish_finished(plan, folder: Path) -> None:
 
 
 def test_a_thousand_finished_variants_are_skipped_at_once(tmp_path):
-    """The whole command, in under 2 s; no process is started; `status` is as quick."""
+    """The whole command, in under 2 s of a core; no process is started; `status` is as quick."""
     write_notebook(tmp_path / "study.ipynb", parameters=STUDY)
     text = "name: p\nstages:\n  - {name: data, notebook: {here}/study.ipynb}\n  - {name: study, notebook: "
     text += "{here}/study.ipynb, needs: {data_folder: data}, matrix: {seed: %s}}\n" % [*range(1, 1000)]
@@ -219,10 +220,11 @@ def test_a_thousand_finished_variants_are_skipped_at_once(tmp_path):
         "from nbutils.__main__ import main; sys.exit(main(sys.argv[1:]))"
     )
     for words in (["batch"], ["status"]):
-        start = time.monotonic()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         command = [sys.executable, "-c", no_process, *words, plan.file, "--out", folder]
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": ""})  # no nvidia-smi
-        assert time.monotonic() - start < 2
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 2
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(" finished ") >= 999
 
@@ -265,26 +267,16 @@ import time
 from pathlib import Path
 from nbutils.progress import Running, Tally, make_display
 with make_display("quick") as display:
-    running = Running("study-[red]1", "study", Path({str(tmp_path)!r}), time.monotonic() - 10)
+    running = Running("study-[red]1", "study", Path({str(tmp_path)!r}), time.monotonic() - 4000)
     display.started(running, Tally(4, 2, running=[running], waiting=["study"] * 3))
     time.sleep(0.6)
 """
     (tmp_path / "progress.json").write_text('{"step": 100, "steps": 400}')
-    ours, theirs = os.openpty()
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=theirs, env=os.environ | {"TERM": "xterm", "COLUMNS": "100"}
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        while polling.select([ours], [], [], 10)[0]:
-            try:
-                shown += os.read(ours, 4096)
-            except OSError:  # the other end is closed
-                break
-    assert process.returncode == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    assert "quick: 0 of 4 finished, about 1 min 15 s left" in text  # (30 + 3 * 40) s of work for two
-    assert re.search(r"study-\[red\]1 +step 100 of 400 +1\d s", text)
+    exit_code, shown = in_a_terminal(code, 100)
+    assert exit_code == 0, shown
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert "quick: 0 of 4 finished, about 8 h 20 min left" in text  # (3 + 3 * 4) times 4000 s of work for two
+    assert re.search(r"study-\[red\]1 +step 100 of 400 +1 h 06 min", text)
 
 
 def test_a_log_gets_lines(capsys):

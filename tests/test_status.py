@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import select as polling
-import signal
-import subprocess
-import sys
-import time
-from functools import partial
 
 import pytest
 from small_batches import study_plan
+from terminal import in_a_terminal
 from tiny_notebooks import write_notebook
 
 from nbutils.attempts import LOCKS, Place
@@ -107,29 +101,6 @@ def test_a_log_is_told_what_has_changed_and_when(capsys):
     assert told == "".join(f"---- TIME\n{tables[number]}\n" for number in (0, 2, 3))
 
 
-def in_a_terminal(code: str, stop: bool = False) -> tuple[int, str]:
-    """The exit code of a script in a terminal of 60 by 9 and what it showed; `stop`: Ctrl-C after half a second."""
-    ours, theirs = os.openpty()
-    variables = os.environ | {"TERM": "xterm", "COLUMNS": "60", "LINES": "9"}
-    heard = partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=variables, preexec_fn=heard
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        while polling.select([ours], [], [], 20)[0]:
-            try:
-                shown += os.read(ours, 4096)
-            except OSError:  # the other end is closed
-                break
-            if stop and b"second look" in shown:
-                stop = False
-                time.sleep(0.2)
-                process.send_signal(signal.SIGINT)
-    os.close(ours)
-    return process.returncode, shown.decode()
-
-
 @pytest.mark.parametrize("stop", [False, True])
 def test_a_terminal_is_redrawn_in_place_until_the_end_or_ctrl_c(stop):
     code = f"""
@@ -138,7 +109,7 @@ looks = iter(["first look", "second [red]look", *["second look"] * ({stop} * 100
 going_on = iter([True, True, *[True] * ({stop} * 1000), False])
 watch(lambda: next(looks), 0.1, lambda: next(going_on))
 """
-    exit_code, shown = in_a_terminal(code, stop)
+    exit_code, shown = in_a_terminal(code, 60, 9, "second look" if stop else "")
     assert exit_code == 0, shown
     assert "Traceback" not in shown
     screen, after = shown.split("\x1b[?1049l")  # back from the screen of its own
@@ -156,7 +127,7 @@ from nbutils.status import plan_status
 for fit in (False, True):
     print(plan_status(load_plan(Path({str(plan.file)!r})), Path({str(tmp_path / "runs")!r}), fit), end="\\n====\\n")
 """
-    exit_code, shown = in_a_terminal(code)
+    exit_code, shown = in_a_terminal(code, 60, 9)
     assert exit_code == 0, shown
     whole, fitting, _ = shown.replace("\r", "").split("\n====\n")
     assert "study-seed2  failed    1         0 s       KernelDied: it d…" in whole.splitlines()

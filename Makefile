@@ -1,5 +1,5 @@
 # make report | test | lab | lint; each installs what is missing first. make streaming adds what storage mds needs, make
-# ray what `batch --engine ray` does.
+# ray what `batch --engine ray` does. make report PLAN=params/tatqa.yaml, make lab ARGS=--allow-root.
 PYTHON ?= python3
 PLAN ?= params/quick.yaml
 BIN := .venv/bin
@@ -36,4 +36,4 @@ lint: install
 	$(BIN)/ruff format --check .
 
 lab: install
-	$(BIN)/jupyter lab --notebook-dir notebooks
+	$(BIN)/jupyter lab --notebook-dir notebooks $(ARGS)

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from nbutils.errors import PlanError, did_you_mean
 from nbutils.files import now, read_json, write_json
+from nbutils.result_names import check_metric
 
 CHOICES = {"better": ("lower", "higher"), "claim": ("better", "no worse")}
 PAIRED_BY = "seed"  # the one matrix name whose values make independent pairs
@@ -136,6 +137,14 @@ def check_criterion(where: str, given: Mapping[str, Any]) -> None:
         raise PlanError(f"{where}: control_stage is the contrast's own stage. Leave it out.")
     if not isinstance(given.get("primary", False), bool):
         raise PlanError(f"{where}: primary is {given['primary']!r}. Write true or false.")
+
+
+def check_metrics(where: str, comparison: Comparison, notebooks: Mapping[str, Path]) -> None:
+    """Raise PlanError where a side is judged by a number that its notebook, by its stage's name, does not write."""
+    check_metric(f"{where}: metric", comparison.metric, notebooks[comparison.stage])
+    of_control = getattr(comparison, "control_metric", "")
+    label = "control_metric" if of_control else "metric"
+    check_metric(f"{where}: {label}", of_control or comparison.metric, notebooks[comparison.stage_of_control])
 
 
 def check_pairs(

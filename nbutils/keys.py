@@ -62,6 +62,7 @@ NOT_IN_KEY = frozenset(
             "arms",
             "composite",
             "measures",
+            "result_names",
             "smoothing_results",
             "interaction_results",
             "plaintext",

@@ -38,7 +38,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nbutils.contrasts import Comparison, Contrast, check_criterion, check_pairs
+from nbutils.contrasts import Comparison, Contrast, check_criterion, check_metrics, check_pairs
 from nbutils.errors import ParameterError, PlanError, did_you_mean
 from nbutils.notebooks import find_notebook
 from nbutils.params import RUN_FOLDER, Schema, read_schema
@@ -268,6 +268,7 @@ def _read_contrasts(plan: str, given: list[Any], stages: list[Stage], variants: 
         values = _comparison_values(where, entry, stages)
         contrast = Contrast(**entry | values | {"smallest_effect": float(entry["smallest_effect"])})
         check_pairs(where, contrast, {stage.name: stage.matrix for stage in stages}, variants)
+        check_metrics(where, contrast, {stage.name: stage.notebook for stage in stages})
         yield contrast
     _refuse_equal(f"{plan}: contrast", [entry["name"] for entry in given])
     primary = [entry["name"] for entry in given if entry.get("primary")]
@@ -287,6 +288,7 @@ def _read_noise_floor(
         raise PlanError(f"{where}: metric is missing, and there is no primary contrast to take it from.")
     floor = Comparison(**{"metric": metric} | given | _comparison_values(where, given, stages))
     check_pairs(where, floor, {stage.name: stage.matrix for stage in stages}, variants)
+    check_metrics(where, floor, {stage.name: stage.notebook for stage in stages})
     return floor
 
 

@@ -7,12 +7,14 @@ import json
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 from real_data import REAL_DATA, needs_real_data
 
 from nbutils.places import PARAMS
+from nbutils.result_names import known_results
 from nbutils.runs import load_runs
 
 PLAN = """
@@ -90,6 +92,7 @@ def test_documents_become_a_report(tmp_path):
     finished = {run.variant: run for run in load_runs(runs)}
     assert len(finished) == 5 and all(run.status == "finished" for run in finished.values())
     for name, run in finished.items():
+        assert run.result.keys() <= known_results(Path(run.manifest["notebook"]).stem)
         if name != "data":
             assert run.result["steps"] == 12 and run.result["tokens_seen"] == 12 * 8 * 32
             assert run.metrics()["step"].max() == 12 and len(run.samples()) == 2
@@ -122,6 +125,7 @@ def test_two_processes_train_from_a_notebook_and_the_prefix_study_is_reported(tm
     assert done.returncode == 0, done.stdout + done.stderr
     runs = {run.matrix.get("smoothing"): run for run in load_runs(tmp_path / "runs") if run.stage == "prefix"}
     for run in runs.values():
+        assert run.result.keys() <= known_results("05_prefix_smoothing")
         assert run.result["tokens_seen"] == 6 * 2 * 4 * 32  # steps, processes, blocks, tokens
         assert sorted(path.name for path in (run.folder / "ranks").glob("*.log")) == ["rank0.log", "rank1.log"]
         assert run.metrics()["loss"].notna().sum() == 6, "the step with tasks has its loss, too"

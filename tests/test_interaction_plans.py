@@ -21,8 +21,9 @@ from nbutils.cost import estimate
 from nbutils.interaction.settings import FROM_TEXT, METHODS, Interaction
 from nbutils.listing import plan_listing
 from nbutils.local_engine import LocalEngine
-from nbutils.places import PARAMS
+from nbutils.places import NOTEBOOKS, PARAMS
 from nbutils.plans import Plan, Variant, load_plan
+from nbutils.result_names import check_metric
 from nbutils.runs import load_runs
 
 HUB = ("meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen2.5-7B-Instruct")
@@ -210,6 +211,8 @@ def test_every_arm_runs_through_its_notebook(tmp_path):
     assert found.keys() == {*METHODS}
     for method, numbers in found.items():
         assert {"test_ce_loss", "test_judge_score", "test_second_judge_score", "pairs_acc", "kl_to_start"} <= {*numbers}
+        for name in numbers:
+            check_metric("metric", name, NOTEBOOKS / "06_interaction.ipynb")
         assert numbers["steps"] == steps(arms(plan)[method])
         assert numbers["kl_to_start"] >= 0 and numbers["human_words"] + numbers["student_words"] > 0
     for method in FROM_TEXT:

@@ -10,6 +10,9 @@ A verdict is read from one interval against two thresholds, in the direction the
     claim "better":    supported beyond 0        not supported when all of it is below the smallest effect
     claim "no worse":  supported beyond -margin  not supported when all of it is worse than the margin
     otherwise:         could not have been seen; the minimum detectable effect says by how much
+
+No interval is made of one pair, of a run that diverged, or of pairs that all differ by the same amount other than 0: a
+few values of a coarse metric fall together, and that their spread is 0 is then no knowledge of it.
 """
 
 from __future__ import annotations
@@ -226,15 +229,18 @@ def _cannot_be_judged(differences: np.ndarray) -> str:
     if len(differences) < 2:
         count = "1 seed pair" if len(differences) == 1 else f"{len(differences)} seed pairs"
         return f"{count}: an interval needs at least 2."
+    if _spread(differences) == 0 and np.abs(differences).max() > 0:
+        return (
+            "Every seed gave the same difference, and an interval needs a spread: check that the seed reaches the run, "
+            "or take a metric with finer steps."
+        )
     return ""
 
 
 def _note(outcome: str, claim: Claim, best_gain: float, differences: np.ndarray) -> str:
     """What a reader of the bare verdict would miss."""
     if _spread(differences) == 0:
-        if np.abs(differences).max() == 0:
-            return "Both arms gave identical numbers: the treatment changed nothing, or was not applied."
-        return "Every seed gave the same difference: check that the seed reaches the run."
+        return "Both arms gave identical numbers: the treatment changed nothing, or was not applied."
     if outcome == SUPPORTED and claim.claim == "better" and best_gain < claim.smallest_effect:
         return "The gain is real but smaller than the smallest effect of interest."
     return ""

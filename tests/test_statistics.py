@@ -202,10 +202,11 @@ def test_identical_arms_have_a_verdict_without_nan():
         assert "identical" in result.note
 
 
-def test_equal_differences_up_to_rounding_point_at_the_seed():
+def test_equal_differences_up_to_rounding_have_no_interval_and_point_at_the_seed():
     control = np.array([4.1, 4.3, 4.0])
     result = verdict((control - 0.1) - control)
-    assert result.low == pytest.approx(result.high, abs=1e-9) and "seed" in result.note
+    assert result.outcome == st.NOT_JUDGED and result.difference == pytest.approx(-0.1) and np.isnan(result.low)
+    assert "check that the seed reaches the run, or take a metric with finer steps" in result.note
 
 
 # --- noise floor and documents --------------------------------------------------------------------

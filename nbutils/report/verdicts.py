@@ -68,7 +68,9 @@ def verdicts(evidence: Evidence) -> HTML:
     parts = [f'<div class="warning">{sentences}</div>'] if sentences else []
     if len(evidence.studies) > 1:
         parts.append(_counted(evidence))
-    for study in evidence.studies:
+    for study in sorted(evidence.studies, key=lambda study: not study.judged):
+        if not study.judged and lends_controls(study, evidence):
+            continue
         if len(evidence.studies) > 1:
             parts.append(heading(study, evidence))
         parts += [_verdict(judged, study) for judged in study.judged]
@@ -77,6 +79,12 @@ def verdicts(evidence: Evidence) -> HTML:
     if not evidence.studies and not evidence.teachers:
         parts.append("<p>No run has trained or judged a model yet.</p>")
     return HTML("\n".join(parts))
+
+
+def lends_controls(study: Study, evidence: Evidence) -> bool:
+    """Whether contrasts of other stages of its plan take their controls from this one."""
+    others = (each for each in evidence.studies if each.plan == study.plan)
+    return any(arm.borrowed_from == study.stage for each in others for arm in each.arms)
 
 
 def _counted(evidence: Evidence) -> str:

@@ -45,6 +45,7 @@ NOT_IN_KEY = frozenset(
             "search",
             "engine",
             "local_engine",
+            "gpu_ids",
             "ray_engine",
             "ray_cluster",
             "ray_worker",

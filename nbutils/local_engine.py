@@ -25,6 +25,7 @@ from nbutils import environment
 from nbutils.attempts import LOGS, Place
 from nbutils.engine import run_in_batch, runner_died
 from nbutils.errors import PlanError, RunError
+from nbutils.gpu_ids import VISIBLE, check_gpu_ids, machine_gpus
 from nbutils.hosting import PRELOADED, kernel_host, use_host
 from nbutils.manifest import FAILED
 from nbutils.places import relative
@@ -35,7 +36,6 @@ from nbutils.stopping import SAVE_SECONDS
 STOP_SECONDS = SAVE_SECONDS + 15  # a runner has to end its kernel and write its record; then it is killed
 FORKS, FORK_SECONDS = 5, 0.2  # tries at a runner, and what lies between them
 HOST_LOG = ".kernel-host"  # beside the logs of the runners
-VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 def default_workers(gpus: Sequence[str] | None = None) -> int:
@@ -45,20 +45,6 @@ def default_workers(gpus: Sequence[str] | None = None) -> int:
     """
     cores = environment.cores()
     return len(machine_gpus() if gpus is None else gpus) or max(min(2, cores), cores // 2)
-
-
-def machine_gpus() -> tuple[str, ...]:
-    """Ids of the GPUs this process may use, as CUDA_VISIBLE_DEVICES names them: numbers, or UUIDs kept as they are."""
-    there = [str(number) for number in range(len(environment.gpus()))]
-    given = os.environ.get(VISIBLE)
-    if given is None or not there:
-        return tuple(there)
-    visible = []
-    for each in (word.strip() for word in given.split(",")):
-        if each not in there and not each.startswith(("GPU-", "MIG-")):
-            break  # as CUDA does: what stands behind an id that is none does not count
-        visible.append(each)
-    return tuple(visible)
 
 
 @dataclass(frozen=True)
@@ -119,7 +105,8 @@ class LocalEngine:
     _open: ExitStack = field(default_factory=ExitStack, init=False)
 
     def __post_init__(self) -> None:
-        self._told_gpus = self.gpus is not None or bool(environment.gpus())
+        self._named_gpus = self.gpus is not None
+        self._told_gpus = self._named_gpus or bool(environment.gpus())
         self.gpus = machine_gpus() if self.gpus is None else tuple(self.gpus)
 
     def __enter__(self) -> LocalEngine:
@@ -141,11 +128,11 @@ class LocalEngine:
             self.stop()
 
     def check(self, variants: list[Variant]) -> None:
-        """Raise PlanError where one asks for more than this machine has, or an id of a GPU is none or given twice.
+        """Raise PlanError where one asks for more than this machine has, or an id is no GPU's or given twice.
 
         `variants` are all that will be started.
         """
-        self._check_ids()
+        check_gpu_ids(self.gpus, self._named_gpus)
         self._expected = variants
         for variant in variants:
             share, cores = self._share(variant), environment.cores()
@@ -161,16 +148,6 @@ class LocalEngine:
                     f"{variant.name} asks for {share.cores} cores and here {_count(cores)}. Let its stage ask for "
                     "fewer, with `resources: {cpus: ...}`, or run it where there are as many."
                 )
-
-    def _check_ids(self) -> None:
-        """A GPU that stands there twice could only go to one variant: the other would find none."""
-        given = ",".join(self.gpus)
-        cure = f"Name each once, with --gpus or {VISIBLE}, as 0,1."
-        twice = next((each for each, times in Counter(self.gpus).items() if times > 1), None)
-        if not all(each.strip() for each in self.gpus):
-            raise PlanError(f"The GPUs to share out are {given!r}, and an id is empty. {cure}")
-        if twice is not None:
-            raise PlanError(f"The GPUs to share out are {given!r}, and {twice} is there twice. {cure}")
 
     def has_room(self, variant: Variant) -> bool:
         """Whether it can start now. Where not, the first to ask gets what those that now run longest give back."""

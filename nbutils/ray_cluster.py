@@ -24,7 +24,7 @@ from typing import Any
 
 from nbutils import environment
 from nbutils.errors import RunError
-from nbutils.local_engine import machine_gpus
+from nbutils.gpu_ids import machine_gpus
 from nbutils.places import ROOT
 
 LOCAL = "local"  # the address of a cluster of this machine alone

@@ -13,10 +13,11 @@ import pytest
 from small_batches import LIGHT, endings, run_batch, study_plan
 from tiny_notebooks import write_notebook
 
-from nbutils import environment
+from nbutils import environment, gpu_ids
 from nbutils.attempts import Place
 from nbutils.errors import PlanError
-from nbutils.local_engine import LocalEngine, default_workers, machine_gpus
+from nbutils.gpu_ids import machine_gpus
+from nbutils.local_engine import LocalEngine, default_workers
 from nbutils.runs import load_runs
 
 PARAMETERS = """\
@@ -42,6 +43,12 @@ def stage(name: str, gpus: int | None, seconds: list[float], **resources: int) -
     only = [f"{{seed: {seed}, seconds: {each}}}" for seed, each in enumerate(seconds)]
     matrix = f"matrix: {{seed: {[*range(len(seconds))]}, seconds: {sorted(set(seconds))}}}, only: [{', '.join(only)}]"
     return f"{{name: {name}, notebook: {{here}}/study.ipynb, {matrix}, resources: {{{told}}}}}"
+
+
+@pytest.fixture(autouse=True)
+def gpus_of_the_machine(monkeypatch):
+    """As many as any of the batches below is given: none of them computes on one."""
+    monkeypatch.setattr(environment, "gpus", lambda: ("H100",) * 6)
 
 
 def run(folder: Path, gpus: tuple[str, ...] | None, workers: int, *stages: str) -> dict[str, dict]:
@@ -156,6 +163,37 @@ def test_a_gpu_is_named_once(tmp_path, gpus, told):
     with pytest.raises(PlanError) as refusal:
         LocalEngine("p", tmp_path / "runs", 2, gpus).check([])
     assert str(refusal.value) == f"{told} Name each once, with --gpus or CUDA_VISIBLE_DEVICES, as 0,1."
+
+
+@pytest.mark.parametrize(
+    ("there", "gpus", "told"),
+    [
+        (0, ("0",), "There is no GPU 0 on this machine; it has none. Leave --gpus out."),
+        (0, ("GPU-8932f937",), "There is no GPU GPU-8932f937 on this machine; it has none. Leave --gpus out."),
+        (2, ("0", "2"), "There is no GPU 2 on this machine; it has 0, 1. Name some of those with --gpus."),
+        (2, ("a",), "There is no GPU a on this machine; it has 0, 1. Name some of those with --gpus."),
+        (2, ("1", "MIG-8932f937"), ""),
+        (0, (), ""),
+        (0, None, ""),
+    ],
+)
+def test_gpus_that_are_not_there_are_refused(tmp_path, monkeypatch, there, gpus, told):
+    monkeypatch.setattr(environment, "gpus", lambda: ("H100",) * there)
+    monkeypatch.setattr(gpu_ids, "DEVICES", tmp_path)
+    engine = LocalEngine("p", tmp_path / "runs", 1, gpus)
+    if told:
+        with pytest.raises(PlanError) as refusal:
+            engine.check([])
+        assert str(refusal.value) == told
+    else:
+        engine.check([])
+
+
+def test_a_driver_without_its_tool_does_not_say_which_gpus_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(environment, "gpus", lambda: ())
+    monkeypatch.setattr(gpu_ids, "DEVICES", tmp_path)
+    (tmp_path / "nvidia0").touch()
+    LocalEngine("p", tmp_path / "runs", 1, ("0",)).check([])
 
 
 @pytest.mark.parametrize(

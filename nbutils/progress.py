@@ -17,6 +17,7 @@ from nbutils.plaintext import visible
 from nbutils.runner import Outcome
 
 BLOCKED = "blocked"  # what a variant is whose needed run failed
+PACE_SECONDS, PACE_SHARE = 60.0, 0.2  # after so long, or such a share of the steps, a start-up of seconds counts little
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,13 @@ class Running:
     def steps(self) -> tuple[int, int] | None:
         """(step, of how many), None where the run writes no progress.json or has not begun."""
         return read_steps(self.folder)
+
+    def seconds_by_steps(self) -> float | None:
+        """Seconds to its last step at its pace so far, None where most of those so far were of its start."""
+        step, steps = self.steps() or (0, 0)
+        if step <= 0 or (self.elapsed < PACE_SECONDS and step < PACE_SHARE * steps):
+            return None
+        return self.elapsed * (steps - step) / step
 
 
 @dataclass(frozen=True)
@@ -71,19 +79,20 @@ class Tally:
     retrying: list[Retry] = field(default_factory=list)  # of those that wait
 
     def time_left(self) -> str:
-        """`about 3 min left`, by the mean of each stage's ended variants and the steps of the running ones.
+        """`about 3 min left`, by the mean of each stage's ended variants, else by the steps of the running ones.
 
-        `at least` where a stage that waits has shown no time yet.
+        `at least` where a stage that runs or waits has shown no time yet.
         """
-        expected = {stage: sum(seconds) / len(seconds) for stage, seconds in self.known.items()}
+        means = {stage: sum(seconds) / len(seconds) for stage, seconds in self.known.items()}
+        expected = dict(means)
         left = []
         for each in self.running:
-            step, steps = each.steps() or (0, 0)
-            if step > 0:
-                left.append(each.elapsed * (steps - step) / step)
-                expected.setdefault(each.stage, each.elapsed + left[-1])
-            elif each.stage in expected:
-                left.append(max(0.0, expected[each.stage] - each.elapsed))
+            by_mean, by_steps = means.get(each.stage, 0.0) - each.elapsed, each.seconds_by_steps()
+            if by_mean <= 0 and by_steps is not None:
+                left.append(by_steps)
+                expected.setdefault(each.stage, each.elapsed + by_steps)
+            elif each.stage in means:
+                left.append(max(0.0, by_mean))
         shown = [stage for stage in self.waiting if stage in expected]
         if not left and not shown:
             return "time left not known yet"

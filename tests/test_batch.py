@@ -246,6 +246,10 @@ def test_time_left_is_worked_out_and_never_invented(tmp_path):
     (tmp_path / "progress.json").write_text('{"step": 100, "steps": 400}')
     by_steps = Tally(2, 1, running=[running("a", 20, tmp_path)], waiting=["a"])
     assert by_steps.time_left() == "about 2 min 20 s left"  # 60 s for this one, 80 s for the next
+    (tmp_path / "progress.json").write_text('{"step": 1, "steps": 100}')  # 20 s, most of them of its start
+    assert by_steps.time_left() == "time left not known yet"
+    assert half_done.time_left() == "about 40 s left"
+    assert Tally(2, 2, running=[running("a", 80, tmp_path)]).time_left() == "about 2 h 12 min left"
     retry = Retry("a-2", "a", time.monotonic() + 500, 1, 3)
     assert Tally(1, 2, waiting=["a"], known=known, retrying=[retry]).headline() == (
         "0 of 1 finished, 1 to be tried again, about 9 min 20 s left"  # 500 s until then, and a minute

@@ -134,14 +134,23 @@ def _key(study: Study, arm: Arm) -> tuple[str, str]:
 
 
 def _named(arms: Sequence[tuple[tuple[str, str], Arm]], several: bool) -> list[Arm]:
-    """The arms by their methods where no two have the same; else by their own labels, with the stage if need be."""
+    """The arms by their methods; where two have the same, what their labels say beside, with the stage if need be."""
     methods = [METHOD_WORDS.get(method_of(arm), "") for _, arm in arms]
+    labels = [_beside(method, methods, arm) for method, (_, arm) in zip(methods, arms, strict=True)]
     told = []
-    for method, ((stage, _), arm) in zip(methods, arms, strict=True):
+    for label, ((stage, _), arm) in zip(labels, arms, strict=True):
         is_placed = arm.label == stage or arm.label.endswith(f"(stage {stage})")
-        where = f" (stage {named(stage)})" if several and not is_placed else ""
-        told.append(replace(arm, label=method if method and methods.count(method) == 1 else arm.label + where))
+        is_clear = is_placed or (labels.count(label) == 1 and label != arm.label)
+        told.append(replace(arm, label=label if is_clear or not several else f"{label} (stage {named(stage)})"))
     return told
+
+
+def _beside(method: str, methods: Sequence[str], arm: Arm) -> str:
+    """What an arm is called by its method and, where that is not its alone, by its label without it."""
+    if not method or methods.count(method) == 1:
+        return method or arm.label
+    rest = [part for part in arm.label.split(", ") if part != f"method {method_of(arm)}"]
+    return ", ".join([method, *rest])
 
 
 # ---- scores ----------------------------------------------------------------------------------------------------------

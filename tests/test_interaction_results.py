@@ -46,7 +46,13 @@ def test_what_begins_otherwise_and_shares_no_control_stands_alone(tmp_path):
 def test_two_arms_of_one_method_keep_their_own_names(study):
     simpo = arm(study, "SimPO on corrections")
     twins = [(("a", ""), replace(simpo, label="beta 2.0")), (("b", ""), replace(simpo, label="beta 2.0"))]
-    assert [each.label for each in _named(twins, True)] == ["beta 2.0 (stage a)", "beta 2.0 (stage b)"]
+    assert [each.label for each in _named(twins, True)] == [
+        "SimPO on corrections, beta 2.0 (stage a)",
+        "SimPO on corrections, beta 2.0 (stage b)",
+    ]
+    judges = [(("a", ""), replace(simpo, label=f"method simpo, judge {judge}")) for judge in ("rule", "server")]
+    labels = ["SimPO on corrections, judge rule", "SimPO on corrections, judge server"]
+    assert [each.label for each in _named(judges, True)] == labels
 
 
 def test_words_at_the_edge_of_equal(study):

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.corpora import CorpusRequest, corpus_versions, locate_corpus
-from nbutils.errors import RunError
+from nbutils.errors import CorpusError, RunError
+from nbutils.files import read_json
 from nbutils.notebooks import source_sha256
 from nbutils.params import RUN_FOLDER
 from nbutils.places import ROOT, relative, resolve
@@ -74,6 +75,7 @@ NOT_IN_KEY = frozenset(
     }
 )
 MODELS = ("model", "model_best")  # what a run leaves for others to read
+DATA_FOLDER = "data_folder"  # the parameter that names the run folder with the prepared data
 FOLDER_SUFFIX = "_folder"  # a parameter that ends so names a folder the run reads
 BROUGHT_ALONG = [("blimp_folder", "embedded")]  # what stands for a folder and is part of the workbook
 CHUNK = 1 << 20  # bytes read at a time
@@ -122,13 +124,16 @@ def fingerprint(parameter: str, folder: Path) -> str:
     """What identifies the content of a folder a run reads.
 
     Of a data-preparation run its data's fingerprint; of a run that made a model, or of a model folder, a hash of the
-    model's files; of any other finished run its key. Raises RunError where the folder is missing or its run unfinished.
+    model's files; of any other finished run its key. Raises RunError where the folder is missing or its run unfinished,
+    CorpusError where it is to hold data and is no run's and has none: then nothing in it is read.
     """
     if not folder.is_dir():
         raise RunError(
             f"{parameter}: there is no folder {relative(folder)}. Make the run first, or give another folder."
         )
     manifest = folder / "manifest.json"
+    if parameter == DATA_FOLDER and not manifest.is_file():
+        check_prepared(folder)
     if manifest.is_file():
         record = json.loads(manifest.read_text(encoding="utf-8"))
         if record["plan"] != "interactive" and record["status"] != "finished":
@@ -138,6 +143,19 @@ def fingerprint(parameter: str, folder: Path) -> str:
         if record.get("fingerprint"):
             return record["fingerprint"]
     return output_fingerprint(folder) or _tree_sha256(folder)
+
+
+def check_prepared(folder: Path) -> None:
+    """Raise CorpusError, as the notebook would, where no prepared data lie in `folder`."""
+    try:
+        fingerprint = read_json(folder / "data" / "card.json").get("fingerprint")
+    except (OSError, ValueError, AttributeError):
+        fingerprint = None
+    if not fingerprint:
+        raise CorpusError(
+            f"{relative(folder)} holds no prepared data (data/card.json is missing or damaged). "
+            f"Run 01_data_prep first and give its run folder, or leave {DATA_FOLDER} empty for a small corpus."
+        )
 
 
 def output_fingerprint(folder: Path) -> str | None:

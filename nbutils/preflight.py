@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any
 from nbutils.distillation_settings import check_cache, check_distillation
 from nbutils.errors import ModelError
 from nbutils.files import read_json
-from nbutils.keys import read_inputs
-from nbutils.places import relative, resolve
+from nbutils.keys import DATA_FOLDER, check_prepared, read_inputs
+from nbutils.places import NOTEBOOKS, relative, resolve
 from nbutils.plans import Plan, Variant
 
 if TYPE_CHECKING:
     from nbutils.preparation import DataConfig
 
-DATA_FOLDER = "data_folder"
 # Parameters of a distillation, in the order in which its checks take them
 WEIGHTS = ("divergence", "ce_weight", "kl_weight", "kl_temperature", "jsd_beta")
 WORDS = ("kl_positions", "kd_reduction")
@@ -39,6 +38,8 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
     Of a run it needs that is still to be made, `plan` tells what its parameters will be.
     """
     params = variant.params
+    if params.get(DATA_FOLDER) and resolve(params[DATA_FOLDER]).is_dir() and variant.notebook.parent == NOTEBOOKS:
+        check_prepared(resolve(params[DATA_FOLDER]))
     if {"dataset_name", "data_files"} <= params.keys():
         from nbutils.preparation import DataConfig
 

@@ -8,6 +8,7 @@ import pytest
 from tiny_notebooks import write_notebook
 
 from nbutils.errors import CorpusError, ModelError, ParameterError, RunError
+from nbutils.places import NOTEBOOKS
 from nbutils.plans import Variant
 from nbutils.preflight import check_inputs, check_variant
 from nbutils.runner import run_variant
@@ -73,6 +74,30 @@ def test_a_block_longer_than_the_models_positions_is_refused(model_and_data, tmp
     params = {"model_name": str(model_and_data / "model"), "data_folder": str(tmp_path), "from_scratch": True}
     with pytest.raises(ModelError, match="block_size 17 is longer than the 16 positions"):
         check_variant(variant(tmp_path, **params))
+
+
+@pytest.mark.parametrize("what", ["no run", "a run without data", "a damaged card"])
+def test_a_folder_without_data_is_refused_as_the_notebook_does_and_unread(tmp_path, monkeypatch, what):
+    from nbutils import keys
+    from nbutils.preparation import load_data
+
+    (tmp_path / "data").mkdir()
+    (tmp_path / "large.bin").write_bytes(b"never to be hashed")
+    if what == "a run without data":
+        told = {"plan": "p", "status": "finished", "fingerprint": "abc"}
+        (tmp_path / "manifest.json").write_text(json.dumps(told))
+    if what == "a damaged card":
+        (tmp_path / "data" / "card.json").write_text('{"block_size"')
+    monkeypatch.setattr(keys, "file_sha256", lambda path: pytest.fail(f"{path} was read"))
+    study = Variant("study", "study", NOTEBOOKS / "04_cosine_mixing.ipynb", {"data_folder": str(tmp_path)})
+    with pytest.raises(CorpusError, match="holds no prepared data") as in_the_notebook:
+        load_data(tmp_path)
+    with pytest.raises(CorpusError) as refusal:
+        check_variant(study)
+    assert str(refusal.value) == str(in_the_notebook.value)
+    if what != "a run without data":  # which a notebook of a user's own may read for something else
+        with pytest.raises(CorpusError, match="holds no prepared data"):
+            keys.read_inputs(study.params)
 
 
 @pytest.mark.parametrize(

@@ -15,14 +15,16 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nbutils.arguments import make_parser
 from nbutils.errors import LockedRunError, PlanError, WorkbookError, did_you_mean
-from nbutils.places import REPORTS, RUNS, relative, resolve
+from nbutils.places import PARAMS, REPORTS, RUNS, relative, typed
 from nbutils.plaintext import visible
 from nbutils.stopping import Stopped, stop_on_sigterm
 
@@ -40,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code. Users' mistakes are one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments:
+        parser().print_help(sys.stderr)
+        return REFUSED
     args = parser().parse_args(arguments)
     args.again = shlex.join(["python", "-m", "nbutils", *arguments])
     try:
@@ -68,10 +73,10 @@ def check(args: argparse.Namespace) -> int:
     from nbutils.cluster_files import check_cluster_file, is_cluster_file
     from nbutils.cost import check_gpu
     from nbutils.listing import plan_listing, variant_names
-    from nbutils.plans import find_plan, load_plan
+    from nbutils.plans import load_plan
 
     check_gpu(args.gpu, args.utilisation)
-    file = find_plan(args.plan)
+    file = _plan_file(args.plan)
     if is_cluster_file(file):
         print(visible(check_cluster_file(file)))
     elif args.names:
@@ -102,11 +107,11 @@ def run(args: argparse.Namespace) -> int:
 def batch(args: argparse.Namespace) -> int:
     """Run all variants of a plan that are not finished."""
     from nbutils.batch import Batch, register_plan, select
-    from nbutils.plans import find_plan, load_plan
+    from nbutils.plans import load_plan
     from nbutils.progress import make_display
 
-    plan = load_plan(find_plan(args.plan))
-    folder = resolve(args.out) if args.out else RUNS / plan.name
+    plan = load_plan(_plan_file(args.plan))
+    folder = typed(args.out) if args.out else RUNS / plan.name
     work = Batch(plan, folder, select(plan, args.only), _engine(args, plan, folder), args.retries)
     work.check()
     register_plan(plan, folder)
@@ -122,21 +127,34 @@ def batch(args: argparse.Namespace) -> int:
 def status(args: argparse.Namespace) -> int:
     """Show the table of one plan's variants, or of all plans with runs."""
     from nbutils.batch import is_going_on
-    from nbutils.plans import find_plan, load_plan
-    from nbutils.status import folder_status, plan_folders, plan_status, watch
+    from nbutils.status import folder_status, plan_folders, watch
 
     if args.plan is None:
-        folder = resolve(args.out) if args.out else RUNS
-        show, folders = (lambda: folder_status(folder, fit=args.watch)), (lambda: plan_folders(folder))
+        folder = _existing("--out", typed(args.out)) if args.out else RUNS
+        show, folders = partial(folder_status, folder), partial(plan_folders, folder)
     else:
-        plan = load_plan(find_plan(args.plan))
-        folder = resolve(args.out) if args.out else RUNS / plan.name
-        show, folders = (lambda: plan_status(plan, folder, fit=args.watch)), (lambda: [folder])
+        folder, show = _planned_status(args)
+        folders = partial(list, [folder])
     if args.watch:
-        watch(show, going_on=lambda: any(map(is_going_on, folders())))
+        watch(partial(show, fit=True), going_on=lambda: any(map(is_going_on, folders())))
     else:
         print(show())
+    if args.out and not folder.is_dir():
+        print(f"There is no folder {relative(folder)}: nothing has run there.", file=sys.stderr)
     return 0
+
+
+def _planned_status(args: argparse.Namespace) -> tuple[Path, Callable[..., str]]:
+    """The folder of a plan's runs and what tells its table. Of some plans nothing but that folder is left."""
+    from nbutils.plans import load_plan
+    from nbutils.status import plan_status, recorded_status
+
+    file, folder = _plan_file(args.plan), typed(args.out) if args.out else RUNS / args.plan
+    if not file.is_file() and recorded_status(folder).startswith(f"{args.plan}: "):
+        return folder, partial(recorded_status, folder)
+    plan = load_plan(file)
+    folder = folder if args.out else RUNS / plan.name
+    return folder, partial(plan_status, plan, folder)
 
 
 def report(args: argparse.Namespace) -> int:
@@ -153,9 +171,10 @@ def report(args: argparse.Namespace) -> int:
         return _compare(args)
     notebook = find_notebook("08_report")
     week = f"{date.today():%G-W%V}"
-    html = resolve(args.out) if args.out else REPORTS / f"{week}.html"
-    runs = resolve(args.runs)
-    given = {"runs_folder": str(runs), "reports_folder": str(html.parent), "plan": args.plan, "week": week}
+    runs = _existing("--runs", typed(args.runs)) if args.runs else RUNS
+    plan, name = _reported_plan(args.plan, runs)
+    html = _page(args.out) if args.out else REPORTS / f"{week}{f'-{name}' * bool(name)}.html"
+    given = {"runs_folder": str(runs), "reports_folder": str(html.parent), "plan": plan, "week": week}
     params = read_schema(notebook).convert(given)
     with tempfile.TemporaryDirectory() as folder:
         executed = Path(folder) / notebook.name
@@ -166,10 +185,52 @@ def report(args: argparse.Namespace) -> int:
             print(*map(visible, told), sep="\n", file=sys.stderr)
             return 1
         print(export(executed, html))
-    evidence = gather(runs, args.plan)
-    written = [write_log(evidence, html.parent), write_summary(evidence, html.parent, week), *write_metrics(evidence)]
-    print(*written, sep="\n")
+    evidence, log = gather(runs, plan), f"{html.stem}-results.md" if args.out or name else "results.md"
+    numbers = write_summary(evidence, html.parent, week, html.stem)
+    print(write_log(evidence, html.parent, log), numbers, *write_metrics(evidence), sep="\n")
     return 0
+
+
+def _reported_plan(word: str, runs: Path) -> tuple[str, str]:
+    """What the report notebook takes for the plan that was asked for, and its name; both empty for all plans."""
+    from nbutils.plans import load_plan
+    from nbutils.runs import load_runs
+    from nbutils.studies import is_folder_name
+
+    is_file = not is_folder_name(word) or word.endswith((".yaml", ".yml"))
+    if not word or (not is_file and any(run.plan == word for run in load_runs(runs))):
+        return word, word
+    file = _plan_file(word)
+    return str(file), load_plan(file).name
+
+
+def _page(out: str) -> Path:
+    """The HTML file that `--out` names. Its numbers stand beside it under its name, so that has to end in .html."""
+    if not out.endswith(".html"):
+        raise PlanError(f"--out {out} is the name of no HTML file. Let it end in .html, as reports/mine.html.")
+    return typed(out)
+
+
+def _plan_file(word: str) -> Path:
+    """The plan file that was asked for; where there is none, where it would lie for one who types here."""
+    from nbutils.plans import find_plan
+
+    file = find_plan(word)
+    return file if file.exists() or file.parent == PARAMS else typed(word)
+
+
+def _notebook(word: str) -> Path:
+    """The notebook that was asked for, by name, or by path from here or from the repository's root."""
+    from nbutils.notebooks import find_notebook
+
+    file = typed(f"{word.removesuffix('.ipynb')}.ipynb")
+    return find_notebook(file if file.is_file() and ("/" in word or word.endswith(".ipynb")) else word)
+
+
+def _existing(option: str, folder: Path) -> Path:
+    if not folder.is_dir():
+        raise PlanError(f"{option}: there is no folder {relative(folder)}. Name the one that holds the runs.")
+    return folder
 
 
 def _engine(args: argparse.Namespace, plan: Plan, folder: Path) -> Engine:
@@ -204,7 +265,7 @@ def _repeat(args: argparse.Namespace) -> int:
 
     if args.notebook or args.params or args.variant:
         raise PlanError("--from names the notebook, its parameters and the variant. Leave those out, or --from.")
-    repeated = repeat(Path(args.manifest), resolve(args.out) if args.out else None, _limits(args))
+    repeated = repeat(Path(args.manifest), typed(args.out) if args.out else None, _limits(args))
     print(visible(repeated.told()))
     return repeated.exit_code
 
@@ -213,7 +274,7 @@ def _compare(args: argparse.Namespace) -> int:
     """Two reports or two sets of runs, side by side."""
     from nbutils.report.comparison import compare
 
-    print(visible(compare(*map(Path, args.compare), resolve(args.out) if args.out else None)))
+    print(visible(compare(*map(Path, args.compare), typed(args.out) if args.out else None)))
     return 0
 
 
@@ -233,12 +294,11 @@ def _requested(args: argparse.Namespace) -> tuple[Variant, str, Path]:
 
 def _found(args: argparse.Namespace) -> tuple[Variant, str, Path]:
     from nbutils.batch import register_plan
-    from nbutils.notebooks import find_notebook
-    from nbutils.plans import SLUG, find_plan, load_plan
+    from nbutils.plans import SLUG, load_plan
     from nbutils.runner import flat_variant
     from nbutils.yamlfile import read_yaml
 
-    notebook, file = find_notebook(args.notebook), find_plan(args.params)
+    notebook, file = _notebook(args.notebook), _plan_file(args.params)
     given = read_yaml(file) or {}
     if isinstance(given, dict) and "stages" in given:
         plan = load_plan(file)
@@ -246,14 +306,14 @@ def _found(args: argparse.Namespace) -> tuple[Variant, str, Path]:
         if variant.notebook != notebook:
             near = did_you_mean(notebook.stem, [variant.notebook.stem])
             raise PlanError(f"{variant.name} of {relative(file)} is a run of another notebook. {near}")
-        folder = resolve(args.out) if args.out else RUNS / name
+        folder = typed(args.out) if args.out else RUNS / name
         register_plan(plan, folder)
         return variant, name, folder
     if not isinstance(given, dict):
         raise PlanError(f"{relative(file)} is neither a plan nor a mapping of parameters, `name: value` on each line.")
     if not SLUG.fullmatch(args.variant):
         raise PlanError(f"--variant {args.variant!r} becomes a folder. Use a-z, 0-9 and ._- only.")
-    return flat_variant(notebook, args.variant, given), file.stem, resolve(args.out) if args.out else RUNS / file.stem
+    return flat_variant(notebook, args.variant, given), file.stem, typed(args.out) if args.out else RUNS / file.stem
 
 
 COMMANDS = (check, run, batch, status, report)

@@ -6,8 +6,6 @@ import argparse
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nbutils.places import RUNS
-
 EXAMPLES = """examples:
   python -m nbutils check params/quick.yaml --gpu A100     what a plan would run, and what that would cost
   python -m nbutils batch params/quick.yaml --workers 2    run all of it that is not finished
@@ -17,14 +15,17 @@ EXAMPLES = """examples:
   python -m nbutils run --from runs/quick/cosine-alpha0.5-seed1-noise_seed0/manifest.json
   python -m nbutils status quick --watch                   what is finished, running, failed, waiting
   python -m nbutils report                                 run folders become reports/<ISO week>.html, results.md
+  python -m nbutils report --plan quick                    one plan alone: reports/<ISO week>-quick.html
   python -m nbutils report --compare reports/2026-W46.html reports/2026-W47.html
+
+Paths are taken from the folder you are in; plans and notebooks are found by name from anywhere.
 """
 RUN_HELP = """exit codes: 0 finished, now or before; 1 a cell failed or took too long; 2 a mistake in parameters, data,
 model or folder; 75 asked to stop (SIGTERM, Ctrl-C), run it again and it goes on from what it saved; 138 the kernel
 died. Safe to repeat: a finished run is not run again, and two runners never share a run. With --from: 0 the same
 numbers, 1 others."""
 PLAN_HELP = "a plan file, or the name of one in params/"
-OUT_HELP = "folder that holds the plan's runs, each in a folder of its own (default: runs/<plan>)"
+OUT_HELP = "folder of the plan's runs, and of no other plan's (default: the project's runs/<plan>)"
 Add = Callable[..., Any]
 
 
@@ -93,15 +94,20 @@ def _batch_arguments(add: Add) -> None:
 
 
 def _status_arguments(add: Add) -> None:
-    add("plan", metavar="PLAN", nargs="?", help=f"{PLAN_HELP} (default: all plans with runs)")
+    add("plan", metavar="PLAN", nargs="?", help=f"{PLAN_HELP} or in runs/ (default: all plans with runs)")
     add("--out", metavar="FOLDER", help=f"with PLAN: {OUT_HELP}; without: the folder of all plans")
     add("--watch", action="store_true", help="follow it until nothing is at work any more")
 
 
 def _report_arguments(add: Add) -> None:
-    add("--runs", metavar="FOLDER", default=str(RUNS), help="folder of all plans' runs (default: runs)")
-    add("--plan", default="", help="one plan's name (default: every plan with runs)")
-    add("--out", metavar="FILE", help="the HTML file (default: reports/<ISO week>.html)")
+    add("--runs", metavar="FOLDER", help="folder of all plans' runs (default: the project's runs)")
+    add("--plan", default="", help=f"{PLAN_HELP} or in runs/ (default: every plan with runs)")
+    add(
+        "--out",
+        metavar="FILE.html",
+        help="where the page goes, its numbers (FILE.json) and log (FILE-results.md) beside it (default: "
+        "reports/<ISO week>.html with results.md, of one plan reports/<ISO week>-<plan>.html)",
+    )
     add("--compare", nargs=2, metavar=("A", "B"), help="two reports, or two folders of runs, side by side")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -18,47 +19,100 @@ from nbutils.attempts import LOCKS, Place
 from nbutils.contrasts import record_contrasts
 from nbutils.engine import HELD, Engine
 from nbutils.errors import PlanError, RunError, WorkbookError
-from nbutils.files import atomic_write
+from nbutils.files import atomic_write, read_json, write_json
 from nbutils.keys import nbutils_sha256, read_inputs, run_key
 from nbutils.locks import is_held, shared
 from nbutils.manifest import FINISHED, PREEMPTED
-from nbutils.places import relative
+from nbutils.places import PARAMS, relative, resolve
 from nbutils.plans import Plan, Variant
 from nbutils.preflight import check_variant
 from nbutils.progress import BLOCKED, Display, Retry, Running, Tally, duration, terminal_width, text_table
 from nbutils.runner import BROKEN, DONE, RUN_AGAIN, Outcome, place_needs
 from nbutils.stopping import stop_on_sigterm
+from nbutils.yamlfile import read_yaml
 
 TICK_SECONDS = 0.5  # between looks at the running variants
 LONGEST_BACKOFF_SECONDS = 600.0
+NEAR = 0.75  # as difflib counts: a slip of a word, not another word
 PLAN_FILE = "plan.yaml"  # the plan's folder keeps a copy of the plan its runs were made from
+PLAN_RECORD = "plan_file.json"  # and the place of the file that this is a copy of
 BATCH_LOCK = ".batch"  # among the locks of the variants; every batch at work over the folder holds it with the others
 
 
 def register_plan(plan: Plan, plan_folder: Path) -> None:
-    """Keep a copy of the plan beside its runs and note since when its contrasts are what they are.
+    """Keep a copy of the plan beside its runs, and note its file and since when its contrasts are what they are.
 
-    Raises RunError where the folder cannot be written.
+    Raises PlanError where another plan of the same name made the runs, RunError where the folder cannot be written.
     """
     try:
+        owner, content, kept = _other_file(plan, plan_folder), plan.file.read_bytes(), plan_folder / PLAN_FILE
+        if owner and content != kept.read_bytes():
+            raise PlanError(
+                f"{relative(plan_folder)} holds runs of {relative(owner)}, and {relative(plan.file)} has the same "
+                "name. Give it another name, or --out another folder."
+            )
         plan_folder.mkdir(parents=True, exist_ok=True)
-        atomic_write(plan_folder / PLAN_FILE, plan.file.read_bytes())
+        atomic_write(kept, content)
+        if not owner and plan.file.resolve() != kept.resolve():  # the copy may be run by itself
+            write_json(plan_folder / PLAN_RECORD, {"file": relative(plan.file.resolve())})
         record_contrasts(plan.comparisons, plan_folder)
     except OSError as error:
         folder, reason = relative(plan_folder), error.strerror or error
         raise RunError(f"{folder} cannot be written ({reason}). Name another folder, or mend it.") from None
 
 
+def _other_file(plan: Plan, plan_folder: Path) -> Path | None:
+    """The other plan file that made the runs in the folder; None where there is none, or it has gone or been renamed.
+
+    Where no file was noted, it is the one in params/ if the folder's copy is a copy of that.
+    """
+    from nbutils.runs import load_runs
+
+    kept, record, named = plan_folder / PLAN_FILE, plan_folder / PLAN_RECORD, PARAMS / f"{plan.name}.yaml"
+    if not kept.is_file():
+        return None
+    if record.is_file():
+        other = resolve(read_json(record)["file"])
+    else:
+        other = named if named.is_file() and named.read_bytes() == kept.read_bytes() else plan.file
+    if not other.is_file() or other.samefile(plan.file) or _name_in(other) != plan.name:
+        return None
+    made = is_going_on(plan_folder) or any(run.status == FINISHED for run in load_runs(plan_folder))
+    return other if made else None
+
+
+def _name_in(file: Path) -> str | None:
+    """The name that a plan file has now, None where it is no longer one."""
+    try:
+        content = read_yaml(file)
+    except PlanError:
+        return None
+    return content.get("name") if isinstance(content, dict) else None
+
+
 def select(plan: Plan, pattern: str) -> list[Variant]:
     """The variants whose names match `pattern` and all they need. Raises PlanError where none matches."""
     wanted = {variant.name for variant in plan.variants if fnmatchcase(variant.name, pattern)}
     if not wanted:
-        names = ", ".join(variant.name for variant in plan.variants[:10])
-        raise PlanError(f"No variant of plan {plan.name!r} matches {pattern!r}. There are, to begin with: {names}.")
+        stages = [stage.name for stage in plan.stages]
+        raise PlanError(
+            f"No variant of plan {plan.name!r} matches {pattern!r}. {_nearest_pattern(plan, pattern)}Its stages are "
+            f"{', '.join(stages)}; `check` lists the variants."
+        )
     for variant in reversed(plan.variants):
         if variant.name in wanted:
             wanted.update(variant.needs.values())
     return [variant for variant in plan.variants if variant.name in wanted]
+
+
+def _nearest_pattern(plan: Plan, pattern: str) -> str:
+    """A question that names the pattern or the variant that was meant; empty where none is near."""
+    names = [variant.name for variant in plan.variants]
+    patterns = {name: name if name in names else f"{name}-*" for name in (stage.name for stage in plan.stages)}
+    near = get_close_matches(pattern, patterns, n=1, cutoff=NEAR) or get_close_matches(pattern, names, n=1, cutoff=NEAR)
+    if not near:
+        near = get_close_matches(pattern.partition("-")[0].rstrip("*"), patterns, n=1, cutoff=NEAR)
+    return f"Did you mean {patterns.get(near[0], near[0])!r}? " if near else ""
 
 
 def is_finished(variant: Variant, plan_folder: Path, code: str | None = None) -> bool:

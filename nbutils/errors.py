@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import PurePath
+
+NEAR = 0.7  # of 1, as difflib compares: what shares some letters alone, "teacher" and "trace", is below it
+SHORTEST_PART, MOST_PARTS = 3, 4  # letters of a name that stands in others, and how many of those are named
 
 
 class WorkbookError(Exception):
@@ -67,7 +71,21 @@ class RankKilled(RuntimeError):
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """A sentence with the nearest valid name, or with all of them where none is near."""
+    """A sentence with the nearest valid name, else with those that hold `name` or stand in it, else with all."""
     valid = sorted(valid)
-    nearest = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"Did you mean {nearest[0]!r}?" if nearest else f"Valid names: {', '.join(valid)}."
+    ending = PurePath(name).suffix
+    if ending and all(PurePath(each).suffix == ending for each in valid):  # what files share makes none of them near
+        stems = {PurePath(each).stem: each for each in valid}
+        nearest = [stems[stem] for stem in _nearest(PurePath(name).stem, list(stems))]
+    else:
+        nearest = _nearest(name, valid)
+    *others, last = map(repr, nearest or [""])
+    either = f"{', '.join(others)} or {last}" if others else last
+    return f"Did you mean {either}?" if nearest else f"Valid names: {', '.join(valid)}."
+
+
+def _nearest(name: str, valid: list[str]) -> list[str]:
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=NEAR)
+    long = [each for each in valid if min(len(each), len(name)) >= SHORTEST_PART]
+    parts = [each for each in long if name in each or each in name]
+    return near or parts[:MOST_PARTS]

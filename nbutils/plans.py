@@ -42,7 +42,7 @@ from nbutils.contrasts import Comparison, Contrast, check_criterion, check_metri
 from nbutils.errors import ParameterError, PlanError, did_you_mean
 from nbutils.notebooks import find_notebook
 from nbutils.params import RUN_FOLDER, Schema, read_schema
-from nbutils.places import PARAMS, relative, resolve
+from nbutils.places import PARAMS, relative, resolve, typed
 from nbutils.plaintext import LONGEST_QUOTED, shortened
 from nbutils.resources import Resources, read_resources
 from nbutils.yamlfile import read_yaml
@@ -124,10 +124,15 @@ class Plan:
 
 
 def find_plan(name: str | Path) -> Path:
-    """The plan file at `name`, from here or from the repository's root; a plain word is the name of one in params/."""
-    if SLUG.fullmatch(str(name)) and not Path(name).suffix:
-        return PARAMS / f"{name}.yaml"
-    return Path(name).resolve() if Path(name).is_file() else resolve(name)
+    """The plan file at `name`, from here or from the repository's root; a plain word is the name of one in params/.
+
+    Whoever reads it says where there is none, or what else it is: a folder, a notebook.
+    """
+    named, here = PARAMS / f"{name}.yaml", typed(name)
+    found = here if here.exists() else resolve(name)
+    if SLUG.fullmatch(str(name)) and (named.is_file() or not (found.suffix or found.is_dir())):
+        return named
+    return found
 
 
 def load_plan(path: Path) -> Plan:

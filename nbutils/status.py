@@ -52,7 +52,7 @@ def plan_status(plan: Plan, plan_folder: Path, fit: int = 0) -> str:
 def folder_status(runs_folder: Path, fit: bool = False) -> str:
     """The tables of all plans with runs in `runs_folder`; `fit`: leave out what a terminal has no room for."""
     folders = plan_folders(runs_folder)
-    tables = [_recorded_status(folder, fit * len(folders)) for folder in folders]
+    tables = [recorded_status(folder, fit * len(folders)) for folder in folders]
     return "\n\n".join(filter(None, tables)) or "No runs yet. Start some: python -m nbutils batch params/quick.yaml"
 
 
@@ -105,7 +105,8 @@ def _repeat(show: Callable[[], str], seconds: float, going_on: Callable[[], bool
         time.sleep(seconds)
 
 
-def _recorded_status(plan_folder: Path, fit: int) -> str:
+def recorded_status(plan_folder: Path, fit: int = 0) -> str:
+    """The table of the plan whose copy lies with its runs, of the runs alone where it cannot be read; empty of none."""
     try:
         return plan_status(load_plan(plan_folder / PLAN_FILE), plan_folder, fit)
     except WorkbookError:  # runs of no plan, or of one that its notebooks have outgrown

@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 import yaml
 
 from nbutils.errors import PlanError, did_you_mean
-from nbutils.places import relative
-from nbutils.plaintext import LONGEST_QUOTED, shortened
+from nbutils.places import NOTEBOOKS, PARAMS, relative
+from nbutils.plaintext import LONGEST_PARAGRAPH, LONGEST_QUOTED, shortened
+
+NOTEBOOK = ".ipynb"
 
 # https://yaml.org/spec/1.2.2/#103-core-schema; integers come first, the pattern of floats matches them too
 RESOLVERS = (
@@ -59,19 +61,38 @@ PlainLoader.add_constructor(
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in the YAML file `path`. Raises PlanError that names the line where it is not YAML."""
+    """The value in the YAML file `path`. Raises PlanError that names the line where it is not YAML, or what it is."""
+    if path.suffix == NOTEBOOK:
+        raise PlanError(_is_notebook(relative(path)))
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
     except FileNotFoundError:
-        others = [other.name for other in path.parent.glob("*.yaml")]
+        if path.parent == PARAMS and (NOTEBOOKS / f"{path.stem}{NOTEBOOK}").is_file():
+            raise PlanError(_is_notebook(path.stem)) from None
+        others = _yaml_files(path.parent)
         near = did_you_mean(path.name, others) if others else f"{relative(path.parent)} holds no YAML file."
         raise PlanError(f"There is no file {relative(path)}. {near}") from None
+    except IsADirectoryError:
+        files = _yaml_files(path)
+        cure = f"Name one of its files: {', '.join(files)}." if files else "It holds no YAML file."
+        raise PlanError(f"{relative(path)} is a folder. {shortened(cure, LONGEST_PARAGRAPH)}") from None
     except OSError as error:
         raise PlanError(f"{relative(path)} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError as error:
         raise PlanError(f"{relative(path)} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
     except (yaml.YAMLError, ValueError) as error:
         raise PlanError(f"{relative(path)}{_where(error)}") from None
+
+
+def _yaml_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.yaml"))
+
+
+def _is_notebook(name: str) -> str:
+    return (
+        f"{name} is a notebook, no plan. Run it with: python -m nbutils run {name} --params FILE --variant NAME, where "
+        "FILE is a plan with a stage of it, or has lines `name: value`."
+    )
 
 
 def _where(error: Exception) -> str:

@@ -153,18 +153,28 @@ def test_run_takes_a_flat_file_and_batch_ends_with_a_table(here, capsys):
 @pytest.mark.slow
 def test_report_executes_and_exports(here, capsys, monkeypatch):
     """The command alone: what the notebook and the page say is tested elsewhere."""
-    cells = "run = (runs_folder, plan, week)\nprint(run)", "if plan == 'broken': 1 / 0"
+    cells = "run = (runs_folder, plan, week)\nprint(run)", "if plan.endswith('broken.yaml'): 1 / 0"
     names = ("runs_folder", "reports_folder", "plan", "week")
     parameters = "".join(f'{name}: str = ""  # text\n' for name in names)
     notebook = write_notebook(here / "08_report.ipynb", *cells, parameters=parameters)
     monkeypatch.setattr("nbutils.notebooks.NOTEBOOKS", notebook.parent)
-    page = here / "report.html"
-    code, told, _ = call(capsys, "report", "--runs", here / "runs", "--plan", here / "p.yaml", "--out", page)
+    monkeypatch.setattr(cli, "REPORTS", here / "reports")
+    monkeypatch.chdir(here)
+    (here / "runs").mkdir()
+    page, files = here / "report.html", [here / f"report{ending}" for ending in (".html", "-results.md", ".json")]
+    code, told, _ = call(capsys, "report", "--runs", "runs", "--plan", "p.yaml", "--out", "report.html")
+    assert (code, told.split()) == (0, list(map(str, files)))
+    assert str(here / "runs") in page.read_text() and str(here / "p.yaml") in page.read_text()
+    assert files[1].read_text().startswith("# Results")
     week = re.search(r"\d{4}-W\d\d", page.read_text())[0]
-    assert (code, told.split()) == (0, [str(page), str(here / "results.md"), str(here / f"{week}.json")])
-    assert str(here / "runs") in page.read_text()
-    assert (here / "results.md").read_text().startswith("# Results")
-    code, _, error = call(capsys, "report", "--plan", "broken", "--out", here / "other.html")
+    assert call(capsys, "report", "--runs", "runs", "--plan", "p.yaml")[0] == 0
+    assert call(capsys, "report", "--runs", "runs")[0] == 0
+    names = {f"{week}{ending}" for ending in (".html", ".json", "-p.html", "-p.json", "-p-results.md")}
+    assert {path.name for path in (here / "reports").iterdir()} == names | {"results.md"}
+    code, told, _ = call(capsys, "report", "--compare", "report.html", f"reports/{week}-p.html", "--out", "c.html")
+    assert (code, "A  ", (here / "c.html").is_file()) == (0, told[:3], True)
+    write_plan(here / "broken.yaml", PLAN)
+    code, _, error = call(capsys, "report", "--plan", "broken.yaml", "--out", here / "other.html")
     assert code == 1
     assert "ZeroDivisionError: division by zero" in error
     assert not (here / "other.html").exists()

@@ -19,7 +19,7 @@ VOCAB = 37
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"divergence": "backward"}, "divergence is 'backward'. Did you mean 'forward'"),
+        ({"divergence": "backward"}, "divergence is 'backward'. Valid names: forward, jsd, none, reverse"),
         ({"temperature": 0}, "kl_temperature is 0.*above 0"),
         ({"temperature": float("nan")}, "kl_temperature is nan"),
         ({"ce_weight": -1}, "ce_weight is -1.*at least 0"),

@@ -262,7 +262,7 @@ def test_the_figure_and_the_headline_of_a_sample(config: DataConfig, tmp_path: P
         ({"tokenizer": "train"}, "tokenizer 'train' is made from the train split .*Name a published tokenizer"),
         ({"held_out_share": 0.5}, "held_out_share is 0.5, but must be above 0 and below 0.5"),
         ({"held_out_share": 0.2, "split": "given"}, "held_out_share is for split=hash .* split is 'given'"),
-        ({"storage": "parquet"}, "storage is 'parquet'. Did you mean"),
+        ({"storage": "parquet"}, "storage is 'parquet'. Valid names: "),
     ],
 )
 def test_bad_configurations_are_told_before_any_work(config: DataConfig, change: dict, message: str) -> None:

@@ -58,6 +58,21 @@ def test_new_failed_repeated_and_gone_runs_are_counted_and_named(tmp_path):
     assert "test cross entropy (nats per token)" in text  # the mean of alpha 0.5 moved
 
 
+def test_one_plan_is_compared_with_its_own_report_or_its_part_of_another(toy_evidence, tmp_path):
+    content = summary(toy_evidence, "2026-W45")
+    content["runs"] |= {"other/data": {"state": "finished", "finished": None}}
+    (tmp_path / "2026-W45.json").write_text(json.dumps(content))
+    assert "1 gone" in text_of(report.since_last(toy_evidence, tmp_path))
+    assert "none new, none failed" in text_of(report.since_last(toy_evidence, tmp_path, plan="toy"))
+    report.write_summary(toy_evidence, tmp_path, "2026-W46", "2026-W46-toy")
+    report.write_summary(toy_evidence, tmp_path, "2026-W46", "2026-W46-another")
+    assert "of week 2026-W46: none new" in text_of(report.since_last(toy_evidence, tmp_path, plan="toy.yaml"))
+    assert "of week 2026-W45: 1 gone" in text_of(report.since_last(toy_evidence, tmp_path))
+    (tmp_path / "2026-W46.json").write_text(json.dumps(content | {"runs": {}}))  # has nothing of the plan
+    (tmp_path / "2026-W46-toy.json").unlink()
+    assert "of week 2026-W45: none new" in text_of(report.since_last(toy_evidence, tmp_path, plan="toy"))
+
+
 def test_an_equal_report_says_that_nothing_changed(toy_evidence, tmp_path):
     report.write_summary(toy_evidence, tmp_path, "2026-W40")
     text = text_of(report.since_last(toy_evidence, tmp_path))

@@ -66,10 +66,10 @@ MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$!&@]|:(?=//)|(?<=www)\.)", re.IGNOREC
 USUAL_NAME = re.compile(r"\w+", re.ASCII)
 
 
-def write_log(evidence: Evidence, folder: Path) -> Path:
-    """Write results.md in `folder`; returns its path."""
-    atomic_write(folder / LOG, results_log(evidence))
-    return folder / LOG
+def write_log(evidence: Evidence, folder: Path, name: str = LOG) -> Path:
+    """Write results.md in `folder`, or under another name; returns its path."""
+    atomic_write(folder / name, results_log(evidence))
+    return folder / name
 
 
 def write_metrics(evidence: Evidence) -> list[Path]:

@@ -16,7 +16,7 @@ from nbutils.batch import PLAN_FILE
 from nbutils.errors import WorkbookError
 from nbutils.files import read_json
 from nbutils.manifest import MANIFEST, Manifest
-from nbutils.places import relative, resolve
+from nbutils.places import relative, resolve, typed
 from nbutils.plans import INTERACTIVE
 from nbutils.repeat.circumstances import listed
 from nbutils.report.export import ReportError
@@ -115,7 +115,7 @@ def read_sides(first: Path, second: Path) -> tuple[Side, Side]:
 
 def read_side(path: Path) -> Side:
     """One side, from here or from the repository's root. Raises ReportError where it is none."""
-    path = Path(path).resolve() if Path(path).exists() else resolve(path)
+    path = next((each for each in (typed(path), resolve(path)) if each.exists()), typed(path))
     if path.is_dir():
         return _of_runs(path)
     if not path.exists():

@@ -1,7 +1,8 @@
 """What belongs to a week: the dates it covers, what changed since the last report, and a note written by hand.
 
-Beside each HTML file stands `<ISO week>.json` with the report's numbers; the next report compares itself with the
-newest earlier one. The note is `notes/<ISO week>.md` in the same folder.
+Beside each HTML file stands a JSON file of its name with the report's numbers: `<ISO week>.json`, of one plan's report
+`<ISO week>-<plan>.json`. The next report compares itself with the newest earlier one. The note is `notes/<ISO week>.md`
+in the same folder.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from nbutils.report.tables import HEADLINE
 from nbutils.studies import Arm, Evidence, Judged, Study
 
 WEEK = re.compile(r"(\d{4})-W(\d{2})")
+WEEK_LENGTH = len("2026-W47")
 FINISHED = "finished"
 
 
@@ -95,16 +97,20 @@ def summary(evidence: Evidence, week: str) -> dict[str, Any]:
     return {"week": week, "runs": runs, "arms": arms, "verdicts": verdicts}
 
 
-def write_summary(evidence: Evidence, folder: Path, week: str) -> Path:
-    """Write `<week>.json` in `folder`, for the reports to come; returns its path."""
-    write_json(folder / f"{week}.json", summary(evidence, week))
-    return folder / f"{week}.json"
+def write_summary(evidence: Evidence, folder: Path, week: str, name: str = "") -> Path:
+    """Write `<name>.json`, or `<week>.json`, in `folder`, for the reports to come; returns its path."""
+    path = folder / f"{name or week}.json"
+    write_json(path, summary(evidence, week))
+    return path
 
 
-def since_last(evidence: Evidence, folder: Path, week: str = "") -> HTML:
-    """What is new, repeated, failed or decided otherwise than in the newest earlier report in `folder`."""
+def since_last(evidence: Evidence, folder: Path, week: str = "", plan: str = "") -> HTML:
+    """What is new, repeated, failed or decided otherwise than in the newest earlier report in `folder`.
+
+    plan: given where the report is of one plan, by name or file: what else an earlier one has is passed over.
+    """
     week = week or week_of(evidence)
-    earlier = _newest_before(folder, week)
+    earlier = _newest_before(folder, week, evidence.plans[0].name if plan and evidence.plans else "")
     if earlier is None:
         return HTML('<p class="note">There is no earlier report to compare with.</p>')
     now = summary(evidence, week)
@@ -158,16 +164,21 @@ def _ends(evidence: Evidence) -> list[str]:
     return sorted(filter(None, map(finished_at, runs)))
 
 
-def _newest_before(folder: Path, week: str) -> dict[str, Any] | None:
-    """The newest summary of an earlier week that can be read."""
-    files = [path for path in folder.glob("*.json") if WEEK.fullmatch(path.stem) and path.stem < week]
-    for path in sorted(files, reverse=True):
+def _newest_before(folder: Path, week: str, plan: str) -> dict[str, Any] | None:
+    """The newest summary of an earlier week that can be read; of `plan`, where given, that plan's runs in it."""
+    files = [path for path in folder.glob("*.json") if WEEK.fullmatch(path.stem.removesuffix(f"-{plan}"))]
+    for path in sorted([path for path in files if path.stem[:WEEK_LENGTH] < week], key=lambda path: path.stem)[::-1]:
         try:
             content = read_json(path)
         except (OSError, ValueError):  # cut or edited by hand: the one before it will do
             continue
-        if isinstance(content, dict):
+        if not isinstance(content, dict):
+            continue
+        if not plan:
             return content
+        runs = {name: run for name, run in _records(content, "runs").items() if name.startswith(f"{plan}/")}
+        if runs:
+            return content | {"runs": runs}
     return None
 
 

@@ -25,7 +25,7 @@ from nbutils.locks import is_held, shared
 from nbutils.manifest import FINISHED, PREEMPTED
 from nbutils.places import PARAMS, relative, resolve
 from nbutils.plans import Plan, Variant
-from nbutils.preflight import check_variant
+from nbutils.preflight import check_variant, place_of
 from nbutils.progress import BLOCKED, Display, Retry, Running, Tally, duration, terminal_width, text_table
 from nbutils.runner import BROKEN, DONE, RUN_AGAIN, Outcome, place_needs
 from nbutils.stopping import stop_on_sigterm
@@ -171,7 +171,7 @@ class Batch:
             try:
                 check_variant(place_needs(variant, self.plan_folder) if done else variant, self.plan)
             except WorkbookError as error:
-                raise type(error)(f"{variant.name}: {error}") from None
+                raise type(error)(f"{place_of(variant, self.plan)}: {error}") from None
         self.engine.check(self._open())
 
     def run(self, display: Display) -> None:

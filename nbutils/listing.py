@@ -9,11 +9,12 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from nbutils.contrasts import Comparison
 from nbutils.cost import Cost, estimate, quantity
 from nbutils.errors import Unreachable, WorkbookError
 from nbutils.places import RUNS, relative
 from nbutils.plans import Plan, Stage
-from nbutils.preflight import check_variant, remarks
+from nbutils.preflight import check_variant, place_of, remarks
 from nbutils.progress import text_table
 
 WIDTH = 110
@@ -53,17 +54,17 @@ def plan_listing(plan: Plan, gpu: str, utilisation: float) -> str:
         try:
             check_variant(variant, plan)
         except Unreachable as error:
-            unreachable.setdefault(str(error), variant.name)
+            unreachable.setdefault(str(error), place_of(variant, plan))
         except WorkbookError as error:
-            raise type(error)(f"{variant.name}: {error}") from None
+            raise type(error)(f"{place_of(variant, plan)}: {error}") from None
     costs = {variant.name: estimate(variant, plan, gpu, utilisation) for variant in plan.variants}
     counts = {"stage": plan.stages, "variant": plan.variants, "contrast": plan.contrasts}
     told = ", ".join(f"{len(each)} {word}{'' if len(each) == 1 else 's'}" for word, each in counts.items())
     parts = [f"{plan.name} ({relative(plan.file)}): {told}"]
     parts += [_stage_listing(stage, plan, costs) for stage in plan.stages]
-    parts += ["\n".join(_contrast_lines(plan))] if plan.contrasts else []
+    parts += ["\n".join(_contrast_lines(plan))] if plan.comparisons else []
     parts += ["\n".join(remarks(plan))] if remarks(plan) else []
-    warnings = [f"It would not run here and now. {name}: {message}" for message, name in unreachable.items()]
+    warnings = [f"It would not run here and now. {place}: {message}" for message, place in unreachable.items()]
     return "\n\n".join([*parts, "\n".join(_total_lines(costs, gpu, utilisation)), *warnings])
 
 
@@ -98,19 +99,27 @@ def _hours(hours: float) -> str:
 
 def _contrast_lines(plan: Plan) -> Iterator[str]:
     for contrast in plan.contrasts:
-        pairs = len(contrast.pairs(plan.variants))
         primary = ", primary" if contrast.primary else ""
-        treatment, control = (
-            ", ".join(f"{name} {value}" for name, value in side.items()) or "every run"
-            for side in (contrast.treatment, contrast.control)
-        )
         yield f"contrast {contrast.name}{primary}: {contrast.question}"
         against = f"{contrast.control_metric} of " * bool(contrast.control_metric)
         against += f"{contrast.control_stage} " * bool(contrast.control_stage)
         yield (
-            f"  {contrast.metric}: {treatment} against {against}{control}, {pairs} pairs; "
-            f"{contrast.better} is better, claim: {contrast.claim}, smallest effect {contrast.smallest_effect:g}"
+            f"  {_sides(contrast, plan, against)}; {contrast.better} is better, claim: {contrast.claim}, "
+            f"smallest effect {contrast.smallest_effect:g}"
         )
+    if plan.noise_floor:
+        yield f"noise floor, of stage {plan.noise_floor.stage}: a difference inside it is no difference"
+        yield f"  {_sides(plan.noise_floor, plan)}"
+
+
+def _sides(comparison: Comparison, plan: Plan, against: str = "") -> str:
+    """`test_ce_loss: alpha 0.5 against alpha 0.0, 3 pairs`; `against` is what is to be said of the control first."""
+    treatment, control = (
+        ", ".join(f"{name} {value}" for name, value in side.items()) or "every run"
+        for side in (comparison.treatment, comparison.control)
+    )
+    pairs = len(comparison.pairs(plan.variants))
+    return f"{comparison.metric}: {treatment} against {against}{control}, {pairs} pair{'s' * (pairs != 1)}"
 
 
 def _total_lines(costs: dict[str, Cost | None], gpu: str, utilisation: float) -> Iterator[str]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.errors import ModelError, did_you_mean
+from nbutils.errors import ModelError
 from nbutils.hub import locate, unusable
 from nbutils.places import resolve
 from nbutils.shapes import CONFIGURATIONS, PUBLISHED, PUBLISHED_POSITIONS, PUBLISHED_VOCABULARY
@@ -19,10 +20,7 @@ LARGEST_PADDING = (
     128  # models pad their vocabulary up to a multiple of 128 for speed; a larger gap is another vocabulary
 )
 
-CURE = (
-    "Check the name on the Hugging Face Hub; without a network, set model_name to a folder written by save_pretrained, "
-    f"or train one of our configurations from scratch: {', '.join(CONFIGURATIONS)}."
-)
+CURE = "Check the name on the Hugging Face Hub; without a network, give a folder written by save_pretrained"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -167,9 +165,17 @@ def _load(model_name: str, loader: Callable[..., Any], files: Sequence[str], **s
     Raises ModelError with the cure where there is no such model or it cannot be read.
     """
     of_run = saved_model(resolve(model_name), "last")
-    cure = f"{CURE} {did_you_mean(model_name, [*CONFIGURATIONS, *PUBLISHED])}"
+    cure = _cure(model_name)
     place = locate(str(of_run or model_name), files, "model", cure)
     try:
         return loader(place.name, **place.settings, **settings)
     except (OSError, ValueError) as error:
-        raise ModelError(unusable(model_name, "model", error, CURE)) from error
+        raise ModelError(unusable(model_name, "model", error, cure)) from error
+
+
+def _cure(model_name: str) -> str:
+    """The nearest name first, where one is near: it stands at the end of a long line, which may be cut."""
+    near = get_close_matches(model_name, [*CONFIGURATIONS, *PUBLISHED], n=1)
+    if near:
+        return f"Did you mean {near[0]!r}? {CURE}."
+    return f"{CURE}, or train one of our configurations from scratch: {', '.join(CONFIGURATIONS)}."

@@ -13,6 +13,7 @@ import unicodedata
 LONGEST_TEXT = 400  # characters of a cell
 LONGEST_QUOTED = 100  # of what an error repeats of a file
 LONGEST_PARAGRAPH = 4000  # of a sentence made of several such texts
+LONGEST_WORD = 40  # characters; what has no space for longer is cut where it is
 MOST_MARKS = 4  # accents on one letter: Vietnamese and Hebrew need three
 # Letters and signs by their category, and nothing to see: fillers of Hangul, inherent vowels, the empty Braille cell.
 BLANK = frozenset("\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
@@ -31,8 +32,11 @@ def visible(value: object) -> str:
 
 
 def shortened(text: str, longest: int = LONGEST_TEXT) -> str:
-    """`text`, cut where it is longer than so many characters."""
-    return text if len(text) <= longest else text[:longest].rstrip() + " …"
+    """`text`, cut where it is longer than so many characters, before the word that would be cut in two."""
+    if len(text) <= longest:
+        return text
+    words = text[: longest + 1].rpartition(" ")[0]
+    return (words if len(words) >= longest - LONGEST_WORD else text[:longest]).rstrip() + " …"
 
 
 def escaped(value: object, longest: int = LONGEST_TEXT) -> str:

@@ -66,10 +66,16 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
         _check_start(params, block_size)
     elif "model_name" in params:
         _check_model(params["model_name"], params.get("from_scratch", False), block_size)
-        for name in (params.get("teacher"), params.get("second_teacher")):
-            if name:
-                _check_teacher(name, block_size)
+    for name in (params.get("teacher"), params.get("second_teacher")):
+        if name:
+            _check_teacher(name, block_size)
     check_inputs(variant)
+
+
+def place_of(variant: Variant, plan: Plan) -> str:
+    """Where a mistake of the variant stands, as errors of plans begin: its file, its stage, which one of the stage."""
+    which = f", variant {variant.name!r}" if variant.name != variant.stage else ""
+    return f"{relative(plan.file)}: stage {variant.stage!r}{which}"
 
 
 def check_inputs(variant: Variant) -> None:

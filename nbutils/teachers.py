@@ -160,10 +160,9 @@ def check_teacher(name: str, block_size: int, tokenizer: PreTrainedTokenizerBase
         check_model(model, from_scratch=False, block_size=block_size)
         if tokenizer is not None:
             check_vocabulary(model, build_config(model, 0, block_size).vocab_size, tokenizer)
-    except UnreachableModelError:
-        raise
     except ModelError as error:
-        raise ModelError(f"The teacher cannot be used. {error}") from None
+        kind = UnreachableModelError if isinstance(error, UnreachableModelError) else ModelError
+        raise kind(f"The teacher cannot be used. {error}") from None
 
 
 def check_shared_vocabulary(divergence: str, teacher: LiveTeacher, student: PreTrainedModel) -> None:

@@ -97,13 +97,27 @@ def test_a_batch_goes_on_in_order_and_again_where_it_failed(plan, tmp_path):
     assert [entry.keys() for entry in read_json(folder / "contrasts.json")] == [{"sha256", "first_used"}]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "near"),
+    [
+        ("study", "'study-*'"),
+        ("studdy-*", "'study-*'"),
+        ("Data", "'data'"),
+        ("study-seed9", "'study-seed3'"),
+        ("x", ""),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_told_the_nearest(plan, pattern, near):
+    with pytest.raises(PlanError) as refusal:
+        select(plan, pattern)
+    cure = f"Did you mean {near}? " * bool(near) + "Its stages are data, study, after; `check` lists the variants."
+    assert str(refusal.value) == f"No variant of plan 'p' matches {pattern!r}. {cure}"
+    assert not near or select(plan, near.strip("'"))
+
+
 @pytest.mark.slow
 def test_only_some_and_what_they_need(plan, tmp_path):
     assert [variant.name for variant in select(plan, "after-seed1")] == ["data", "study-seed1", "after-seed1"]
-    with pytest.raises(
-        PlanError, match=r"No variant of plan 'p' matches 'nothing-\*'. There are, to begin with: data, "
-    ):
-        select(plan, "nothing-*")
     work, _ = go(plan, tmp_path / "runs", only="study-seed1")
     assert list(work.outcomes) == ["data", "study-seed1"]
     table = plan_status(plan, tmp_path / "runs")
@@ -167,15 +181,15 @@ def test_a_stopped_batch_stops_its_runners_and_says_how_to_go_on(tmp_path, numbe
 
 def test_nothing_starts_where_a_variant_could_not_run(tmp_path):
     text = "name: p\nstages:\n  - {name: data, notebook: 01_data_prep, params: {dataset_name: text, data_files: %s}}\n"
-    with pytest.raises(CorpusError, match=r"^data: data_files 'nowhere/\*.txt' matches no file"):
+    with pytest.raises(CorpusError, match=r"p.yaml: stage 'data': data_files 'nowhere/\*.txt' matches no file"):
         go(load_plan(write_plan(tmp_path / "p.yaml", text % "'nowhere/*.txt'")), tmp_path / "runs")
     study = "name: p\nstages:\n  - {name: study, notebook: 04_cosine_mixing, params: {%s}}\n"
-    with pytest.raises(ModelError, match=r"^study: model_name 'tiny' is a configuration"):
+    with pytest.raises(ModelError, match=r"p.yaml: stage 'study': model_name 'tiny' is a configuration"):
         go(
             load_plan(write_plan(tmp_path / "p.yaml", study % "model_name: tiny, from_scratch: false")),
             tmp_path / "runs",
         )
-    with pytest.raises(RunError, match=r"^study: data_folder: there is no folder"):
+    with pytest.raises(RunError, match=r"p.yaml: stage 'study': data_folder: there is no folder"):
         go(load_plan(write_plan(tmp_path / "p.yaml", study % "data_folder: nowhere")), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
@@ -187,7 +201,7 @@ stages:
   - {name: data, notebook: 01_data_prep, params: {block_size: 2048}}
   - {name: study, notebook: 04_cosine_mixing, needs: {data_folder: data}, params: {model_name: gpt2}}
 """
-    with pytest.raises(ModelError, match="study: block_size 2048 is longer than the 1024 positions of 'gpt2'"):
+    with pytest.raises(ModelError, match="'study': block_size 2048 is longer than the 1024 positions of 'gpt2'"):
         go(load_plan(write_plan(tmp_path / "p.yaml", text)), tmp_path / "runs")
 
 

@@ -221,4 +221,4 @@ def test_check_looks_at_a_plan_whose_hub_names_cannot_be_reached(monkeypatch, ca
     assert cli.main(["check", "cosine"]) == 0
     told = capsys.readouterr().out
     assert "81.9 M" in told and "106 variants" in told
-    assert "It would not run here and now. data: The data set 'HuggingFaceFW/finepdfs' cannot be had" in told
+    assert "here and now. params/cosine.yaml: stage 'data': The data set 'HuggingFaceFW/finepdfs' cannot be had" in told

@@ -9,10 +9,11 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from nbutils.errors import ModelError
+from nbutils.errors import ModelError, UnreachableModelError
 from nbutils.generation import sample_continuations
 from nbutils.models import build_config, check_model, count_parameters, load_model
 from nbutils.objectives import head_matrices
+from nbutils.teachers import check_teacher
 
 
 def tokenizer(words):
@@ -105,9 +106,16 @@ def test_an_unknown_name_without_a_network_names_the_local_cure(monkeypatch):
         raise ConnectionError("Name or service not known")
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", no_network)
-    wanted = r"'distil-gpt-2' cannot be loaded \(Name or service not known\).*set model_name to a folder.*'distilgpt2'"
-    with pytest.raises(ModelError, match=wanted):
+    cause = r"^The model '{}' cannot be loaded \(Name or service not known\)\. "
+    cure = "Check the name on the Hugging Face Hub; without a network, give a folder written by save_pretrained"
+    near = cause.format("distil-gpt-2") + rf"Did you mean 'distilgpt2'\? {cure}\.$"
+    with pytest.raises(UnreachableModelError, match=near):
         check_model("distil-gpt-2", True, 16)
+    far = cause.format("nowhere") + f"{cure}, or train one of our configurations from scratch: micro, tiny, "
+    with pytest.raises(UnreachableModelError, match=far):
+        check_model("nowhere", True, 16)
+    with pytest.raises(UnreachableModelError, match=r"^The teacher cannot be used\. The model 'nowhere' cannot"):
+        check_teacher("nowhere", 16)
 
 
 def test_a_model_in_the_hubs_cache_is_used_without_a_network(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from nbutils import report
 from nbutils.arms import LONGEST_LABEL, Slot, group_arms
 from nbutils.figures.style import LONGEST_LINE, drawable
 from nbutils.files import read_json, write_json
-from nbutils.plaintext import LONGEST_TEXT, MOST_MARKS, escaped, visible
+from nbutils.plaintext import LONGEST_TEXT, MOST_MARKS, escaped, shortened, visible
 from nbutils.studies import gather
 
 
@@ -41,6 +41,14 @@ def test_html_of_a_text_is_the_text_and_no_longer_than_a_cell():
     assert escaped("x" * LONGEST_TEXT) == "x" * LONGEST_TEXT
     assert escaped("x" * 100_000) == "x" * LONGEST_TEXT + " …"
     assert len(escaped("\u202e" * 100_000)) <= LONGEST_TEXT + 2
+
+
+def test_a_long_text_is_cut_between_words_where_it_has_some():
+    assert shortened("one two three", 13) == "one two three"
+    assert shortened("one two three", 12) == shortened("one two three", 8) == "one two …"
+    assert shortened("one two three", 7) == "one two …"
+    assert shortened("x" * 200, 100) == "x" * 100 + " …"
+    assert shortened("a " + "x" * 200, 100) == "a " + "x" * 98 + " …"
 
 
 def test_figures_draw_only_what_their_font_has_in_lines_that_fit():

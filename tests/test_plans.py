@@ -14,6 +14,7 @@ from tiny_notebooks import write_notebook, write_plan
 
 from nbutils.contrasts import contrasts_sha256
 from nbutils.errors import ParameterError, PlanError
+from nbutils.listing import plan_listing
 from nbutils.notebooks import find_notebook
 from nbutils.places import PARAMS
 from nbutils.plans import LONGEST_NAME, SLUG, find_plan, load_plan, variant_name
@@ -65,6 +66,14 @@ def here(tmp_path):
 @pytest.fixture
 def plan(here):
     return load_plan(write_plan(here / "quick.yaml", PLAN))
+
+
+def test_a_listing_tells_contrasts_and_the_noise_floor_with_their_pairs(plan, here):
+    listing = plan_listing(plan, "A100", 0.4)
+    assert "contrast mixing, primary: Is alpha 0.5 no worse?" in listing
+    floor = "test_ce_loss: alpha 0.0, noise_seed 1 against alpha 0.0, noise_seed 0, 3 pairs"
+    assert f"noise floor, of stage cosine: a difference inside it is no difference\n  {floor}\n" in listing
+    assert "noise floor" not in plan_listing(load_plan(changed(here, "noise_floor", ...)), "A100", 0.4)
 
 
 def changed(here: Path, path: str, value: object) -> Path:

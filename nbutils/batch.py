@@ -23,7 +23,7 @@ from nbutils.files import atomic_write, read_json, write_json
 from nbutils.keys import nbutils_sha256, read_inputs, run_key
 from nbutils.locks import is_held, shared
 from nbutils.manifest import FINISHED, PREEMPTED
-from nbutils.places import PARAMS, relative, resolve
+from nbutils.places import PARAMS, RUNS, relative, resolve
 from nbutils.plans import Plan, Variant
 from nbutils.preflight import check_variant, place_of
 from nbutils.progress import BLOCKED, Display, Retry, Running, Tally, duration, terminal_width, text_table
@@ -64,7 +64,7 @@ def register_plan(plan: Plan, plan_folder: Path) -> None:
 def _other_file(plan: Plan, plan_folder: Path) -> Path | None:
     """The other plan file that made the runs in the folder; None where there is none, or it has gone or been renamed.
 
-    Where no file was noted, it is the one in params/ if the folder's copy is a copy of that.
+    Where no file was noted, it is the one in params/ if the folder is that plan's own, or its copy is a copy of that.
     """
     from nbutils.runs import load_runs
 
@@ -74,7 +74,8 @@ def _other_file(plan: Plan, plan_folder: Path) -> Path | None:
     if record.is_file():
         other = resolve(read_json(record)["file"])
     else:
-        other = named if named.is_file() and named.read_bytes() == kept.read_bytes() else plan.file
+        own = plan_folder.resolve() == (RUNS / plan.name).resolve()
+        other = named if named.is_file() and (own or named.read_bytes() == kept.read_bytes()) else plan.file
     if not other.is_file() or other.samefile(plan.file) or _name_in(other) != plan.name:
         return None
     made = is_going_on(plan_folder) or any(run.status == FINISHED for run in load_runs(plan_folder))

@@ -16,7 +16,8 @@ UNKNOWN = "–"  # shown where a number does not exist
 class Measure:
     """One metric of metrics.csv or result.json.
 
-    `better` is "lower", "higher" or "" (neither); `scale` multiplies the stored value for display.
+    `better` is "lower", "higher" or "" (neither); `scale` multiplies the stored value for display; `chance` is what a
+    guess reaches, as stored, nan where none is known.
     """
 
     label: str
@@ -24,6 +25,7 @@ class Measure:
     better: str = ""
     digits: int = 4
     scale: float = 1.0
+    chance: float = math.nan
 
     @property
     def axis(self) -> str:
@@ -161,8 +163,8 @@ MEASURES = {
     "student_words": Measure("words of the student", "", "", digits=0),
     "teacher_words": Measure("words of the judge or teacher", "", "", digits=0),
     "all_words": Measure("words of people, student and teacher", "", "", digits=0),
-    "blimp_acc": Measure("BLiMP: mean accuracy", "%", "higher", digits=2, scale=100.0),
-    "pairs_acc": Measure("minimal pairs of our own: mean accuracy", "%", "higher", digits=2, scale=100.0),
+    "blimp_acc": Measure("BLiMP: mean accuracy", "%", "higher", digits=2, scale=100.0, chance=0.5),
+    "pairs_acc": Measure("minimal pairs of our own: mean accuracy", "%", "higher", digits=2, scale=100.0, chance=0.5),
     "seconds_per_step": Measure("time of a step", "s", "lower", digits=3),
     "train_seconds": Measure("training time", "s", "lower", digits=1),
     "tokens_per_second": Measure("speed", "tokens/s", "higher", digits=0),

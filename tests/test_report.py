@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from page_structure import text_of
 from synthetic_runs import final_numbers, write_plan, write_run, write_runs
 
 from nbutils import report, statistics
+from nbutils.report.verdicts import _verdict
 from nbutils.studies import gather
 
 
@@ -166,3 +168,22 @@ def test_no_runs_explains_how_to_get_some(tmp_path):
     for show in (report.failed_runs, report.manifest, report.contrasts_changed, report.period):
         show(evidence)
     assert "Nothing to show" in text_of(report.by_study(evidence, report.headline_table))
+
+
+@pytest.mark.parametrize(
+    ("metric", "claim", "scores", "told"),
+    [
+        ("pairs_acc", "no worse", (0.49, 0.50, 0.52), True),
+        ("pairs_acc", "no worse", (0.60, 0.61, 0.62), False),
+        ("pairs_acc", "better", (0.49, 0.50, 0.52), False),
+        ("test_token_acc", "no worse", (0.49, 0.50, 0.52), False),
+    ],
+)
+def test_a_control_at_chance_has_nothing_to_lose(study, metric, claim, scores, told):
+    asked = study.judged[0]
+    contrast = replace(asked.contrast, metric=metric, claim=claim)
+    runs = [SimpleNamespace(matrix={"seed": i}, result={metric: score}, params={}) for i, score in enumerate(scores)]
+    control = replace(study.control, runs=tuple(runs))
+    shown = replace(study, arms=(control, *study.arms[1:]), control=control)
+    text = _verdict(replace(asked, contrast=contrast), shown)
+    assert ("The control itself is at chance (50.00 %): it has nothing to lose" in text) == told

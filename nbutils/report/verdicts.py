@@ -155,6 +155,7 @@ def _verdict(judged: Judged, study: Study) -> str:
         *_explained_by_frequencies(judged, study),
         *cautions(judged, study),
         *words_beside(judged, study),
+        *_nothing_to_lose(judged, study),
     ]
     return (
         f'<div class="verdict {CLASSES[verdict.outcome]}"><p><span class="outcome">{outcome}.</span> '
@@ -229,6 +230,21 @@ def _caveats(judged: Judged) -> list[str]:
     if band > 0 and abs(verdict.difference) <= band:
         found.append(f"The difference is no larger than what noise alone does (A/A: within {quantity.number(band)}).")
     return found
+
+
+def _nothing_to_lose(judged: Judged, study: Study) -> list[str]:
+    """A sentence where "no worse" is asked of a control that does no better than a guess."""
+    contrast, quantity = judged.contrast, measure(judged.contrast.metric)
+    control = study.sides(contrast)[1]
+    values = control.results(contrast.control_metric or contrast.metric) if control else []
+    if contrast.claim != "no worse" or math.isnan(quantity.chance) or len(values) < 2:
+        return []
+    if statistics.mean_interval(values)[0] > quantity.chance:
+        return []
+    return [
+        f"The control itself is at chance ({quantity.number(quantity.chance)} {quantity.unit}): it has nothing to "
+        "lose, and that nothing was lost says nothing."
+    ]
 
 
 def _trained_otherwise(judged: Judged, study: Study) -> list[str]:

@@ -255,7 +255,7 @@ def _failure(saved: nbformat.NotebookNode) -> dict[str, Any] | None:
             message = error.evalue
             if error.ename == "SystemExit":
                 message = f"sys.exit({message or ''}) in a notebook ends nothing well. Raise an error, or end the cell."
-            return _record(error.ename, message, saved, index)
+            return _record(error.ename, message, saved, index, _failed_line(cell, error))
         if cell.metadata.get("papermill", {}).get("exception"):  # the kernel could not send what it was
             message = "the cell failed, and its error holds characters that cannot be sent. Run the notebook by hand."
             return _record("UnknownError", message, saved, index)
@@ -264,9 +264,15 @@ def _failure(saved: nbformat.NotebookNode) -> dict[str, Any] | None:
     return None
 
 
-def _record(kind: str, message: str, saved: nbformat.NotebookNode, index: int) -> dict[str, Any]:
+def _failed_line(cell: nbformat.NotebookNode, error: nbformat.NotebookNode) -> str:
+    """The line of the cell that the traceback names last; empty where it names none, as of a user's mistake."""
+    named = re.findall(rf"Cell In\[{cell.execution_count}\], line (\d+)", plain("\n".join(error.traceback)))
+    lines = cell.source.splitlines()
+    return lines[int(named[-1]) - 1].strip() if named and int(named[-1]) <= len(lines) else ""
+
+
+def _record(kind: str, message: str, saved: nbformat.NotebookNode, index: int, failed_line: str = "") -> dict[str, Any]:
     cell = saved.cells[index]
-    source = next((line for line in cell.source.splitlines() if line.strip() and line[:1] != "#"), "")
     printed = [
         output.text
         for each in saved.cells[: index + 1]
@@ -276,7 +282,7 @@ def _record(kind: str, message: str, saved: nbformat.NotebookNode, index: int) -
     return {
         "type": kind,
         "message": plain(message),
-        "cell": f"In [{cell.get('execution_count') or ' '}]: {source.strip()}",
+        "cell": f"In [{cell.get('execution_count') or ' '}]" + f": {failed_line}" * bool(failed_line),
         "log": plain("".join(printed)).splitlines()[-LOG_LINES:],
     }
 

@@ -42,7 +42,7 @@ MISTAKES = {
     kind.__name__ for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, WorkbookError)
 }
 NOTEBOOK = "notebook.ipynb"
-LONGEST_CELL = 100  # characters of a cell's first line, in a message
+LONGEST_CELL = 100  # characters of the line that failed, in a message
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,21 @@ def _told_where(place: Place) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(_not_writable(error.filename or place.attempt, error.strerror or str(error))) from None
+        path, reason = Path(error.filename or place.attempt), error.strerror or str(error)
+        if error.errno not in UNWRITABLE and not _writes(place, path):
+            raise RunError(
+                f"{relative(path)} cannot be read ({reason}). Mend it or name another, then run again."
+            ) from None
+        raise RunError(_not_writable(path, reason)) from None
+
+
+def _writes(place: Place, path: Path) -> bool:
+    """Whether a runner writes there, or makes that folder; all other files it only reads."""
+    folder, path = place.plan_folder.resolve(), path.resolve()
+    if not path.is_relative_to(folder):
+        return folder.is_relative_to(path)
+    first = next(iter(path.relative_to(folder).parts), "")
+    return first in ("", place.variant) or first.startswith(".")
 
 
 def _not_writable(path: str | Path, reason: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 import time
 
@@ -46,15 +48,41 @@ def test_a_finished_run_is_recorded_and_not_run_again(folder):
 
 
 def test_an_exception_names_its_cell_and_the_last_lines(folder):
-    outcome, record = run(folder, "for i in range(50): print('line', i)", "# why\n1 / 0", "never = 1")
+    outcome, record = run(folder, "for i in range(50): print('line', i)", "import os\n\n# why\nx = 1 / 0", "never = 1")
     assert (outcome.status, outcome.exit_code) == ("failed", 1)
     error = record.manifest["error"]
     assert (error["type"], error["message"]) == ("ZeroDivisionError", "division by zero")
-    assert error["cell"].endswith("1 / 0")
+    assert error["cell"] == "In [4]: x = 1 / 0"
     assert error["log"] == [f"line {i}" for i in range(30, 50)]
-    assert outcome.message.startswith("ZeroDivisionError: division by zero (In [")
+    assert outcome.message == "ZeroDivisionError: division by zero (In [4]: x = 1 / 0)"
     assert record.folder == folder / "variant"  # a failed first run is published
     assert [status for _, status in cells_of(record.folder)] == ["completed", "failed", "pending"]
+
+
+def test_a_users_mistake_names_its_cell_and_no_line_of_it(folder):
+    outcome, _ = run(folder, "import os\n\nfrom nbutils.errors import ModelError\n\nraise ModelError('no such model')")
+    assert (outcome.exit_code, outcome.message) == (2, "ModelError: no such model (In [3])")
+
+
+@pytest.mark.parametrize(
+    ("path", "number", "told"),
+    [
+        ("elsewhere/data/card.json", errno.EACCES, "cannot be read (Permission denied). Mend it or name another"),
+        ("runs/other/model/config.json", errno.EIO, "cannot be read (Input/output error). Mend it or name another"),
+        ("runs/variant/manifest.json", errno.EACCES, "cannot be written (Permission denied). Make room or mend it"),
+        ("runs/.attempts/variant", errno.EACCES, "cannot be written (Permission denied). Make room or mend it"),
+        ("", errno.EACCES, "cannot be written (Permission denied). Make room or mend it"),
+        ("elsewhere", errno.ENOSPC, "cannot be written (No space left on device). Make room or mend it"),
+    ],
+)
+def test_what_cannot_be_read_is_not_said_to_be_unwritable(tmp_path, monkeypatch, path, number, told):
+    def look(place: Place, key: str) -> bool:
+        raise OSError(number, os.strerror(number), str(tmp_path / path))
+
+    monkeypatch.setattr(Place, "is_finished", look)
+    with pytest.raises(RunError) as refusal:
+        run(tmp_path / "runs", WRITE)
+    assert str(refusal.value) == f"{tmp_path / path} {told}, then run again."
 
 
 def test_terminal_codes_are_stripped(folder):

@@ -192,15 +192,19 @@ def corpus_content(params: Mapping[str, Any]) -> dict[str, Any]:
 def prompts_content(params: Mapping[str, Any]) -> dict[str, str]:
     """A hash of each prompt file that judges, teachers and stories are made of; {} where `params` name no judge.
 
+    The rubrics of what every arm is asked at last are among them, whatever it learned by.
     Where a server judges or corrects, server_model, too: the model it is asked for, which no parameter names. Its
     address may change from one machine to the next.
     """
     if not {"rubric", "judge"} <= params.keys():
         return {}
     from nbutils.interaction import prompts
+    from nbutils.interaction.held_out import RUBRICS
 
-    files = {"rubric": prompts.read_rubric(params["rubric"]), "correction": prompts.read_correction()}
-    content = {name: prompts.digest(each) for name, each in (files | {"story": prompts.read_story()}).items()}
+    rubrics = {"rubric": params["rubric"], **{f"held_out_{kind}": name for kind, name in RUBRICS.items()}}
+    files = {name: prompts.read_rubric(rubric) for name, rubric in rubrics.items()}
+    files |= {"correction": prompts.read_correction(), "story": prompts.read_story()}
+    content = {name: prompts.digest(each) for name, each in files.items()}
     if "server" in (params.get(name) for name in ("judge", "second_judge", "correcting_teacher")):
         content["server_model"] = os.environ.get("WORKBOOK_JUDGE_MODEL", "").strip()
     return content

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from functools import partial
 
 import pytest
 from tiny_notebooks import write_notebook
 
 from nbutils import keys
 from nbutils.errors import CorpusError
+from nbutils.interaction import prompts
 from nbutils.keys import NOT_IN_KEY, read_inputs, run_key
 from nbutils.manifest import begin
 from nbutils.places import ROOT
@@ -118,3 +121,25 @@ def test_the_model_of_a_server_is_part_of_the_key_and_the_manifest_says_it(noteb
     (tmp_path / "run").mkdir()
     told = begin(tmp_path / "run", "plan", variant, [])["prompts"]
     assert told["server_model"] == "judge-70b" and len(told["rubric"]) == 64
+
+
+@pytest.mark.parametrize("rubric", ["weekly", "story"])
+@pytest.mark.parametrize(
+    ("file", "word"),
+    [("judge-weekly", "careful"), ("judge-story", "strict"), ("story", "magical"), ("correction", "relevant")],
+)
+def test_the_key_is_of_every_prompt_that_is_asked_not_only_of_the_rubric_learned_by(
+    notebook, tmp_path, monkeypatch, rubric, file, word
+):
+    folder = shutil.copytree(prompts.FOLDER, tmp_path / "prompts")
+    for name in ("read_rubric", "read_correction", "read_story"):
+        monkeypatch.setattr(prompts, name, partial(getattr(prompts, name), folder=folder))
+    params = {"rubric": rubric, "judge": "rule"}
+    before = key(notebook, **params)
+    path = folder / f"{file}.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text("# a remark\n" + text, encoding="utf-8")
+    assert key(notebook, **params) == before
+    assert word in text
+    path.write_text(text.replace(word, "other"), encoding="utf-8")
+    assert key(notebook, **params) != before

@@ -137,6 +137,17 @@ def test_stories_that_do_not_fit_a_model_are_left_out_and_told(data_folder, data
     assert "No stories are judged: the model's 16 positions do not hold their prompt." in caplog.text
 
 
+def test_the_length_that_a_story_is_judged_by_is_one_that_the_model_can_write(data_folder, data, tmp_path, monkeypatch):
+    expected = []
+    monkeypatch.setattr(training, "make_judge", lambda *given: expected.append(given[-1]) or ToyJudge())
+    config = configuration(data_folder, tmp_path, settings("simpo"), judge="rule")
+    prompt = len(data.tokenizer(read_story().prompt)["input_ids"]) + 1  # and the end token before it
+    for positions in (prompt + 30, prompt + 60, prompt + 90, prompt + 120):
+        judge_student(config, student(data, positions=positions), data, number=0, stories=1)
+    assert expected[0] > 1 and expected[2] == expected[3]  # 90 tokens are what the story prompt asks for
+    assert expected[:3] == pytest.approx([expected[2] / 3, expected[2] * 2 / 3, expected[2]], abs=1)
+
+
 def test_what_nobody_asked_is_no_failure_and_the_mass_on_numbers_is_told(data_folder, data, tmp_path, monkeypatch):
     nothing = np.full(3, np.nan)
     mass = np.array([0.9, 0.05, np.nan])

@@ -68,7 +68,7 @@ def judge_student(
         return {}, []
     rollouts = {kind: each for kind, each in rollouts.items() if each}
     judges = {"judge": config.judge, "second_judge": second_judge}
-    judged = {role: _judged(config, data, name, rollouts) for role, name in judges.items() if name != NO_JUDGE}
+    judged = {role: _judged(config, model, data, name, rollouts) for role, name in judges.items() if name != NO_JUDGE}
     numbers, records = {}, []
     for kind, said in rollouts.items():
         told = {role: each[kind] for role, each in judged.items()}
@@ -86,11 +86,10 @@ def held_out_samples(
 
     None either where a model has no positions for a story, of which the log tells.
     """
-    settings, end = _asked(config, data, kind).interaction, data.tokenizer.eos_token_id
+    settings, end = _asked(config, model, data, kind).interaction, data.tokenizer.eos_token_id
     room = settings.response_tokens
     if kind == STORY:
         prompts = [story_prompt(data.tokenizer)] * number
-        room = min(room, _positions(model) - max(map(len, prompts), default=0))
     else:
         blocks = data.blocks[split].with_format("numpy")
         chosen = np.linspace(0, len(blocks) - 1, min(number, len(blocks))).astype(int)
@@ -105,9 +104,15 @@ def held_out_samples(
     return sample(model, data.tokenizer, prompts, sampling, SEEDS[kind])
 
 
-def _asked(config: InteractionConfig, data: PreparedData, kind: str) -> InteractionConfig:
-    """The configuration by which every arm is asked; judges have no budget: an arm is judged whole."""
+def _asked(config: InteractionConfig, model: PreTrainedModel, data: PreparedData, kind: str) -> InteractionConfig:
+    """The configuration by which every arm is asked; judges have no budget: an arm is judged whole.
+
+    A story has no more tokens than the model's positions leave it, which is the length that a judge of rules expects.
+    """
     settings = held_out(config.interaction, kind, data.card["block_size"])
+    if kind == STORY:
+        left = _positions(model) - len(story_prompt(data.tokenizer))
+        settings = replace(settings, response_tokens=min(settings.response_tokens, left))
     limits = replace(config.judge_limits, most_words=0, most_seconds=0.0)
     return replace(config, rubric=RUBRICS[kind], interaction=settings, judge_limits=limits)
 
@@ -126,9 +131,11 @@ def _kl_to_start(
     return rewarded.divergence([])["kl"]
 
 
-def _judged(config: InteractionConfig, data: PreparedData, name: str, rollouts: Asked) -> dict[str, Judged]:
+def _judged(
+    config: InteractionConfig, model: PreTrainedModel, data: PreparedData, name: str, rollouts: Asked
+) -> dict[str, Judged]:
     """What one judge says of each kind; its model is in memory once, and out of it before the next judge is asked."""
-    judges = {kind: judge_of(_asked(config, data, kind), data, name) for kind in rollouts}
+    judges = {kind: judge_of(_asked(config, model, data, kind), data, name) for kind in rollouts}
     judged = {
         kind: judges[kind].score([each.prompt_text for each in said], [each.text for each in said])
         for kind, said in rollouts.items()

@@ -6,13 +6,14 @@ only where their check applies.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils.distillation_settings import check_cache, check_distillation
-from nbutils.errors import ModelError
+from nbutils.errors import ModelError, Unreachable
 from nbutils.files import read_json
 from nbutils.keys import DATA_FOLDER, check_prepared, read_inputs
 from nbutils.places import NOTEBOOKS, relative, resolve
@@ -51,9 +52,11 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
 
         check_smoothing(*(params[name] for name in SMOOTHING))
     if {*TASKS} <= params.keys():
-        from nbutils.harness.settings import check_tasks
+        from nbutils.harness.settings import check_tasks, task_names
 
         check_tasks(*(params[name] for name in TASKS))
+        if not params["tasks_folder"]:
+            _check_tasks_of_hub(tuple(task_names(params["tasks"])))
     if params.get(PAIRS[0]):
         _check_pairs(*(params[name] for name in PAIRS if name in params))
     block_size = data_facts(variant, plan).get("block_size", 0)
@@ -164,6 +167,24 @@ def _check_distillation(params: dict[str, Any]) -> None:
 # Many variants of a plan share corpus and model: each question is asked once.
 
 
+def _also_of_no_answer(check: Callable[..., None]) -> Callable[..., None]:
+    """`check` once for equal arguments, also where the Hub did not answer, for which it may wait seconds each time."""
+
+    @lru_cache(maxsize=256)
+    def answer(*given: Any) -> Unreachable | None:
+        try:
+            check(*given)
+        except Unreachable as error:
+            return error
+        return None
+
+    def once(*given: Any) -> None:
+        if error := answer(*given):
+            raise error.with_traceback(None)
+
+    return once
+
+
 @lru_cache(maxsize=256)
 def _check_data(config: DataConfig) -> None:
     from nbutils.preparation import check_config
@@ -171,18 +192,25 @@ def _check_data(config: DataConfig) -> None:
     check_config(config)
 
 
-@lru_cache(maxsize=256)
+@_also_of_no_answer
 def _check_model(model_name: str, from_scratch: bool, block_size: int) -> None:
     from nbutils.models import check_model
 
     check_model(model_name, from_scratch, block_size)
 
 
-@lru_cache(maxsize=256)
+@_also_of_no_answer
 def _check_teacher(name: str, block_size: int) -> None:
     from nbutils.teachers import check_teacher
 
     check_teacher(name, block_size)
+
+
+@_also_of_no_answer
+def _check_tasks_of_hub(tasks: tuple[str, ...]) -> None:
+    from nbutils.harness.items import check_reachable
+
+    check_reachable(tasks)
 
 
 @lru_cache(maxsize=256)

@@ -19,7 +19,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nbutils import errors
 from nbutils.attempts import CHECKPOINTS, Place
 from nbutils.errors import PlanError, Preempted, RankKilled, RunError, WorkbookError
 from nbutils.files import flush_tree
@@ -38,9 +37,6 @@ DONE, BROKEN, REFUSED, RUN_AGAIN, KERNEL_DIED = 0, 1, 2, 75, 138
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a folder that is full, or not to be written
 CANNOT_WRITE = ("OSError", "SafetensorError", "RuntimeError")  # what a notebook raises then, by who writes
 ALMOST_FULL = 1 << 20  # bytes left on the disk of the run's folder: then that is the one that is full
-MISTAKES = {
-    kind.__name__ for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, WorkbookError)
-}
 NOTEBOOK = "notebook.ipynb"
 LONGEST_CELL = 100  # characters of the line that failed, in a message
 
@@ -232,7 +228,12 @@ def _failed(place: Place, variant: Variant, failure: Any, watch: Watch) -> tuple
         cure = _not_writable(place.attempt, reason) if full else "Make room or mend it, then run again."
         told = RunError(cure if full else f"{record['message'].rstrip('.')}. {cure}")
         return FAILED, REFUSED, record | _told(told)
-    return FAILED, REFUSED if record["type"] in MISTAKES else BROKEN, record
+    return FAILED, REFUSED if record["type"] in _mistakes(WorkbookError) else BROKEN, record
+
+
+def _mistakes(kind: type[WorkbookError]) -> set[str]:
+    """The names of a kind of mistake that users can mend and of all its kinds, also of those defined elsewhere."""
+    return {kind.__name__}.union(*(map(_mistakes, kind.__subclasses__())))
 
 
 def _over_limit(limit: str, limits: Resources) -> str:

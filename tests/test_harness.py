@@ -149,6 +149,13 @@ def test_an_item_is_no_example_of_its_own(tokenizer, folder):
         assert all(prompt.count(row["goal"]) == 1 for row in HUB["piqa"]["validation"])
 
 
+def test_reading_tasks_says_nothing(tokenizer, folder, capfd, caplog):
+    from nbutils.harness.loading import load_tasks
+
+    load_tasks(["piqa", "spelling_count"], tokenizer, str(folder))
+    assert not caplog.records and capfd.readouterr() == ("", "")
+
+
 def test_nothing_is_disturbed(model, tokenizer, folder, tmp_path, monkeypatch, capfd, caplog):
     import datasets
 

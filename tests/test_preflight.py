@@ -7,7 +7,7 @@ import json
 import pytest
 from tiny_notebooks import write_notebook
 
-from nbutils.errors import CorpusError, ModelError, ParameterError, RunError
+from nbutils.errors import CorpusError, ModelError, ParameterError, RunError, Unreachable
 from nbutils.places import NOTEBOOKS
 from nbutils.plans import Variant
 from nbutils.preflight import check_inputs, check_variant
@@ -45,6 +45,27 @@ def model_and_data(tmp_path_factory):
 
 def variant(here, **params):
     return Variant("study", "study", here / "study.ipynb", params)
+
+
+def test_a_task_whose_items_cannot_be_had_is_told_before_a_kernel_starts(tmp_path, monkeypatch):
+    """The Hub, which may take seconds to be silent, is asked once for all variants, and not where it is not needed."""
+    asked = []
+
+    def no_network(self, name, **_):
+        asked.append(name)
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", no_network)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    params = {"tasks": ["spelling", "piqa"], "tasks_folder": "", "few_shot": 0, "task_items": 0}
+    check_variant(variant(tmp_path, **params | {"tasks": ["spelling"]}))
+    assert not asked
+    for task_items in (0, 1):
+        with pytest.raises(Unreachable, match=r"'baber/piqa' cannot .* service not known\).*set tasks_folder"):
+            check_variant(variant(tmp_path, **params | {"task_items": task_items}))
+    assert asked == ["baber/piqa"]
+    (tmp_path / "baber___piqa").mkdir()
+    check_variant(variant(tmp_path, **params | {"tasks": ["piqa"]}))
 
 
 def test_a_model_that_fits_its_data_passes(model_and_data):

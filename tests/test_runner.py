@@ -59,9 +59,10 @@ def test_an_exception_names_its_cell_and_the_last_lines(folder):
     assert [status for _, status in cells_of(record.folder)] == ["completed", "failed", "pending"]
 
 
-def test_a_users_mistake_names_its_cell_and_no_line_of_it(folder):
-    outcome, _ = run(folder, "import os\n\nfrom nbutils.errors import ModelError\n\nraise ModelError('no such model')")
-    assert (outcome.exit_code, outcome.message) == (2, "ModelError: no such model (In [3])")
+@pytest.mark.parametrize("module, kind", [("errors", "ModelError"), ("sources", "UnreachableCorpusError")])
+def test_a_mistake_of_any_module_is_the_users(folder, module, kind):
+    outcome, _ = run(folder, f"from nbutils.{module} import {kind}\nraise {kind}('no such thing')")
+    assert (outcome.exit_code, outcome.message) == (2, f"{kind}: no such thing (In [3])")
 
 
 @pytest.mark.parametrize(

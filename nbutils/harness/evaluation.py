@@ -184,15 +184,14 @@ def _quiet() -> Iterator[None]:
     """Without the harness's log lines and progress bars; errors still come through."""
     from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    harness_logger = logging.getLogger("lm_eval")
-    level, bars = harness_logger.level, not are_progress_bars_disabled()
-    harness_logger.setLevel(logging.ERROR)
+    from nbutils.harness.loading import harness_log_at
+
+    bars = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its bars know no switch
+        with harness_log_at(logging.ERROR), contextlib.redirect_stderr(io.StringIO()):  # its bars know no switch
             yield
     finally:
-        harness_logger.setLevel(level)
         if bars:
             enable_progress_bars()
 

@@ -7,8 +7,9 @@ loader writes a cache for local files and none asks a network.
 from __future__ import annotations
 
 import logging
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,6 +156,30 @@ CONVERTED: dict[str, Callable[[Row], Row]] = {"hellaswag": _hellaswag, "arc_easy
 
 
 # ---- from the Hub ----------------------------------------------------------------------------------------------------
+
+
+def check_reachable(tasks: Iterable[str]) -> None:
+    """Raise UnreachableCorpusError for the first of `tasks` on the Hub that neither the Hub nor a local cache may have.
+
+    Reads no item, and asks for at most HUB_SECONDS: a cache is taken at its word.
+    """
+    from huggingface_hub import HfApi
+
+    for name in dict.fromkeys(TASKS[task].hub_name for task in tasks if task in TASKS):
+        try:
+            HfApi().dataset_info(name, timeout=HUB_SECONDS)
+        except Exception as error:  # whatever the Hub's HTTP client raises, the cause and the cure are the same
+            if not _may_be_cached(name):
+                raise _unreadable(name, error) from None
+
+
+def _may_be_cached(name: str) -> bool:
+    """Whether the cache of `datasets`, whose import takes a second, has a folder for data sets of that owner."""
+    from huggingface_hub import constants
+
+    folder = Path(os.environ.get("HF_DATASETS_CACHE") or Path(constants.HF_HOME) / "datasets")
+    owner = f"{name.partition('/')[0]}___".lower()
+    return folder.is_dir() and any(each.name.lower().startswith(owner) for each in folder.iterdir())
 
 
 def _from_hub(task: str, split: str, _: str) -> Dataset:

@@ -6,8 +6,10 @@ else: prompts, choices and metrics stay what the included file says.
 
 from __future__ import annotations
 
+import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +51,24 @@ def load_tasks(
             tag = "custom_dataset: !function nbutils.harness.items.splits\n"
             path.write_text(yaml.safe_dump(content, sort_keys=False) + tag, encoding="utf-8")
         manager = TaskManager(include_path=str(Path(folder) / "files"), include_defaults=False)
-        tasks = manager.load(list(names))["tasks"]
+        with harness_log_at(logging.ERROR):  # it warns of every set of items that is not one of its own
+            tasks = manager.load(list(names))["tasks"]
     for task in tasks.values():
         task.set_fewshot_seed(seed)
         _check_examples(task, few_shot)
     return tasks
+
+
+@contextmanager
+def harness_log_at(level: int) -> Iterator[None]:
+    """Within, the harness logs what is at least of this level."""
+    harness_logger = logging.getLogger("lm_eval")
+    before = harness_logger.level
+    harness_logger.setLevel(level)
+    try:
+        yield
+    finally:
+        harness_logger.setLevel(before)
 
 
 def _task_file(name: str, tasks_folder: str, few_shot: int, items: int) -> dict[str, Any]:

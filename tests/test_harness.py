@@ -152,7 +152,7 @@ def test_an_item_is_no_example_of_its_own(tokenizer, folder):
 def test_reading_tasks_says_nothing(tokenizer, folder, capfd, caplog):
     from nbutils.harness.loading import load_tasks
 
-    load_tasks(["piqa", "spelling_count"], tokenizer, str(folder))
+    load_tasks(["piqa"], tokenizer, str(folder))
     assert not caplog.records and capfd.readouterr() == ("", "")
 
 

@@ -232,10 +232,6 @@ def test_only_who_ends_by_themselves_is_learned_to_end_from(ledger, data):
     human = HumanCorrector(JudgeLimits())
     _, (examples, _) = ledger("sft", teacher=human, response_tokens=len(data.tokenizer.encode(" fa ga ha")))
     assert decode(examples[0]["input_ids"]) == "<|endoftext|>abc de fa ga ha"  # the document goes on beyond the block
-    shorter = ToyTeacher(" na oa")
-    shorter.name = "human"  # as a text whose tokens are fewer when it is read again
-    _, (examples, _) = ledger("sft", teacher=shorter, response_tokens=len(data.tokenizer.encode(" fa ga ha")))
-    assert decode(examples[0]["input_ids"]) == "<|endoftext|>abc de na oa"
 
 
 def test_a_student_that_says_nothing_is_not_corrected(ledger, data, monkeypatch):

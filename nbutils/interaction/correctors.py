@@ -10,6 +10,7 @@ import numpy as np
 
 from nbutils.errors import ModelError, ParameterError
 from nbutils.interaction.chat_client import ChatClient, ServerSettings
+from nbutils.interaction.continuations import text_after
 from nbutils.interaction.judges.judged import NOT_ASKED, as_raw
 from nbutils.interaction.limits import Budget, JudgeLimits
 from nbutils.interaction.prompted_model import PromptedModel
@@ -166,7 +167,7 @@ class WritingCorrector:
 
     def _batch(self, drafts: Sequence[Draft], round: int) -> list[Text]:
         drawn = self.drawn.temperature, self.drawn.top_p, round
-        keys = [reply_key("correction and its end", *self.identity, *drawn, *astuple(each)) for each in drafts]
+        keys = [reply_key("correction of one document", *self.identity, *drawn, *astuple(each)) for each in drafts]
         kept = self.cache.get(keys)
         known = {i: text for i, key in enumerate(keys) if (text := _read(kept.get(key))) is not None}
         missing = frozenset(range(len(drafts))) - known.keys()
@@ -230,7 +231,10 @@ class ModelCorrector(WritingCorrector):
         model = self.model.model
         ids, mask = left_padded(prompts, model.device)
         own = model.generation_config.eos_token_id
-        ends = {*self._end, *(own if isinstance(own, list) else [own])} - {None}  # instruct models may have several
+        ends = {*self._end, *(own if isinstance(own, list) else [own])}  # instruct models may have several
+        if not self.model.chats:
+            ends.add(self.model.tokenizer.bos_token_id)  # some base models learned that texts begin, not that they end
+        ends -= {None}
         settings = {"do_sample": True, "temperature": self.drawn.temperature, "top_p": self.drawn.top_p, "top_k": 0}
         settings |= {"max_new_tokens": first.max_tokens, "eos_token_id": sorted(ends), "pad_token_id": self._end[0]}
         with seeded(first.seed, model.device):
@@ -238,15 +242,7 @@ class ModelCorrector(WritingCorrector):
         if added is None:
             return None
         written = zip(prompts, added.tolist(), strict=True)
-        return [(self._decoded(prompt, new), not ends.isdisjoint(new)) for prompt, new in written]
-
-    def _decoded(self, prompt: Sequence[int], added: Sequence[int]) -> str:
-        """The text of the tokens added, with the space they begin with: some tokenizers drop it at a text's start."""
-        tokenizer = self.model.tokenizer
-        before = tokenizer.decode(prompt, skip_special_tokens=True)
-        whole = tokenizer.decode([*prompt, *added], skip_special_tokens=True)
-        alone = tokenizer.decode(added, skip_special_tokens=True)
-        return whole[len(before) :] if whole.startswith(before) else alone
+        return [(text_after(self.model.tokenizer, prompt, new), not ends.isdisjoint(new)) for prompt, new in written]
 
 
 class ServerCorrector(WritingCorrector):

@@ -15,12 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nbutils.errors import ModelError
 from nbutils.generation import continued, seeded
+from nbutils.interaction.continuations import as_text, text_after
 from nbutils.interaction.prompts import read_story
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One prompt and one response to it: token ids, int64 (time,), and their texts."""
+    """One prompt and one response to it: token ids, int64 (time,), and their texts, the second as it follows."""
 
     prompt: np.ndarray
     response: np.ndarray
@@ -102,16 +103,9 @@ def without_end(response: np.ndarray, end: int | None) -> np.ndarray:
     return response[:-1] if end is not None and len(response) and response[-1] == end else response
 
 
-def as_text(tokenizer: PreTrainedTokenizerBase, tokens: np.ndarray) -> str:
-    """The text of `tokens` (time,), an empty line between the documents that an end token parts."""
-    ends = np.flatnonzero(tokens == tokenizer.eos_token_id) if tokenizer.eos_token_id is not None else []
-    texts = [tokenizer.decode(part, skip_special_tokens=True) for part in np.split(tokens, ends)]
-    return "\n\n".join(text for text in texts if text)
-
-
 def _rollout(tokenizer: PreTrainedTokenizerBase, prompt: np.ndarray, drawn: np.ndarray) -> Rollout:
     response = cut_at_end(drawn.astype(np.int64), tokenizer.eos_token_id)
-    texts = (as_text(tokenizer, each) for each in (prompt, response))
+    texts = as_text(tokenizer, prompt), text_after(tokenizer, prompt, response)
     return Rollout(np.asarray(prompt, np.int64), response, *texts)
 
 

@@ -19,17 +19,17 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from nbutils.files import atomic_write
+from nbutils.interaction.continuations import as_text, text_after, tokens_after
 from nbutils.interaction.correction import HUMAN
 from nbutils.interaction.correctors import Corrector
 from nbutils.interaction.examples import Example, pair_example, text_example
 from nbutils.interaction.judges import Judge, Judged
 from nbutils.interaction.policy import PolicyModel
 from nbutils.interaction.rewards import Rewarded, reward_examples
-from nbutils.interaction.rollouts import Rollout, Sampling, as_text, cut_at_end, sample, without_end
+from nbutils.interaction.rollouts import Rollout, Sampling, cut_at_end, sample, without_end
 from nbutils.interaction.settings import ON_POLICY, STORY, Interaction
 from nbutils.order import permutation
 from nbutils.sample_measures import distinct, repetition
-from nbutils.tokenization import tokenize
 
 if TYPE_CHECKING:
     from nbutils.batches import Rows
@@ -159,19 +159,22 @@ class RoundMaker:
     def _corrections(
         self, contexts: Sequence[Context], rollouts: Sequence[Rollout], number: int
     ) -> list[np.ndarray | None]:
-        """The teacher's texts as tokens; None where there is none."""
+        """The teacher's texts as tokens that follow the prompts, what people wrote as it stands; None where none is."""
         end = self.tokenizer.eos_token_id
         people = [each.response(end) for each in contexts]
-        references = [self._text(each) for each in people]
+        continued = zip(contexts, people, strict=True)
+        references = [text_after(self.tokenizer, each.prompt, response) for each, response in continued]
         prompts, completions = [each.prompt_text for each in rollouts], [each.text for each in rollouts]
         made = self.corrector.correct(prompts, completions, references, number, self.settings.response_tokens)
         self.row["teacher_words"] += made.words
         if self.corrector.name == HUMAN and self.settings.method != "three_way":  # which counts them with its pairs
             self._spend("human", references)
-        tokens = tokenize(made.texts, self.tokenizer)  # an end token spelled out in a teacher's text ends nothing
-        ended = made.ended
         if self.corrector.name == HUMAN:
-            ended = [len(without_end(each, end)) < len(each) for each in people]
+            tokens = [without_end(each, end) for each in people]
+            ended = [len(text) < len(each) for text, each in zip(tokens, people, strict=True)]
+        else:
+            follow = zip(rollouts, made.texts, strict=True)
+            tokens, ended = [tokens_after(self.tokenizer, each.prompt, text) for each, text in follow], made.ended
         corrections: list[np.ndarray | None] = []
         for each, text, ok, rollout, whole in zip(tokens, made.texts, made.ok, rollouts, ended, strict=True):
             corrections.append(self._cut(each if ok and text.strip() else each[:0], rollout, bool(whole)))
@@ -246,7 +249,9 @@ class RoundMaker:
         for index, rollout in enumerate(rollouts[:SHOWN]):
             known = judged is not None and bool(judged.ok[index])
             record = {"round": number + 1, "prompt": rollout.prompt_text, "completion": rollout.text}
-            record["correction"] = None if corrections[index] is None else self._text(corrections[index])
+            correction = corrections[index]
+            said = None if correction is None else text_after(self.tokenizer, rollout.prompt, correction)
+            record["correction"] = said
             record["score"] = float(judged.scores[index]) if known else None
             record["raw"] = judged.raw[index][:RAW_CHARACTERS] if judged is not None else ""
             kept.append(json.dumps(record, ensure_ascii=False))

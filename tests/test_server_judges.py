@@ -235,19 +235,6 @@ def test_a_server_that_fails_on_and_on_is_not_asked_for_ever(judge_of, monkeypat
     assert caplog.text.count("failed 3 times in a row") == 1
 
 
-@pytest.mark.parametrize("option", ["logprobs", "seed"])
-def test_what_a_server_does_not_know_is_left_out(judge_of, option):
-    def answer(request):
-        if option in request:
-            return Response(status=400, body=f'{{"error": "{option} is not supported by this model"}}'.encode())
-        return Response(WEEKLY)
-
-    with chat_server(answer) as server:
-        assert judge_of(server.url).score(["a"] * 6, [str(i) for i in range(6)]).ok.all()
-    assert not {"logprobs", "top_logprobs"} & set(server.requests[-1]) or option == "seed"
-    assert len(server.requests) <= 10  # six, and the few that were on their way
-
-
 def test_a_text_that_is_too_long_fails_alone(judge_of):
     def answer(request):
         long = len(request["messages"][1]["content"]) > 5000

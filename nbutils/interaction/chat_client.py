@@ -14,7 +14,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -41,6 +41,11 @@ OPTIONS = {  # what a server may refuse by name, and what goes with it
     "logprobs": ("logprobs", "top_logprobs"),
     "seed": ("seed",),
     "continue_final_message": ("continue_final_message", "add_generation_prompt"),
+}
+WITHOUT = {  # what follows where it gets no more of them
+    "logprobs": "its grades are whole numbers and no expected values",
+    "seed": "it may say something else another time",
+    "continue_final_message": "its answers begin as it likes",
 }
 MISTAKES = {
     401: f"Check {KEY}",
@@ -81,13 +86,17 @@ class ServerSettings:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of one request: the JSON that the server sent, or the reason why there is none."""
+    """What came of one request: the JSON that the server sent, or the reason why there is none.
+
+    named: the OPTIONS of the request that stand in the server's refusal.
+    """
 
     content: Any = None
     failure: str = ""
     status: int | None = None
     asked: bool = True
     connected: bool = True
+    named: frozenset[str] = frozenset()
 
     @property
     def text(self) -> str | None:
@@ -184,16 +193,41 @@ class ChatClient:
         return answer
 
     def _try(self, client: httpx.Client, request: Mapping[str, Any], seconds: float) -> tuple[Answer, float | None]:
-        """The answer, and seconds that the server wants to be left alone where another try is worth it."""
+        """The answer, and seconds that the server wants to be left alone where another try is worth it.
+
+        What a refusal names is left out, as little of it as will do, and for good once an answer comes without it: the
+        name may be no more than a word of the text, which some servers repeat.
+        """
+        deadline = time.monotonic() + seconds
+        ways, refusal = [frozenset(self.refused)], None
+        for left_out in ways:
+            left = deadline - time.monotonic()
+            if refusal and left <= 0:
+                break
+            answer, wait = self._send(client, _without(request, left_out), left)
+            if not answer.named:
+                if answer.status == 200:
+                    self._leave_out(left_out)
+                return answer, wait
+            refusal = refusal or answer
+            ways += [way for option in sorted(answer.named) if (way := left_out | {option}) not in ways]
+        return refusal, None
+
+    def _leave_out(self, options: frozenset[str]) -> None:
+        for option in sorted(options - self.refused):
+            self.budget.tell_once(option, f"does not take {option} and gets it no more: {WITHOUT[option]}")
+        self.refused |= options
+
+    def _send(self, client: httpx.Client, request: Mapping[str, Any], seconds: float) -> tuple[Answer, float | None]:
         import httpx
 
-        body = {"model": self.settings.model} | self._understood(request)
+        body = {"model": self.settings.model} | request
         try:
             status, headers, content = self._post(client, body, seconds)
         except httpx.ConnectError as error:
             return Answer(failure=self._shown(f"no connection: {error}"), connected=False), 0.0
         except (httpx.TimeoutException, TimeoutError):
-            return Answer(failure=f"no reply in {seconds:g} seconds"), 0.0
+            return Answer(failure=f"no reply in {seconds:.3g} seconds"), 0.0
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             return Answer(failure=self._shown(f"{type(error).__name__}: {error}")), 0.0
         if status != 200:
@@ -223,22 +257,11 @@ class ChatClient:
         return response.status_code, response.headers, self._without_key(content.decode("utf-8", "replace"))
 
     def _refusal(self, status: int, headers: Any, content: str, body: Mapping[str, Any]) -> tuple[Answer, float | None]:
-        answer = Answer(failure=f"HTTP {status}: {self._shown(content)}".rstrip(": "), status=status)
-        if status in WORTH_ANOTHER_TRY:
-            return answer, _retry_after(headers.get("retry-after", ""))
-        named = {option for option in OPTIONS if option in body and option in content}
-        if status in (400, 422) and named:
-            self.refused |= named
-            return answer, 0.0
-        return answer, None
-
-    def _understood(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The request without what the server has refused; a beginning that it cannot go on with is not sent either."""
-        left_out = {name for option in self.refused for name in OPTIONS[option]}
-        body = {name: value for name, value in request.items() if name not in left_out}
-        if "continue_final_message" in left_out:
-            body["messages"] = [turn for turn in body["messages"] if turn["role"] != "assistant"]
-        return body
+        named = frozenset(option for option in OPTIONS if option in body and option in content)
+        named = named if status in (400, 422) else frozenset()
+        failure = f"HTTP {status}: {self._shown(content)}".rstrip(": ")
+        wait = _retry_after(headers.get("retry-after", "")) if status in WORTH_ANOTHER_TRY else None
+        return Answer(failure=failure, status=status, named=named), wait
 
     def _read(self, content: str) -> Any:
         """The JSON of a reply, without the key, be it spelled by escapes."""
@@ -249,6 +272,15 @@ class ChatClient:
 
     def _without_key(self, text: str) -> str:
         return text.replace(self.settings.key, "[key]") if len(self.settings.key) >= SHORTEST_SECRET else text
+
+
+def _without(request: Mapping[str, Any], options: Iterable[str]) -> dict[str, Any]:
+    """The request without these; a beginning that the server cannot go on with is not sent either."""
+    left_out = {name for option in options for name in OPTIONS[option]}
+    body = {name: value for name, value in request.items() if name not in left_out}
+    if "continue_final_message" in left_out:
+        body["messages"] = [turn for turn in body["messages"] if turn["role"] != "assistant"]
+    return body
 
 
 def _retry_after(value: str) -> float:

@@ -83,6 +83,8 @@ def execute(
                 coalesce_streams=True,
                 resources={"metadata": {"path": str(notebook.parent)}},
                 on_cell_start=lambda cell, cell_index: watch.cell_starts(),
+                on_cell_execute=lambda cell, cell_index: setattr(watch, "in_cell", True),
+                on_cell_executed=lambda cell, cell_index, execute_reply: setattr(watch, "in_cell", False),
                 **settings,
             )
         except PapermillExecutionError:
@@ -124,6 +126,11 @@ def _private_kernel(watch: Watch) -> Iterator[tuple[dict[str, Any], list[AsyncKe
             self.provisioner = provisioner(self)
             managers.append(self)
             _STARTED.append(self)
+
+        async def _async_interrupt_kernel(self) -> None:
+            """Of a shutdown it is the first thing: a kernel still busy with its last answer would tell of an error."""
+            if watch.in_cell:
+                await super()._async_interrupt_kernel()
 
         @default("kernel_spec_manager")
         def _native_kernel(self) -> KernelSpecManager:

@@ -120,6 +120,7 @@ class Watch(StopRequest):
     ended: bool = False  # the kernel; what is left is to record how, and no signal may cut that short
     make_room: Callable[[], None] = lambda: None  # on the disk, for the notebook and the record of an end
     cell_began: float | None = None  # time.monotonic
+    in_cell: bool = False  # whether the kernel is at work on one
     peak_memory_mib: float | None = None  # of the kernel's process, once it has ended
 
     def cell_starts(self) -> None:

@@ -86,6 +86,20 @@ def test_what_cannot_be_read_is_not_said_to_be_unwritable(tmp_path, monkeypatch,
     assert str(refusal.value) == f"{tmp_path / path} {told}, then run again."
 
 
+def test_a_kernel_that_is_slow_at_the_end_of_its_last_answer_says_nothing(folder, capfd):
+    """nbclient asks it who it is, last of all; an interrupt before it is done with that would be told as an error."""
+    slow = """\
+import time
+kernel = get_ipython().kernel
+answer = kernel.shell_handlers["kernel_info_request"]
+async def slow(*request):
+    await answer(*request)
+    time.sleep(0.7)
+kernel.shell_handlers["kernel_info_request"] = slow"""
+    outcome, _ = run(folder, slow, "1 + 1")
+    assert outcome.status == "finished" and capfd.readouterr() == ("", "")
+
+
 def test_terminal_codes_are_stripped(folder):
     code = "print('\\x1b[31mred\\x1b[0m \\x1b]8;;http://a\\x07link\\x1b[K')\nraise ValueError('\\x1b[1mbold\\x1b[0m')"
     _, record = run(folder, code)

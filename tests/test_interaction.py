@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from kill_many import write_data
-from small_interaction import ToyJudge, ToyTeacher, ending_soon, prompts_of, settings, student
+from small_interaction import WANTED, ToyJudge, ToyTeacher, ending_soon, prompts_of, settings, share, student
 
 from nbutils.errors import ModelError
 from nbutils.interaction.correctors import HumanCorrector
@@ -134,6 +134,24 @@ def test_prompts_come_once_each_before_any_comes_again(data, tmp_path):
     assert sorted(each[1:] for each in two) != sorted(every[: len(two)])  # not in the order of the file
     assert all(two.count(each) <= every.count(each[1:]) for each in two)
     assert isinstance(maker._contexts(0)[0], Context)
+
+
+def test_pairs_are_of_samples_whose_scores_are_further_apart_than_the_margin(data, tmp_path):
+    blocks = plain_rows(data)["train"]
+
+    def made(margin):
+        given, judge = settings("simpo_judge", score_margin=margin), ToyJudge()
+        policy = PolicyModel(student(data), given)
+        pairs = RoundMaker(given, policy, data.tokenizer, blocks, tmp_path, judge, None, 0, 8).make(0, 0)
+        scores = np.array([share(text, set(WANTED)) for text in judge.asked[0][1]])
+        return len(pairs), np.ptp(scores.reshape(-1, given.samples_per_prompt), axis=1)
+
+    every, apart = made(0.0)
+    margin = float(np.sort(apart)[len(apart) // 2])
+    fewer, again = made(margin)
+    assert np.array_equal(apart, again)
+    assert every == (apart > 0).sum() and fewer == (apart > margin).sum()
+    assert 0 < fewer < (apart >= margin).sum() <= every
 
 
 # ---- words, by hand --------------------------------------------------------------------------------------------------

@@ -115,17 +115,11 @@ def test_gradients_and_masks(name, mask, draw):
     assert (got[mask == 0] == 0).all() and (got[mask == 1] != 0).any()
 
 
-@pytest.mark.parametrize("estimator", ["k1", "k3"])
-def test_kl_estimates(estimator, draw):
+def test_the_estimate_of_a_kl_is_unbiased(draw):
     log_probs, reference = draw(3, 5), draw(3, 5)
-    assert gradcheck(lambda x, y: kl_estimate(x, y, estimator), (log_probs, reference))
     p, q = (x.detach().softmax(-1) for x in (log_probs, reference))
-    expected = (p * kl_estimate(p.log(), q.log(), estimator)).sum(-1)  # over every token that could be drawn
+    expected = (p * kl_estimate(p.log(), q.log())).sum(-1)  # over every token that could be drawn
     torch.testing.assert_close(expected, (p * (p / q).log()).sum(-1))
-    if estimator == "k3":
-        assert (kl_estimate(log_probs, reference, estimator) >= 0).all()
-    with pytest.raises(ValueError, match="k1, k3"):
-        kl_estimate(log_probs, reference, "k2")
 
 
 def test_constants_of_a_loss_stay_constant(mask, draw):

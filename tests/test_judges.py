@@ -20,7 +20,6 @@ from nbutils.errors import ParameterError, RunError
 from nbutils.interaction.judges import (
     JudgeLimits,
     agreement,
-    failure_rate,
     known_words_of,
     length_correlation,
     make_judge,
@@ -234,8 +233,6 @@ def made_up(scores) -> Judged:
 
 def test_how_far_a_judge_can_be_trusted():
     first, second = made_up([0.1, 0.5, np.nan, 0.9, 0.7]), made_up([0.2, np.nan, 0.3, 0.8, 0.9])
-    assert failure_rate(first.ok) == pytest.approx(0.2)
-    assert np.isnan(failure_rate([]))
     assert length_correlation(first, ["a", "a b", "a b c d e f", "a b c d", "a b c"]) == pytest.approx(1)
     assert agreement(first, second) == pytest.approx((0.5, 3))
     assert np.isnan(agreement(made_up([0.5] * 4), made_up([0.1, 0.2, 0.3, 0.4])).correlation)

@@ -20,8 +20,6 @@ from nbutils.objectives.cross_entropy import CrossEntropy
 from nbutils.objectives.head import Gradients, walk
 from nbutils.objectives.products import add_matrix_product, matrix_product, product_precision
 
-ESTIMATORS = ("k1", "k3")
-
 
 class PolicyLoss(NamedTuple):
     """What `ppo_loss` found; the last two are detached means over the real tokens."""
@@ -139,16 +137,12 @@ def rloo_loss(log_probs: Tensor, mask: Tensor, advantages: Tensor) -> Tensor:
     return -(advantages.detach() * _real(log_probs, mask).sum(1)).sum()
 
 
-def kl_estimate(log_probs: Tensor, reference_log_probs: Tensor, estimator: str = "k1") -> Tensor:
-    """KL(policy, reference) of each sampled token in nats, in the shape given; both estimators are unbiased.
+def kl_estimate(log_probs: Tensor, reference_log_probs: Tensor) -> Tensor:
+    """log p - log q of each sampled token in nats, in the shape given: an unbiased estimate of KL(policy, reference).
 
-    "k1" is log p - log q, of high variance and either sign; "k3" is q / p - 1 - log(q / p), never negative. Source:
-    J. Schulman, Approximating KL Divergence (2020).
+    Its variance is high and its sign either. Source: J. Schulman, Approximating KL Divergence (2020), estimator k1.
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"estimator is {estimator!r}; it is one of {', '.join(ESTIMATORS)}.")
-    log_ratio = reference_log_probs - log_probs
-    return -log_ratio if estimator == "k1" else log_ratio.expm1() - log_ratio
+    return log_probs - reference_log_probs
 
 
 def _real(values: Tensor, mask: Tensor) -> Tensor:

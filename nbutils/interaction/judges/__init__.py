@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from nbutils.interaction.judges.judged import RAW_CHARACTERS, Judge, Judged
-from nbutils.interaction.judges.quality import Agreement, agreement, failure_rate, length_correlation
+from nbutils.interaction.judges.quality import Agreement, agreement, length_correlation
 from nbutils.interaction.judges.rules import RULE, RULE_PLAIN, known_words_of, plain_rule_judge, rule_judge
 from nbutils.interaction.limits import JudgeLimits
 from nbutils.interaction.prompts import read_rubric
@@ -29,7 +29,6 @@ __all__ = [
     "Judged",
     "agreement",
     "check_judge",
-    "failure_rate",
     "known_words_of",
     "length_correlation",
     "make_judge",

@@ -1,4 +1,4 @@
-"""How far a judge can be trusted: how often it fails, whether it likes length, whether another one agrees with it."""
+"""How far a judge can be trusted: whether it likes length, whether another one agrees with it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,6 @@ class Agreement(NamedTuple):
 
     correlation: float
     texts: int
-
-
-def failure_rate(ok: Sequence[bool] | np.ndarray) -> float:
-    """The share of texts without a score, in [0, 1]; NaN of no text."""
-    ok = np.asarray(ok, bool)
-    return float(1 - ok.mean()) if len(ok) else float("nan")
 
 
 def length_correlation(judged: Judged, completions: Sequence[str]) -> float:

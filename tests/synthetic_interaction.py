@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 from synthetic_runs import PARAMETERS, STEPS, final_numbers, write_run
 
+from nbutils.interaction.settings import FROM_TEXT
 from nbutils.studies import Arm, Study
 
 SEEDS = (1, 2, 3)
@@ -127,8 +128,9 @@ def interaction_numbers(method: str, seed: int) -> dict[str, float]:
     numbers |= {
         "test_response_words": 20.0 + 0.5 * seed,
         "kl_to_start": kl,
-        "judge_failure_rate": FAILURES.get(method, 0),
     }
+    if method not in FROM_TEXT:
+        numbers["judge_failure_rate"] = FAILURES.get(method, 0)
     numbers |= {"judge_length_correlation": LENGTH.get(method, 0.1), "judges_agreement": AGREEMENT.get(method, 0.75)}
     numbers |= dict(zip(("human_words", "student_words", "teacher_words"), words, strict=True))
     paradigms = {"number": 0.6 + 0.01 * seed, "gender": 0.7}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from kill_many import write_data
-from small_interaction import WANTED, ToyJudge, configuration, settings, share, student
+from small_interaction import WANTED, ToyJudge, ToyTeacher, configuration, settings, share, student, trained
 from small_judges import write_model
 
 from nbutils.interaction import training
@@ -73,6 +73,13 @@ def test_a_judge_that_fails_on_everything_gives_no_score(data_folder, data, tmp_
     assert not {"test_judge_score", "test_judge_wanted"} & numbers.keys()
     assert {each["judge"] for each in records} == {None}
     assert judge_student(config, student(data), data, "none", number=0) == ({}, [])
+
+
+def test_a_judge_that_nobody_asked_has_no_rate_of_failures(data_folder, tmp_path):
+    config = configuration(data_folder, tmp_path / "text", settings("text", rounds=1), judge="rule")
+    assert "judge_failure_rate" not in trained(config)
+    config = configuration(data_folder, tmp_path / "sft", settings("sft", rounds=1), judge="rule")
+    assert trained(config, teacher=ToyTeacher(" abc"))["judge_failure_rate"] == 0
 
 
 def test_a_student_that_diverged_is_not_judged(data_folder, data, tmp_path, monkeypatch, caplog):

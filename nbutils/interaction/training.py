@@ -60,7 +60,8 @@ class InteractionConfig(TrainingConfig):
 def train_interactively(config: InteractionConfig) -> dict[str, float]:
     """Train one variant with its judge or teacher; resumes, saves and returns as `nbutils.training.train` does.
 
-    Of the words: human_words, student_words, teacher_words and judge_failure_rate over all rounds.
+    Over all rounds: human_words, student_words, teacher_words; where a judge was asked, judge_failure_rate, the share
+    of those texts that it gave no score, in [0, 1].
     """
     logging_of_transformers.disable_progress_bar()
     reset_peak_memory()
@@ -81,7 +82,8 @@ def train_interactively(config: InteractionConfig) -> dict[str, float]:
         data.tokenizer.save_pretrained(config.run_folder / "model")
         (config.run_folder / ROUND_FILE).unlink(missing_ok=True)
     rows = read_rounds(config.run_folder)
-    asked, failed = (sum(float(row[name]) for row in rows if row[name] != "nan") for name in ("scored", "failures"))
+    scored, failed = (sum(float(row[name]) for row in rows if row[name] != "nan") for name in ("scored", "failures"))
+    failures = {"judge_failure_rate": failed / (scored + failed)} if scored + failed else {}
     return {
         "parameters": sum(parameter.numel() for parameter in policy.model.parameters()),
         "steps": trainer.state.global_step,
@@ -90,7 +92,7 @@ def train_interactively(config: InteractionConfig) -> dict[str, float]:
         "tokens_per_second": trainer.tokens_seen / seconds,
         "peak_memory_mib": memory_mib(),
         **{name: int(rows[-1][name]) for name in WORDS},
-        "judge_failure_rate": failed / (asked + failed) if asked + failed else 0.0,
+        **failures,
     }
 
 

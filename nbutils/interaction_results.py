@@ -34,6 +34,7 @@ METHOD_WORDS = {
     "rloo": "RLOO",
 }
 WORDS = ("human_words", "student_words", "teacher_words")
+PLACES = ("all_words", "step")  # of a round: what was used until then, and how often the student was changed
 ABOUT = 1.05  # word counts no further apart than by this factor count as equal
 MOST_ROUNDS = 1e9  # a larger number is none of a round
 ASKED = ("judged_samples", "judged_stories")  # contexts and stories that every arm is asked to write on from
@@ -162,6 +163,20 @@ def scored_otherwise(arm: Arm, other: Arm, judge: str = "judge") -> list[str]:
     return [name for name in (judge, *ASKED) if ours.get(name) != theirs.get(name)]
 
 
+def one_of_each_method(study: Study, most: int) -> Study:
+    """The study with at most so many arms: one of each method first, comparable scores before others."""
+    first = study.control or study.arms[0]
+    arms = sorted(study.arms, key=lambda arm: (not arm.runs, bool(_asked_otherwise(arm, first))))
+    firsts = {method_of(arm) or arm.label: arm for arm in reversed(arms)}
+    chosen = [arm.label for arm in arms if arm in firsts.values()] + [arm.label for arm in arms]
+    chosen = [*dict.fromkeys(chosen)][:most]
+    return replace(study, arms=tuple(arm for arm in study.arms if arm.label in chosen))
+
+
+def _asked_otherwise(arm: Arm, other: Arm) -> list[str]:
+    return [name for judge in JUDGES for name in scored_otherwise(arm, other, judge)]
+
+
 def writes_stories(arm: Arm) -> bool:
     """Whether an arm learned from responses to the story prompt."""
     return bool(arm.runs) and arm.runs[0].params.get("prompts") == STORY
@@ -170,7 +185,7 @@ def writes_stories(arm: Arm) -> bool:
 def text_beside(study: Study, arm: Arm) -> Arm | None:
     """The arm of text alone whose scores by both judges can be set beside those of `arm`."""
     texts = [each for each in study.arms if method_of(each) == TEXT]
-    return next((each for each in texts if not any(scored_otherwise(arm, each, judge) for judge in JUDGES)), None)
+    return next((each for each in texts if not _asked_otherwise(arm, each)), None)
 
 
 def holds_out(arm: Arm) -> bool:
@@ -200,15 +215,16 @@ def rounds_of(run: Run) -> pd.DataFrame:
 
 
 def by_round(arm: Arm, column: str) -> pd.DataFrame:
-    """`column` by round: columns words and mean over an arm's seeds, low and high of the 95 % interval."""
+    """`column` by round: columns words, step and mean over an arm's seeds, low and high of the 95 % interval."""
     frames = [frame for run in arm.runs if column in (frame := rounds_of(run)).columns]
     if not frames:
-        return pd.DataFrame(columns=["words", "mean", "low", "high"])
-    rounds = pd.concat([frame[["all_words", column]].dropna(subset=column) for frame in frames]).groupby(level=0)
+        return pd.DataFrame(columns=["words", "step", "mean", "low", "high"])
+    kept = [frame.reindex(columns=[*PLACES, column]).dropna(subset=column) for frame in frames]
     rows = {
-        number: (own["all_words"].mean(), own[column].mean(), *mean_interval(own[column])) for number, own in rounds
+        number: (*own[[*PLACES]].mean(), own[column].mean(), *mean_interval(own[column]))
+        for number, own in pd.concat(kept).groupby(level=0)
     }
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["words", "mean", "low", "high"])
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["words", "step", "mean", "low", "high"])
 
 
 def words_of(arm: Arm) -> dict[str, float]:

@@ -31,7 +31,7 @@ from synthetic_interaction import (
 from synthetic_runs import write_run
 
 from nbutils import figures, report
-from nbutils.interaction_results import by_round, words_of
+from nbutils.interaction_results import by_round, one_of_each_method, words_of
 from nbutils.report.export import clean
 from nbutils.report.interaction import arm_table, aspect_table, equal_words, response_table, word_table
 from nbutils.report.rounds import round_table
@@ -87,6 +87,10 @@ def test_words_are_those_of_the_ledger(study):
     html = word_table(study)
     assert row_of(html, "SimPO by the judge")[1:] == ["4,000", "16,000", "2,000", "22,000", "× 1.83", "5", "40"]
     assert row_of(html, "distilled")[1:] == ["–"] * 7
+    told = "The distributions of a teacher that is distilled from cost no words"
+    assert told not in text_of(html)
+    distilled = with_arm(study, with_params(arm(study, "imitation (SFT)"), method="distill"))
+    assert told in text_of(word_table(distilled))
 
 
 def test_equal_and_unequal_words_are_said(talk_group, talk_evidence):
@@ -111,16 +115,17 @@ def test_equal_and_unequal_words_are_said(talk_group, talk_evidence):
 # --- figures ------------------------------------------------------------------------------------------
 
 
-def test_reward_is_drawn_over_words_and_kl_over_rounds(study):
-    reward, kl, judges = figures.rounds_and_judges(study).axes
+def test_reward_is_drawn_over_words_and_kl_over_steps(study):
+    reward, stories, kl, judges = figures.rounds_and_judges(study).axes
     rows = [rows_of_rounds("simpo_judge", seed) for seed in SEEDS]
     line = next(each for each in reward.lines if max(each.get_xdata()) == 22_000)
     assert list(line.get_ydata()) == pytest.approx(np.mean([[row["reward"] for row in each] for each in rows], axis=0))
-    assert line.get_xdata()[0] == 4_400 and len(reward.lines) == len(kl.lines) == 4  # text alone has no samples
+    assert line.get_xdata()[0] == 4_400 and len(reward.lines) == 3 and len(kl.lines) == 4  # text alone has no samples
+    assert len(stories.lines) == 1 and stories.get_title(loc="left") == "prompts story"
     band = by_round(arm(study, "SimPO by the judge"), "reward").iloc[-1]
     low, high = scipy.stats.ttest_1samp([each[-1]["reward"] for each in rows], 0).confidence_interval(0.95)
     assert (band["low"], band["high"]) == pytest.approx((low, high))
-    assert list(kl.lines[-1].get_xdata()) == [1, 2, 3, 4, 5] and kl.lines[-1].get_ydata()[-1] == TOLD["ppo"][4]
+    assert list(kl.lines[-1].get_xdata()) == [0, 10, 20, 30, 40] and kl.lines[-1].get_ydata()[-1] == TOLD["ppo"][4]
     means = [tuple(each.get_offsets()[0]) for each in judges.collections if len(each.get_offsets()) == 1]
     assert len(means) == 5
     assert means[-2] == pytest.approx([np.mean(values("simpo_judge", name)) for name in (SCORE, SECOND)])
@@ -132,11 +137,22 @@ def test_reward_is_drawn_over_words_and_kl_over_rounds(study):
 def test_a_legend_names_what_is_drawn_alone(study):
     shown = replace(study, arms=tuple(changed(each, test_second_judge_score=None) for each in study.arms))
     figure = figures.rounds_and_judges(shown)
-    assert len(figure.axes) == 2
+    assert len(figure.axes) == 3
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["imitation (SFT)", "SimPO on corrections", "SimPO by the judge", "PPO"]
     colours = [line.get_color() for line in figure.legends[0].get_lines()]
-    assert colours == [line.get_color() for line in figure.axes[0].lines]
+    assert colours == [line.get_color() for axes in figure.axes[:2] for line in axes.lines]
+
+
+def test_rewards_that_cannot_be_compared_share_no_panel(study):
+    other = with_arm(study, with_params(arm(study, "SimPO by the judge"), judge="runs/models/large"))
+    titles = [axes.get_title(loc="left") for axes in figures.rounds_and_judges(other).axes]
+    assert titles[:3] == ["judge rule\nprompts contexts", "judge large\nprompts contexts", "judge rule\nprompts story"]
+    rubric = with_arm(study, with_params(arm(study, "SimPO by the judge"), rubric="story"))
+    assert [len(axes.lines) for axes in figures.rounds_and_judges(rubric).axes[:3]] == [2, 1, 1]
+    alike = with_arm(study, with_params(arm(study, "PPO"), prompts="contexts"))
+    reward = figures.rounds_and_judges(alike).axes[0]
+    assert len(reward.lines) == 4 and reward.get_title(loc="left") == ""
 
 
 def test_without_rounds_and_judges_the_figure_says_so(toy_evidence):
@@ -147,7 +163,7 @@ def test_without_rounds_and_judges_the_figure_says_so(toy_evidence):
 
 
 def test_samples_are_those_of_first_middle_and_last_round(study):
-    html = round_table(study)
+    html = round_table(study, 8)
     text = text_of(html)
     assert all(f"sft wrote {HOSTILE.replace(chr(0x202E), chr(92) + 'u202e')} in {n}Score" in text for n in (1, 3, 5))
     assert "sft wrote" in text and "in 2Score" not in text
@@ -156,6 +172,21 @@ def test_samples_are_those_of_first_middle_and_last_round(study):
     assert heads[0] == "imitation (SFT)" and heads[-1].startswith("PPO: Once &lt;script&gt;")  # one prompt for all
     assert "Round 3: Prompt 3" in text and "Corrected: corrected" in text
     assert text.count("No score; the judge said: I say") == 1
+
+
+def test_of_many_arms_each_method_is_shown_first(study):
+    copies = [
+        replace(with_params(arm(study, "SimPO on corrections"), judge="server"), label=f"copy {number}")
+        for number in range(9)
+    ]
+    many = replace(study, arms=(*study.arms[:1], *copies, *study.arms[1:]))
+    labels = [each.label for each in study.arms]
+    shown = [each.label for each in one_of_each_method(many, 8).arms]
+    assert [label for label in shown if not label.startswith("copy")] == labels and len(shown) == 8
+    assert [each.label for each in one_of_each_method(many, 3).arms] == labels[:3]
+    html = text_of(round_table(many, 5))
+    assert "8 more arms are left out." in html and "PPO: Once" in html and "copy 0" in html and "copy 1" not in html
+    assert "left out" not in text_of(round_table(study, 5))
 
 
 # --- the whole section --------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from synthetic_interaction import (
     with_params,
 )
 
-from nbutils.report.interaction import arm_table, aspect_table, hacking
+from nbutils.report.gains import gains
+from nbutils.report.interaction import arm_table, aspect_table
 from nbutils.report.judges import judge_table
 
 
@@ -34,20 +35,20 @@ def study(talk_group):
 
 
 def test_reward_hacking_is_a_warning_with_both_gains(study):
-    html = hacking(study)
-    gains = [
+    html = gains(study)
+    found = [
         [ours - theirs for ours, theirs in zip(values("simpo_judge", name), values("text", name), strict=True)]
         for name in (SCORE, SECOND)
     ]
-    low, high = scipy.stats.ttest_1samp(gains[1], 0).confidence_interval(0.95)
-    told = f"{np.mean(gains[1]):+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
+    low, high = scipy.stats.ttest_1samp(found[1], 0).confidence_interval(0.95)
+    told = f"{np.mean(found[1]):+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
     text = text_of(html)
     assert html.data.startswith('<div class="warning">') and html.data.count("warning") == 1
     assert "Reward hacking in SimPO by the judge. It has learned what its judge likes" in text and told in text
-    assert f"says {np.mean(gains[0]):+.3f} [" in text
+    assert f"says {np.mean(found[0]):+.3f} [" in text
     assert "PPO: against text alone the judge it learned from says −0.200" in text and "imitation" not in text
     other = with_arm(study, with_params(arm(study, "PPO"), judged_samples=20))
-    assert "PPO: no arm of text alone was asked the same" in text_of(hacking(other))
+    assert "PPO: no arm of text alone was asked the same" in text_of(gains(other))
 
 
 def test_stories_are_judged_of_every_arm_and_check_who_learned_from_them(study):
@@ -69,7 +70,7 @@ def test_stories_are_judged_of_every_arm_and_check_who_learned_from_them(study):
     )
     assert "not asked" not in aspects.data
     assert row_of(arm_table(told), "imitation")[4:6] == ["–", "–"]
-    text = text_of(hacking(told))
+    text = text_of(gains(told))
     assert "Reward hacking in PPO. It has learned what its judge likes" in text
     assert "against text alone the judge it learned from says +0.400" in text and "on stories, the held-out" in text
     row = row_of(judge_table(told), ">PPO")
@@ -101,7 +102,7 @@ def test_a_judge_that_hardly_writes_a_number_is_told_of_in_words(study):
         assert row[-1].startswith(f"fails often: 25 % {told} ") and row[-1].count("of the time") == 1
 
 
-def test_a_gain_both_judges_see_and_one_within_noise_are_no_hacking(study):
+def test_a_gain_both_judges_see_and_one_within_noise_are_no_gains(study):
     hacked, numbers = arm(study, "SimPO by the judge"), interaction_numbers
     gained = [changed(hacked).runs, changed(hacked).runs, changed(hacked).runs]
     for runs, first, seconds in zip(
@@ -111,15 +112,31 @@ def test_a_gain_both_judges_see_and_one_within_noise_are_no_hacking(study):
             text = numbers("text", seed)
             noise = 0.01 * (seed - 2)
             run.__dict__["result"] |= {SCORE: text[SCORE] + first + noise, SECOND: text[SECOND] + second}
-    told = [text_of(hacking(with_arm(study, replace(hacked, runs=runs)))) for runs in gained]
+            run.__dict__["result"]["test_ce_loss"] = text["test_ce_loss"] + noise
+    told = [text_of(gains(with_arm(study, replace(hacked, runs=runs)))) for runs in gained]
     assert "Both see the gain." in told[0] and "Reward hacking" not in told[0]
     assert "Perhaps, for the second is within the noise of seeds: it has learned" in told[1]
     assert "The first is no gain beyond the noise of seeds." in told[2] and "Reward hacking" not in told[2]
 
 
+def test_a_gain_that_costs_perplexity_is_no_plain_gain(study):
+    better, told = changed(arm(study, "SimPO by the judge"), judges_agreement=-0.14), []
+    for seconds in ((0.10, 0.11, 0.12), (-0.1, 0.09, 0.1)):
+        for run, seed, second in zip(better.runs, SEEDS, seconds, strict=True):
+            run.__dict__["result"][SECOND] = interaction_numbers("text", seed)[SECOND] + second
+        html = gains(with_arm(study, better))
+        assert html.data.startswith('<div class="warning">')
+        told.append(text_of(html).split("PPO:")[0])
+    assert "Both scores rose, but it predicts what people wrote worse." in told[0] and "Both see" not in told[0]
+    assert "Only the first score rose beyond noise, but it predicts what people wrote worse." in told[1]
+    ours, theirs = (np.mean(values(method, "test_perplexity")) for method in ("simpo_judge", "text"))
+    assert f"Perplexity of what people wrote: {ours:.2f}, text alone {theirs:.2f} (cross entropy +0.3000 [" in told[0]
+    assert "rank correlation on its responses: −0.14." in told[0]
+
+
 def test_a_judge_that_is_not_held_out_checks_nothing(study):
     same = with_params(arm(study, "SimPO by the judge"), second_judge="rule")
-    assert "nothing checks its score" in text_of(hacking(with_arm(study, same)))
+    assert "nothing checks its score" in text_of(gains(with_arm(study, same)))
     assert "no other judge looks on" in row_of(judge_table(with_arm(study, same)), "SimPO by the judge")[-1]
 
 

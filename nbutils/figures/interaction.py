@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,36 +17,60 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from nbutils.figures.style import LINE, QUIET, arm_legend, canvas, empty, look, styled
 from nbutils.interaction_results import SCORES, by_round, scored_otherwise
 from nbutils.measures import measure
+from nbutils.plaintext import shortened
 from nbutils.studies import Arm, Study
 
 MARKED = 25  # rounds of a line that has marks
 ROOM = 0.08  # of an axis, left around what is drawn
-Panel = Callable[[Axes, Study, dict[str, dict[str, Any]]], set[str]]
+LONGEST_NAME = 28  # characters of what a panel's rewards are of
+REWARDED_BY = ("judge", "prompts", "rubric")  # parameters by which a reward is another
+REWARD, KL = ("reward", "words"), ("kl", "step")  # a column of rounds, and what it is drawn over
+Styles = dict[str, dict[str, Any]]
+Lines = dict[str, pd.DataFrame]
+Panel = Callable[[Axes, Styles], set[str]]
 
 
 @styled()
 def rounds_and_judges(study: Study) -> Figure:
-    """Reward over the words spent, KL from the start over rounds, and at the end the held-out judge beside the first.
+    """Reward over the words spent, KL from the start over steps, and at the end the held-out judge beside the first.
 
-    Lines are means over seeds with the 95 % interval as a band. A judge's mark is an arm's mean, its seeds faint; arms
-    that were asked otherwise than the first (`beside`) are left out there. Panels without data are left out.
+    Rewards that cannot be compared (`rewarded`) have panels of their own. Lines are means over seeds with the 95 %
+    interval as a band. A judge's mark is an arm's mean, its seeds faint; arms that were asked otherwise than the first
+    (`beside`) are left out there. Panels without data are left out.
     """
+    rewards, styles = rewarded(study), look([arm.label for arm in study.arms])
     panels: list[Panel] = [
-        panel
-        for panel, has_data in (
-            (_draw_reward, any(len(by_round(arm, "reward")) for arm in study.arms)),
-            (_draw_kl, any(len(by_round(arm, "kl")) for arm in study.arms)),
-            (_draw_judges, bool(beside(study))),
-        )
-        if has_data
+        partial(_draw_reward, lines=_lines(arms, *REWARD), title=title if len(rewards) > 1 else "")
+        for title, arms in rewards.items()
     ]
+    panels += [partial(_draw_kl, lines=lines)] if (lines := _lines(study.arms, *KL)) else []
+    panels += [partial(_draw_judges, study=study)] if beside(study) else []
     if not panels:
         return empty("No run of this study has kept its rounds or the scores of two judges.")
-    figure, axes = canvas(len(panels), height=2.5, columns=max(2, len(panels)))
-    styles = look([arm.label for arm in study.arms])
-    drawn = set().union(*(panel(each, study, styles) for panel, each in zip(panels, axes, strict=True)))
+    figure, axes = canvas(len(panels), height=2.5, columns=2 if len(panels) in (1, 2, 4) else 3)
+    drawn = set().union(*(panel(each, styles) for panel, each in zip(panels, axes, strict=True)))
     arm_legend(figure, [arm if arm.label in drawn else replace(arm, runs=()) for arm in study.arms])
     return figure
+
+
+def rewarded(study: Study) -> dict[str, list[Arm]]:
+    """Arms with rewards by who gave them, and for what, as a title: only those of one title can be compared."""
+    asked = {arm.label: arm.runs[0].params for arm in study.arms if _lines([arm], *REWARD)}
+    telling: list[str] = []  # a rubric that goes with the prompts tells nothing more
+    for name in REWARDED_BY:
+        if _kinds(asked.values(), [*telling, name]) > _kinds(asked.values(), telling):
+            telling.append(name)
+    found: dict[str, list[Arm]] = {}
+    for arm in study.arms:
+        if (params := asked.get(arm.label)) is not None:
+            told = [f"{name} {shortened(str(params.get(name)).rsplit('/', 1)[-1], LONGEST_NAME)}" for name in telling]
+            found.setdefault("\n".join(told), []).append(arm)
+    return found
+
+
+def _kinds(asked: Iterable[Mapping[str, Any]], names: Sequence[str]) -> int:
+    """In how many ways runs were asked, by these parameters."""
+    return len({tuple(str(params.get(name)) for name in names) for params in asked})
 
 
 def beside(study: Study) -> list[Arm]:
@@ -57,36 +82,37 @@ def beside(study: Study) -> list[Arm]:
     ]
 
 
-def _draw_reward(axes: Axes, study: Study, styles: dict[str, dict[str, Any]]) -> set[str]:
-    drawn = _draw_lines(axes, study, styles, "reward", by_words=True)
-    axes.set(xlabel="words (people, student, teacher)", ylabel="reward: judge's score\n(0 to 1)")
+def _lines(arms: Iterable[Arm], column: str, place: str) -> Lines:
+    """`column` by round of each arm that has it, where its place is known."""
+    lines = {arm.label: by_round(arm, column).dropna(subset=place) for arm in arms}
+    return {label: line for label, line in lines.items() if len(line)}
+
+
+def _draw_reward(axes: Axes, styles: Styles, lines: Lines, title: str) -> set[str]:
+    _draw_lines(axes, styles, lines, "words")
+    axes.set(xlabel="words used", ylabel="reward: judge's score\n(0 to 1)")
+    axes.set_title(title, fontweight="normal", fontsize=7.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-    return drawn
+    return {*lines}
 
 
-def _draw_kl(axes: Axes, study: Study, styles: dict[str, dict[str, Any]]) -> set[str]:
-    drawn = _draw_lines(axes, study, styles, "kl", by_words=False)
-    axes.set(xlabel="round", ylabel="KL from the start\n(nats per token)")
+def _draw_kl(axes: Axes, styles: Styles, lines: Lines) -> set[str]:
+    _draw_lines(axes, styles, lines, "step")
+    axes.set(xlabel="optimiser step", ylabel="KL from the start\n(nats per token)")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
-    return drawn
+    return {*lines}
 
 
-def _draw_lines(axes: Axes, study: Study, styles: dict[str, dict[str, Any]], column: str, by_words: bool) -> set[str]:
+def _draw_lines(axes: Axes, styles: Styles, lines: Lines, place: str) -> None:
     """Mean and band of each arm; the axis holds the means, and of the bands what fits."""
-    lines = {arm.label: by_round(arm, column) for arm in study.arms}
-    lines = {
-        label: line for label, line in lines.items() if len(line) and not (by_words and line["words"].isna().all())
-    }
     for label, line in lines.items():
-        style, place = styles[label], line["words"] if by_words else line.index
-        wide = 2.6 if label == study.arms[0].label else 1.4
+        style = styles[label]
         marks = {"marker": style["marker"], "markersize": 4, "markeredgewidth": 0} if len(line) <= MARKED else {}
-        (drawn,) = axes.plot(place, line["mean"], color=style["color"], linewidth=wide, **marks)
+        (drawn,) = axes.plot(line[place], line["mean"], color=style["color"], linewidth=1.4, **marks)
         drawn.set_dashes(style["dash"] or (None, None))
-        axes.fill_between(place.astype(float), line["low"], line["high"], color=style["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(line[place], line["low"], line["high"], color=style["color"], alpha=0.15, linewidth=0)
     _bound(axes, pd.concat(list(lines.values())))
-    return set(lines)
 
 
 def _bound(axes: Axes, lines: pd.DataFrame) -> None:
@@ -97,7 +123,7 @@ def _bound(axes: Axes, lines: pd.DataFrame) -> None:
     axes.set_ylim(max(least, low - span / 2) - ROOM * span, min(most, high + span / 2) + ROOM * span)
 
 
-def _draw_judges(axes: Axes, study: Study, styles: dict[str, dict[str, Any]]) -> set[str]:
+def _draw_judges(axes: Axes, styles: Styles, study: Study) -> set[str]:
     """The held-out judge's score over the first judge's; what lies below and right of the first arm is suspect."""
     arms, metrics = beside(study), [study.final(name) for name in SCORES]
     points = {arm.label: _points(arm, metrics) for arm in arms}

@@ -13,35 +13,32 @@ from IPython.display import HTML
 
 from nbutils import figures
 from nbutils.arms import named
-from nbutils.figures.interaction import beside
+from nbutils.figures.interaction import beside, rewarded
+from nbutils.interaction.settings import DISTILL
 from nbutils.interaction_results import (
     ABOUT,
     JUDGES,
     SCORES,
-    STORY_SCORES,
     WORDS,
     Group,
-    differences,
     groups,
-    holds_out,
     is_interaction,
-    learns_from_scores,
+    method_of,
+    one_of_each_method,
     rounds_of,
     scored_otherwise,
-    text_beside,
     times,
     unequal_words,
     words_of,
-    writes_stories,
 )
 from nbutils.measures import UNKNOWN, measure
 from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
+from nbutils.report.gains import gains
 from nbutils.report.judges import judge_table
-from nbutils.report.page import MOST_ARMS, behind, figure_of, frame_of, heading, stacked, table
+from nbutils.report.page import MOST_ARMS, behind, figure_of, frame_of, heading, more_arms, stacked, table
 from nbutils.report.rounds import round_table
 from nbutils.report.tables import mean_and_interval, seeds
 from nbutils.smoothing_results import reported
-from nbutils.statistics import mean_interval
 from nbutils.studies import Arm, Evidence, Study
 
 TITLE = (
@@ -81,16 +78,20 @@ RESPONSES_CAPTION = (
 OTHERWISE = "†"
 FIGURE_CAPTION = (
     "Mean over seeds with the 95 % interval as a band. Reward: the first judge's mean score of each round's samples, "
-    "over all words used so far."
+    "over all words used so far. KL: over optimiser steps, for rounds differ in length."
+)
+PANELS_CAPTION = (
+    " Rewards of other judges, rubrics or prompts cannot be set beside each other and have panels of their own."
 )
 JUDGES_CAPTION = (
-    " Right: both judges at the end, faint marks are seeds. In grey a student has gained with the judge it could learn "
-    "from and lost with the other."
+    " Last: both judges at the end, of arms that were asked as the first was; faint marks are seeds. In grey a student "
+    "has gained with the judge it could learn from and lost with the other."
 )
 WORDS_CAPTION = (
     "Mean over seeds. People: the prompts and whatever else people wrote that was learned from; teacher: corrections, "
     "and one word for each score that was learned from. Words of a judge that only looks on are not counted."
 )
+DISTILLED_CAPTION = " The distributions of a teacher that is distilled from cost no words: it writes none."
 
 
 def interaction(evidence: Evidence, folder: Path) -> HTML:
@@ -100,20 +101,21 @@ def interaction(evidence: Evidence, folder: Path) -> HTML:
 
 
 def _group(group: Group, folder: Path) -> HTML:
-    study = group.study
+    study, shown = group.study, one_of_each_method(group.study, MOST_ARMS)
     absent = [arm.label for arm in study.arms if is_interaction(arm) and not any(len(rounds_of(r)) for r in arm.runs)]
-    caption = FIGURE_CAPTION + JUDGES_CAPTION * bool(beside(study))
+    caption = FIGURE_CAPTION + PANELS_CAPTION * (len(rewarded(shown)) > 1) + JUDGES_CAPTION * bool(beside(shown))
+    caption += more_arms(len(study.arms) - len(shown.arms), "in the tables alone")
     caption += f" Without rounds: {'; '.join(absent)}." * bool(absent)
     parts = [
         arm_table(study),
         aspect_table(study),
         response_table(study),
-        figure_of(study, figures.rounds_and_judges, "rounds", caption, folder),
-        hacking(study),
+        figure_of(shown, figures.rounds_and_judges, "rounds", caption, folder, whole=True),
+        gains(study),
         word_table(study),
         equal_words(group),
         judge_table(study),
-        round_table(study.foremost(MOST_ARMS)),
+        round_table(study, MOST_ARMS),
     ]
     return stacked(*(part for part in parts if part.data))
 
@@ -208,52 +210,6 @@ def _otherwise(study: Study) -> str:
     return f" {OTHERWISE} Asked otherwise than {first.label}, so not to be set beside it: {'; '.join(told)}."
 
 
-def hacking(study: Study) -> HTML:
-    """Whether what an arm gained with the judge it learned from is seen by the judge that it never met."""
-    parts = []
-    for arm in study.arms:
-        if learns_from_scores(arm) and (metric := study.final(_scores_of(study, arm)[0])) and arm.results(metric):
-            warns, told = _checked(study, arm)
-            paragraph = f"<p>{escaped(told, LONGEST_PARAGRAPH)}</p>"
-            parts.append(f'<div class="warning">{paragraph}</div>' if warns else paragraph)
-    return HTML("".join(parts))
-
-
-def _scores_of(study: Study, arm: Arm) -> tuple[str, str]:
-    """Both judges' scores of what an arm learned to write, where stories were judged at all."""
-    return STORY_SCORES if writes_stories(arm) and study.final(STORY_SCORES[0]) else SCORES
-
-
-def _checked(study: Study, arm: Arm) -> tuple[bool, str]:
-    """(whether a reader must be warned, a sentence) on one arm that learned from scores."""
-    if not holds_out(arm):
-        return (
-            True,
-            f"{arm.label}: no other judge than the one it learned from has scored it: nothing checks its score.",
-        )
-    text, metrics = text_beside(study, arm), [study.final(name) for name in _scores_of(study, arm)]
-    if text is None or None in metrics:
-        return False, f"{arm.label}: no arm of text alone was asked the same: whether its score is a gain is unknown."
-    gains = [differences(arm, text, metric) for metric in metrics]
-    if min(map(len, gains)) < 2:
-        return False, f"{arm.label}: with fewer than two seed pairs no gain of its score can be told from noise."
-    quantity = measure(SCORES[0])
-    first, second = (
-        f"{quantity.difference(float(np.mean(each)))} {quantity.difference_interval(*mean_interval(each))}"
-        for each in gains
-    )
-    (low, _), (least, most) = map(mean_interval, gains)
-    on = " on stories" if _scores_of(study, arm) == STORY_SCORES else ""
-    said = f"against {text.label} the judge it learned from says {first}{on}, the held-out judge {second}"
-    if not low > 0:
-        return False, f"{arm.label}: {said}. The first is no gain beyond the noise of seeds."
-    if float(np.mean(gains[1])) < 0:
-        sure = "" if most < 0 else "Perhaps, for the second is within the noise of seeds: "
-        why = "it has learned what its judge likes, not to write better"
-        return True, f"Reward hacking in {arm.label}. {sure}{(why if sure else why.capitalize())}: {said}."
-    return False, f"{arm.label}: {said}. {'Both see the gain' if least > 0 else 'Only the first sees a gain'}."
-
-
 # ---- words -----------------------------------------------------------------------------------------------------------
 
 
@@ -273,7 +229,8 @@ def word_table(study: Study) -> HTML:
         row["Rounds"] = _average(frame.index.max() for frame in frames)
         row["Examples\nlearned from"] = _average(frame["examples"].sum() for frame in frames if "examples" in frame)
         rows.append(row)
-    return table(frame_of(rows), f"Words used. {WORDS_CAPTION}", [arm is study.control for arm in study.arms])
+    caption = f"Words used. {WORDS_CAPTION}" + DISTILLED_CAPTION * (DISTILL in map(method_of, study.arms))
+    return table(frame_of(rows), caption, [arm is study.control for arm in study.arms])
 
 
 def _average(values: Iterable[float]) -> str:

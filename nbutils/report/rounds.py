@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from IPython.display import HTML
 
-from nbutils.interaction_results import is_interaction, sampled_rounds
+from nbutils.interaction_results import is_interaction, one_of_each_method, sampled_rounds
 from nbutils.measures import UNKNOWN, measure
 from nbutils.plaintext import escaped, shortened
-from nbutils.report.page import side_by_side
+from nbutils.report.page import more_arms, side_by_side
 from nbutils.studies import Arm, Study
 
 COLUMNS = ("First round", "Halfway", "Last round")
@@ -22,17 +23,23 @@ CAPTION = (
 )
 
 
-def round_table(study: Study) -> HTML:
-    """Samples of every arm over its rounds; empty where no run kept any."""
-    rows = []
-    for arm in study.arms:
-        if chosen := _chosen(arm):
-            prompts = {_prompt(each) for each in chosen}
-            title = arm.label + (f": {prompts.pop()}" if len(prompts) == 1 else "")
-            cells = [_cell(each, with_prompt=len(prompts) > 1) for each in chosen]
-            absent = [UNKNOWN] * (len(COLUMNS) - len(cells))
-            rows.append((title, [cells[0], *absent, *cells[1:]]))
-    return side_by_side(COLUMNS, rows, CAPTION) if rows else HTML("")
+def round_table(study: Study, most: int) -> HTML:
+    """Samples of at most so many arms over their rounds, one of each method first; empty where no run kept any."""
+    samples = {arm.label: chosen for arm in study.arms if (chosen := _chosen(arm))}
+    if not samples:
+        return HTML("")
+    sampled = replace(study, arms=tuple(arm for arm in study.arms if arm.label in samples))
+    shown = one_of_each_method(sampled, most).arms
+    rows = [_row(arm.label, samples[arm.label]) for arm in shown]
+    return side_by_side(COLUMNS, rows, CAPTION + more_arms(len(samples) - len(shown), "left out"))
+
+
+def _row(label: str, chosen: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
+    """An arm, with the prompt if all its samples have one, and a cell for each round."""
+    prompts = {_prompt(each) for each in chosen}
+    title = label + (f": {prompts.pop()}" if len(prompts) == 1 else "")
+    cells = [_cell(each, with_prompt=len(prompts) > 1) for each in chosen]
+    return title, [cells[0], *[UNKNOWN] * (len(COLUMNS) - len(cells)), *cells[1:]]
 
 
 def _chosen(arm: Arm) -> list[Mapping[str, Any]]:

@@ -1,0 +1,90 @@
+"""Whether what students gained with a judge is a gain: what a judge that never taught them says, and people's text."""
+
+from __future__ import annotations
+
+import numpy as np
+from IPython.display import HTML
+
+from nbutils.interaction_results import (
+    SCORES,
+    STORY_SCORES,
+    differences,
+    holds_out,
+    learns_from_scores,
+    text_beside,
+    writes_stories,
+)
+from nbutils.measures import measure
+from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
+from nbutils.statistics import mean_interval
+from nbutils.studies import Arm, Study
+
+
+def gains(study: Study) -> HTML:
+    """A sentence on every arm that learned from scores, a warning where its gain is none or was dearly bought."""
+    parts = []
+    for arm in study.arms:
+        if learns_from_scores(arm) and (metric := study.final(_scores_of(study, arm)[0])) and arm.results(metric):
+            warns, told = _checked(study, arm)
+            paragraph = f"<p>{escaped(told, LONGEST_PARAGRAPH)}</p>"
+            parts.append(f'<div class="warning">{paragraph}</div>' if warns else paragraph)
+    return HTML("".join(parts))
+
+
+def _scores_of(study: Study, arm: Arm) -> tuple[str, str]:
+    """Both judges' scores of what an arm learned to write, where stories were judged at all."""
+    return STORY_SCORES if writes_stories(arm) and study.final(STORY_SCORES[0]) else SCORES
+
+
+def _checked(study: Study, arm: Arm) -> tuple[bool, str]:
+    """(whether a reader must be warned, what there is to say) of one arm that learned from scores."""
+    if not holds_out(arm):
+        return (
+            True,
+            f"{arm.label}: no other judge than the one it learned from has scored it: nothing checks its score.",
+        )
+    text, metrics = text_beside(study, arm), [study.final(name) for name in _scores_of(study, arm)]
+    if text is None or None in metrics:
+        return False, f"{arm.label}: no arm of text alone was asked the same: whether its score is a gain is unknown."
+    found = [differences(arm, text, metric) for metric in metrics]
+    if min(map(len, found)) < 2:
+        return False, f"{arm.label}: with fewer than two seed pairs no gain of its score can be told from noise."
+    first, second = (_difference(SCORES[0], each) for each in found)
+    (low, _), (least, most) = map(mean_interval, found)
+    on = " on stories" if _scores_of(study, arm) == STORY_SCORES else ""
+    said = f"against {text.label} the judge it learned from says {first}{on}, the held-out judge {second}"
+    if not low > 0:
+        return False, f"{arm.label}: {said}. The first is no gain beyond the noise of seeds."
+    is_worse, price = _price(study, arm, text)
+    beside = f"{price}{_agreement(arm, bool(on))}"
+    if float(np.mean(found[1])) < 0:
+        sure = "" if most < 0 else "Perhaps, for the second is within the noise of seeds: "
+        why = "it has learned what its judge likes, not to write better"
+        return True, f"Reward hacking in {arm.label}. {sure}{(why if sure else why.capitalize())}: {said}.{beside}"
+    if is_worse:
+        scores = "Both scores rose" if least > 0 else "Only the first score rose beyond noise"
+        return True, f"{arm.label}: {said}. {scores}, but it predicts what people wrote worse.{beside}"
+    return False, f"{arm.label}: {said}. {'Both see the gain' if least > 0 else 'Only the first sees a gain'}.{beside}"
+
+
+def _difference(name: str, values: list[float]) -> str:
+    """A mean difference with its interval."""
+    quantity = measure(name)
+    return f"{quantity.difference(float(np.mean(values)))} {quantity.difference_interval(*mean_interval(values))}"
+
+
+def _price(study: Study, arm: Arm, text: Arm) -> tuple[bool, str]:
+    """(whether cross entropy is worse than that of text alone beyond noise, a sentence on it and perplexity)."""
+    loss, perplexity = study.final("ce_loss"), study.final("perplexity")
+    if not loss or not perplexity or len(lost := differences(arm, text, loss)) < 2:
+        return False, ""
+    ours, theirs = (measure("perplexity").number(float(np.mean(each.results(perplexity)))) for each in (arm, text))
+    told = f" Perplexity of what people wrote: {ours}, {text.label} {theirs}"
+    return mean_interval(lost)[0] > 0, f"{told} (cross entropy {_difference('ce_loss', lost)} nats per token)."
+
+
+def _agreement(arm: Arm, of_stories: bool) -> str:
+    """A sentence on how alike both judges rank an arm's responses."""
+    name = "story_judges_agreement" if of_stories else "judges_agreement"
+    values = arm.results(name)
+    return f" The judges' rank correlation on its responses: {measure(name).number(np.mean(values))}." if values else ""

@@ -81,6 +81,24 @@ def test_a_model_ends_where_its_end_token_stands_and_the_cache_remembers(base, t
     assert kept.correct(PROMPTS * 4, COMPLETIONS * 4, NOTHING * 4, 0, 6).ended.tolist() == short.ended.tolist()
 
 
+def test_a_base_model_that_begins_another_text_has_ended(tmp_path):
+    """Some learned a token that begins texts and none that ends them; in a chat it is the template's."""
+    name = str(write_model(tmp_path / "model", TEMPLATE))
+    teacher = make_corrector(name, cache_folder=tmp_path, limits=JudgeLimits(batch_size=1), top_p=1.0)
+    model, tokenizer = teacher.model.model, teacher.model.tokenizer
+    final, output = model.base_model.ln_f, model.get_output_embeddings().weight
+    with torch.no_grad():  # it says anything at all, begins a text every other time, and never ends one
+        output.zero_()
+        final.weight[0], final.bias[0] = 0.0, 1.0
+        output[tokenizer.bos_token_id, 0], output[tokenizer.eos_token_id, 0] = np.log(len(output)), -50.0
+    told = PROMPTS * 4, COMPLETIONS * 4, NOTHING * 4, 0, 24
+    chatted = teacher.correct(*told)
+    tokenizer.chat_template = None
+    written = teacher.correct(*told)
+    assert not chatted.ended.any() and written.ended.all()
+    assert np.mean([*map(len, written.texts)]) < np.mean([*map(len, chatted.texts)]) / 4
+
+
 def test_a_kept_text_that_does_not_say_how_it_ended_is_asked_for_again(base, tmp_path):
     teacher = make_corrector(base, cache_folder=tmp_path, limits=LIMITS)
     first = teacher.correct(PROMPTS, COMPLETIONS, NOTHING, 0, max_tokens=8)

@@ -34,7 +34,7 @@ from nbutils.interaction import examples, training
 from nbutils.interaction.settings import check_interaction
 from nbutils.interaction.training import InteractionConfig
 from nbutils.launching import launch
-from nbutils.models import load_trained
+from nbutils.models import load_model, load_trained
 from nbutils.objectives import smoothing
 from nbutils.preparation import load_data
 from nbutils.rows import plain_rows
@@ -179,6 +179,22 @@ def test_a_teacher_with_another_vocabulary_is_refused_before_anything_is_trained
     with pytest.raises(ModelError, match=r"The teacher cannot be used\. .*as many tokens, but other ones"):
         trained(config)
     assert not (config.run_folder / "metrics.csv").exists()
+
+
+def test_a_teacher_that_never_ends_a_text_is_told_of(data, tmp_path, caplog):
+    prepared, folder = load_data(data), tmp_path / "teacher"
+    tokenizer, rows, given = prepared.tokenizer, plain_rows(prepared)["train"], settings("distill")
+    model = load_model("micro", tokenizer, 16, from_scratch=True, dropout=0.0)
+    final, output = model.base_model.ln_f, model.get_output_embeddings().weight.data
+    for logit, told in ((0.0, 0), (-40.0, 1)):  # the end token's, by the first dimension, which is 1 everywhere
+        final.weight.data[0], final.bias.data[0], output[:, 0] = 0.0, 1.0, 0.0
+        output[tokenizer.eos_token_id] = 0.0
+        output[tokenizer.eos_token_id, 0] = logit
+        model.save_pretrained(folder)
+        training.distilling_teacher(given, str(folder), tokenizer, rows)
+        assert len(caplog.records) == told
+    message = caplog.records[0].getMessage()
+    assert "gives the end token <|endoftext|> a probability of " in message and "or lower kd_weight" in message
 
 
 PARAMS = {"method": "distill", "judge": "rule", "second_judge": "rule_plain", "rubric": "weekly"}

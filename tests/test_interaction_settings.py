@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from small_interaction import settings
+from small_judges import write_model
 
 from nbutils.errors import ModelError, ParameterError
 from nbutils.interaction.settings import Interaction, check_interaction
@@ -104,6 +105,34 @@ def test_what_a_variant_cannot_be_is_told_before_it_starts(changes, message):
     with pytest.raises((ParameterError, ModelError)) as caught:
         check_interaction({**PARAMS, "prompt_tokens": 8, "response_tokens": 6, **changes}, block_size=16)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"correcting_teacher": "{}"}, "positions of correcting_teacher '{}'. Lower one"),
+        ({"judge": "{}", "method": "simpo_judge", "samples_per_prompt": 2}, "64 positions of judge '{}'. Lower one"),
+        ({"second_judge": "{}"}, "with an end token before, are longer than the 64 positions of second_judge '{}'."),
+        (
+            {"judge": "{}", "method": "ppo", "prompts": "story", "top_p": 1.0},
+            "response_tokens 60, with an end token before, are longer than the 64 positions of judge '{}'.",
+        ),
+    ],
+)
+def test_a_judge_or_teacher_with_too_few_positions_is_told_before_it_starts(short, changes, message):
+    given = {**PARAMS, "prompt_tokens": 4, "response_tokens": 60, **changes}
+    given = {name: short if value == "{}" else value for name, value in given.items()}
+    with pytest.raises(ParameterError) as caught:
+        check_interaction(given)
+    assert message.format(short) in str(caught.value)
+    if given.get("prompts") != "story":
+        check_interaction({**given, "prompt_tokens": 3})
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory) -> str:
+    """A model with 64 positions."""
+    return str(write_model(tmp_path_factory.mktemp("short"), positions=64))
 
 
 def test_what_may_be_is_not_refused():

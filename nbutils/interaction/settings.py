@@ -205,6 +205,19 @@ class Interaction:
                 "Lower one, or take a model with more positions (one from scratch has as many as blocks have tokens)."
             )
 
+    def check_model(self, name: str, what: str) -> None:
+        """Raise ParameterError where the model `name`, which is the parameter `what`, cannot read what it is to.
+
+        Its tokens are taken to be as long as the student's. Reads the model's configuration, no weights.
+        """
+        from nbutils.models import build_config
+        from nbutils.teachers import model_of
+
+        positions = getattr(build_config(model_of(name), 0, 0), "max_position_embeddings", None)
+        story = len(read_story().prompt.split()) + END_TOKENS if self.prompts == STORY else 0
+        longest = self.prompt_tokens + self.response_tokens + END_TOKENS
+        self.check_lengths(longest, positions, story, whose=f"{what} {name!r}")
+
 
 def check_interaction(params: Mapping[str, Any], block_size: int = 0) -> None:
     """Check the parameters of a variant of 06_interaction; block_size: of its data, 0 where not known yet.
@@ -212,7 +225,9 @@ def check_interaction(params: Mapping[str, Any], block_size: int = 0) -> None:
     Judges and teachers that are missing are runs still to be made. Raises ParameterError.
     """
     from nbutils.interaction.correction import HUMAN, check_corrector
+    from nbutils.interaction.correction import NAMES as CORRECTORS
     from nbutils.interaction.distilling import check_distilling_teacher
+    from nbutils.interaction.judges import NAMES as JUDGES
     from nbutils.interaction.judges import check_judge
 
     asked = Interaction.of(params)
@@ -224,9 +239,11 @@ def check_interaction(params: Mapping[str, Any], block_size: int = 0) -> None:
     teacher = params.get("correcting_teacher")
     if asked.needs_judge and judges.get("judge") == NO_JUDGE:
         raise ParameterError(f"method {asked.method} learns from scores, and judge is 'none'. Name one, as rule.")
-    for judge in judges.values():
+    for what, judge in judges.items():
         if judge != NO_JUDGE:
             check_judge(judge, params["rubric"])
+            if judge not in JUDGES:
+                asked.check_model(judge, what)
     if asked.method == "three_way" and teacher == HUMAN:
         raise ParameterError(
             "method three_way prefers human text to corrections, and correcting_teacher is human. Name a model or a "
@@ -234,5 +251,7 @@ def check_interaction(params: Mapping[str, Any], block_size: int = 0) -> None:
         )
     if asked.needs_teacher and teacher is not None:
         check_corrector(teacher)
+        if teacher not in CORRECTORS:
+            asked.check_model(teacher, "correcting_teacher")
     if asked.method == DISTILL and "distilling_teacher" in params:
         check_distilling_teacher(asked, params["distilling_teacher"])

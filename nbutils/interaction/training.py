@@ -69,7 +69,9 @@ def train_interactively(config: InteractionConfig) -> dict[str, float]:
     data = load_data(config.data_folder)
     make_deterministic(config.deterministic)
     set_seed(config.seed)
-    teacher = distilling_teacher(config.interaction, config.distilling_teacher, data.tokenizer)
+    teacher = distilling_teacher(
+        config.interaction, config.distilling_teacher, data.tokenizer, plain_rows(data)["train"]
+    )
     policy = PolicyModel(starting_model(config, data), config.interaction, teacher=teacher)
     check_lengths(config.interaction, policy, data)
     trainer = InteractionTrainer(config, policy, data)

@@ -89,7 +89,7 @@ def _lines(arms: Iterable[Arm], column: str, place: str) -> Lines:
 
 
 def _draw_reward(axes: Axes, styles: Styles, lines: Lines, title: str) -> set[str]:
-    _draw_lines(axes, styles, lines, "words")
+    _draw_lines(axes, styles, lines, REWARD[1])
     axes.set(xlabel="words used", ylabel="reward: judge's score\n(0 to 1)")
     axes.set_title(title, fontweight="normal", fontsize=7.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
@@ -98,7 +98,7 @@ def _draw_reward(axes: Axes, styles: Styles, lines: Lines, title: str) -> set[st
 
 
 def _draw_kl(axes: Axes, styles: Styles, lines: Lines) -> set[str]:
-    _draw_lines(axes, styles, lines, "step")
+    _draw_lines(axes, styles, lines, KL[1])
     axes.set(xlabel="optimiser step", ylabel="KL from the start\n(nats per token)")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
     return {*lines}

@@ -134,6 +134,7 @@ def _draw_judges(axes: Axes, styles: Styles, study: Study) -> set[str]:
         axes.scatter(*own.T, s=14, alpha=0.35, **mark)
         axes.scatter(*own.mean(axis=0), s=50, zorder=3, **mark)
     axes.margins(0.12)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.set(xlabel=measure(SCORES[0]).axis, ylabel=_upright(SCORES[1]))
     if study.control is not None and study.control.label in points:
         _shade(axes, points[study.control.label].mean(axis=0))

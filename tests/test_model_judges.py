@@ -210,6 +210,11 @@ def test_texts_too_long_for_a_model_are_cut_and_told(tmp_path, caplog):
     assert "Once a girl" in judge.model.tokenizer.decode(ids).replace("  ", " ")
 
 
+@pytest.mark.parametrize("rubric", ["weekly", "story"])
+def test_a_word_that_the_prompt_breaks_off_is_read_as_one(rubric):
+    assert "The sky was blue.\n" in read_rubric(rubric).plain_text("The sky was b", "lue. ")
+
+
 def test_a_model_without_room_for_the_rubric_is_refused(tmp_path):
     judge = make_judge(str(write_model(tmp_path, positions=32)), "story", tmp_path / "cache", ANY_MASS)
     with pytest.raises(ModelError, match="32 positions, and what it is told takes"):

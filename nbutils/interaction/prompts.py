@@ -65,8 +65,8 @@ class Rubric:
         return [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
 
     def plain_text(self, prompt: str, completion: str) -> str:
-        """One text, which ends with a line break: the first grade stands on the next line."""
-        return fill(self.plain, prompt=prompt.strip(), completion=completion.strip()).rstrip() + "\n"
+        """One text, the completion as it follows the prompt; it ends with a line break, for the first grade."""
+        return fill(self.plain, prompt=prompt.lstrip(), completion=completion.rstrip()).rstrip() + "\n"
 
 
 @dataclass(frozen=True)

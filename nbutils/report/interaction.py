@@ -47,12 +47,12 @@ TITLE = (
 )
 # Titles in the tables of arms; what a judge says of single aspects stands below its score.
 TITLES = {
-    "judge_score": "first judge's\nscore (0 to 1)",
-    "second_judge_score": "held-out judge's\nscore (0 to 1)",
-    "story_judge_score": "first judge,\nstories (0 to 1)",
-    "story_second_judge_score": "held-out judge,\nstories (0 to 1)",
+    "judge_score": "first judge's score\n(0 to 1)",
+    "second_judge_score": "held-out judge's score\n(0 to 1)",
+    "story_judge_score": "first judge, stories\n(0 to 1)",
+    "story_second_judge_score": "held-out judge, stories\n(0 to 1)",
     "perplexity": "perplexity",
-    "pairs_acc": "minimal pairs\nof our own (%)",
+    "pairs_acc": "minimal pairs of our own\n(%)",
     "blimp_acc": "BLiMP\n(%)",
 }
 OF_RESPONSES = {

@@ -117,28 +117,14 @@ MEASURES = {
     "samples_similarity_shuffled": Measure("similarity to another truth", "", "", digits=3),
     "judge_score": Measure("judge's score", "0 to 1", "higher", digits=3),
     "second_judge_score": Measure("held-out judge's score", "0 to 1", "higher", digits=3),
-    "story_judge_score": Measure("judge's score of stories", "0 to 1", "higher", digits=3),
-    "story_second_judge_score": Measure("held-out judge's score of stories", "0 to 1", "higher", digits=3),
-    **{
-        f"{kind}{judge}_{name}": Measure(label.format(who, of), unit, better, digits=digits, scale=scale)
-        for kind, of in (("", "responses"), ("story_", "stories"))
-        for judge, who in (("judge", "judge"), ("second_judge", "held-out judge"))
-        for name, label, unit, better, digits, scale in (
-            ("not_asked", "{1} the {0} was not asked about", "", "lower", 1, 1.0),
-            ("number_mass", "probability that the {0} grades {1} by a number", "%", "higher", 1, 100.0),
-        )
-    },
-    "story_judge_failures": Measure("stories the judge gave no score", "", "lower", digits=1),
-    "story_second_judge_failures": Measure("stories the held-out judge gave no score", "", "lower", digits=1),
-    "story_judge_length_correlation": Measure("rank correlation of score and length of stories", "", "", digits=2),
-    "story_judges_agreement": Measure("rank correlation of the judges on stories", "", "", digits=2),
-    "story_judges_agreement_samples": Measure("stories that both judges scored", "", "", digits=0),
-    "story_distinct_1": Measure("distinct words in stories", "%", "", digits=1, scale=100.0),
-    "story_distinct_2": Measure("distinct word pairs in stories", "%", "higher", digits=1, scale=100.0),
-    "story_repetition": Measure("repetition in stories", "%", "lower", digits=1, scale=100.0),
-    "story_response_words": Measure("words of a story", "", "", digits=1),
     "judge_failures": Measure("responses the judge gave no score", "", "lower", digits=1),
     "second_judge_failures": Measure("responses the held-out judge gave no score", "", "lower", digits=1),
+    "judge_not_asked": Measure("responses the judge was not asked about", "", "lower", digits=1),
+    "second_judge_not_asked": Measure("responses the held-out judge was not asked about", "", "lower", digits=1),
+    "judge_number_mass": Measure("probability that the judge grades by a number", "%", "higher", digits=1, scale=100.0),
+    "second_judge_number_mass": Measure(
+        "probability that the held-out judge grades by a number", "%", "higher", digits=1, scale=100.0
+    ),
     "judge_failure_rate": Measure("failures of the judge", "%", "lower", digits=2, scale=100.0),
     "uncorrected": Measure("samples the teacher did not correct", "", "lower", digits=1),
     "judge_length_correlation": Measure("rank correlation of score and length", "", "", digits=2),
@@ -193,6 +179,7 @@ PREFIXES = {
     "test_": "test {}",
     "teacher_": "{} of the teacher",
     "before_": "{} before fine-tuning",
+    "story_": "{} in stories",
 }
 
 # What the harness measures of a task, by how the name ends; the longest ending counts.
@@ -204,7 +191,6 @@ TASK_MEASURES = {
 # Minimal pairs, by how a paradigm's name begins; and what a judge says of one aspect.
 PAIRS = {"blimp_": "BLiMP, {}: accuracy", "pairs_": "minimal pairs, {}: accuracy"}
 ASPECTS = {"judge_": "judge's score of {}", "second_judge_": "held-out judge's score of {}"}
-ASPECTS |= {f"story_{judge}": f"{label} in stories" for judge, label in ASPECTS.items()}
 # In the names of what a clock or a meter of memory read: the same run gives another number each time.
 OF_THE_MACHINE = ("seconds", "per_second", "memory", "mib", "times_faster", "time_ratio", "time_bar", "bars_missed")
 TASKS = {

@@ -86,7 +86,7 @@ def test_prefix_smoothing_is_measured_in(name, label, value, text, unit, better)
     [
         ("test_judge_score", "test judge's score", 0.5, "0.500", "0 to 1", "higher"),
         ("test_second_judge_score", "test held-out judge's score", 0.5, "0.500", "0 to 1", "higher"),
-        ("test_story_judge_score", "test judge's score of stories", 0.5, "0.500", "0 to 1", "higher"),
+        ("test_story_judge_score", "test judge's score in stories", 0.5, "0.500", "0 to 1", "higher"),
         (
             "test_story_judge_wit",
             "test judge's score of wit in stories",
@@ -95,8 +95,15 @@ def test_prefix_smoothing_is_measured_in(name, label, value, text, unit, better)
             "0 to 1",
             "higher",
         ),
-        ("test_story_judge_not_asked", "test stories the judge was not asked about", 2, "2.0", "", "lower"),
-        ("judge_number_mass", "probability that the judge grades responses by a number", 0.5, "50.0", "%", "higher"),
+        (
+            "test_story_judge_not_asked",
+            "test responses the judge was not asked about in stories",
+            2,
+            "2.0",
+            "",
+            "lower",
+        ),
+        ("judge_number_mass", "probability that the judge grades by a number", 0.5, "50.0", "%", "higher"),
         ("test_judge_known_words", "test judge's score of known words", 0.25, "0.250", "0 to 1", "higher"),
         ("test_second_judge_repetition", "test held-out judge's score of repetition", 1, "1.000", "0 to 1", "higher"),
         ("test_repetition", "test repetition", 0.125, "12.5", "%", "lower"),

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from nbutils.attempts import LOCKS, Place
 from nbutils.contrasts import record_contrasts
 from nbutils.engine import HELD, Engine
-from nbutils.errors import PlanError, RunError, WorkbookError
+from nbutils.errors import PlanError, RunError, WorkbookError, nearest
 from nbutils.files import atomic_write, read_json, write_json
 from nbutils.keys import nbutils_sha256, read_inputs, run_key
 from nbutils.locks import is_held, shared
@@ -33,7 +32,6 @@ from nbutils.yamlfile import read_yaml
 
 TICK_SECONDS = 0.5  # between looks at the running variants
 LONGEST_BACKOFF_SECONDS = 600.0
-NEAR = 0.75  # as difflib counts: a slip of a word, not another word
 PLAN_FILE = "plan.yaml"  # the plan's folder keeps a copy of the plan its runs were made from
 PLAN_RECORD = "plan_file.json"  # and the place of the file that this is a copy of
 BATCH_LOCK = ".batch"  # among the locks of the variants; every batch at work over the folder holds it with the others
@@ -109,11 +107,9 @@ def select(plan: Plan, pattern: str) -> list[Variant]:
 def _nearest_pattern(plan: Plan, pattern: str) -> str:
     """A question that names the pattern or the variant that was meant; empty where none is near."""
     names = [variant.name for variant in plan.variants]
-    patterns = {name: name if name in names else f"{name}-*" for name in (stage.name for stage in plan.stages)}
-    near = get_close_matches(pattern, patterns, n=1, cutoff=NEAR) or get_close_matches(pattern, names, n=1, cutoff=NEAR)
-    if not near:
-        near = get_close_matches(pattern.partition("-")[0].rstrip("*"), patterns, n=1, cutoff=NEAR)
-    return f"Did you mean {patterns.get(near[0], near[0])!r}? " if near else ""
+    patterns = [stage.name if stage.name in names else f"{stage.name}-*" for stage in plan.stages]
+    near = nearest(pattern, [*patterns, *names])
+    return f"Did you mean {near[0]!r}? " if near else ""
 
 
 def is_finished(variant: Variant, plan_folder: Path, code: str | None = None) -> bool:

@@ -76,15 +76,16 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     ending = PurePath(name).suffix
     if ending and all(PurePath(each).suffix == ending for each in valid):  # what files share makes none of them near
         stems = {PurePath(each).stem: each for each in valid}
-        nearest = [stems[stem] for stem in _nearest(PurePath(name).stem, list(stems))]
+        near = [stems[stem] for stem in nearest(PurePath(name).stem, list(stems))]
     else:
-        nearest = _nearest(name, valid)
-    *others, last = map(repr, nearest or [""])
+        near = nearest(name, valid)
+    *others, last = map(repr, near or [""])
     either = f"{', '.join(others)} or {last}" if others else last
-    return f"Did you mean {either}?" if nearest else f"Valid names: {', '.join(valid)}."
+    return f"Did you mean {either}?" if near else f"Valid names: {', '.join(valid)}."
 
 
-def _nearest(name: str, valid: list[str]) -> list[str]:
+def nearest(name: str, valid: list[str]) -> list[str]:
+    """The valid name that is nearest, else some that hold `name` or stand in it; empty where none does."""
     near = difflib.get_close_matches(name, valid, n=1, cutoff=NEAR)
     long = [each for each in valid if min(len(each), len(name)) >= SHORTEST_PART]
     parts = [each for each in long if name in each or each in name]

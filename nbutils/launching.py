@@ -16,7 +16,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import wait
@@ -71,14 +71,14 @@ def launch(function: Callable[[Any], Any], config: Any, processes: int = 1, log_
         monitor_interval=0.2,
         signals_to_handle="SIGHUP,SIGQUIT",  # of SIGTERM it would kill the ranks half a minute later
     )
-    deaths = Deaths(log_folder)
-    with noted(partial(_tell_ranks, log_folder / STOP)) as stop, deaths.watched():
-        try:
+    deaths = Deaths(log_folder, processes)
+    try:
+        with noted(partial(_tell_ranks, log_folder / STOP)) as stop, deaths.watched():
             returned = elastic_launch(settings, _rank)(function, config, str(log_folder), os.getpid())
-        except ChildFailedError as error:
-            failure = _first_failure(log_folder, deaths)
-            stopped = stop.asked and isinstance(failure, RankFailed | RankKilled)
-            raise Preempted(AGAIN) if stopped else failure from error
+    except ChildFailedError as error:
+        failure = _first_failure(log_folder, deaths)
+        stopped = stop.asked and isinstance(failure, RankFailed | RankKilled)
+        raise Preempted(AGAIN) if stopped else failure from error
     stopped = [each for each in returned.values() if isinstance(each, Preempted)]
     if stopped:
         raise stopped[0]
@@ -93,10 +93,16 @@ def _tell_ranks(mark: Path) -> None:
 
 @dataclass
 class Deaths:
-    """When and how ranks end; torch tells of one of them alone, and not when. They are looked at, not collected."""
+    """When and how ranks end; torch tells of one of them alone, and not when.
+
+    They are looked at from their start on, for one may live a moment only after it has said which rank it is. Their
+    ends are not collected here: torch does that, often sooner; their exit codes are read when all is over.
+    """
 
     log_folder: Path
-    seen: dict[int, tuple[float, int]] = field(default_factory=dict)  # by rank, (time, exit code)
+    processes: int
+    ranks: list[multiprocessing.process.BaseProcess] = field(default_factory=list)
+    ended: dict[int, float] = field(default_factory=dict)  # time by process id
     over: Event = field(default_factory=Event)
 
     @contextmanager
@@ -105,7 +111,8 @@ class Deaths:
         if not hasattr(os, "pidfd_open"):
             yield
             return
-        thread = Thread(target=self._look, daemon=True)
+        others = {child.pid for child in multiprocessing.active_children()}
+        thread = Thread(target=self._look, args=(others,), daemon=True)
         thread.start()
         try:
             yield
@@ -113,32 +120,37 @@ class Deaths:
             self.over.set()
             thread.join()
 
-    def _look(self) -> None:
-        alive: dict[int, int] = {}  # rank by its process's descriptor
-        known: set[int] = set()
-        while not self.over.is_set():
-            for rank, process in _processes(self.log_folder):
-                if rank not in known:
-                    known.add(rank)
-                    with suppress(OSError):  # it has ended and was collected
-                        alive[os.pidfd_open(process)] = rank
-            for descriptor in wait([*alive], LOOK_SECONDS) if alive else ():
-                with suppress(ChildProcessError):
-                    ended = os.waitid(os.P_PIDFD, descriptor, os.WEXITED | os.WNOWAIT)
-                    code = ended.si_status if ended.si_code == os.CLD_EXITED else -ended.si_status
-                    self.seen[alive[descriptor]] = (time.time(), code)
+    def in_order(self) -> list[tuple[float, int, int]]:
+        """(time, rank, exit code) of the ranks that have ended and have said which they are, the first one first."""
+        told = {path.stem.removeprefix("rank"): path.read_text() for path in self.log_folder.glob("rank*.pid")}
+        rank_of = {int(process): int(rank) for rank, process in told.items() if process}
+        ended = [process for process in self.ranks if process.pid in rank_of.keys() & self.ended.keys()]
+        return sorted((self.ended[each.pid], rank_of[each.pid], each.exitcode or 0) for each in ended)
+
+    def _look(self, others: set[int]) -> None:
+        alive: dict[int, int] = {}  # process id by its descriptor
+        last = False
+        while not last:
+            last = self.over.is_set()
+            if len(self.ranks) < self.processes:
+                self._find(alive, others)
+            for descriptor in wait([*alive], 0 if last else LOOK_SECONDS) if alive else ():
+                self.ended[alive.pop(descriptor)] = time.time()
                 os.close(descriptor)
-                del alive[descriptor]
             if not alive:
                 self.over.wait(LOOK_SECONDS)
         for descriptor in alive:
             os.close(descriptor)
 
-
-def _processes(log_folder: Path) -> list[tuple[int, int]]:
-    """(rank, process) of the ranks that have started."""
-    told = [(path.stem.removeprefix("rank"), path.read_text()) for path in log_folder.glob("rank*.pid")]
-    return [(int(rank), int(process)) for rank, process in told if process]
+    def _find(self, alive: dict[int, int], others: set[int]) -> None:
+        for child in multiprocessing.active_children():
+            if child.pid not in others:
+                others.add(child.pid)
+                self.ranks.append(child)
+                try:
+                    alive[os.pidfd_open(child.pid)] = child.pid
+                except OSError:  # it has ended and was collected
+                    self.ended[child.pid] = time.time()
 
 
 def _rank(function: Callable[[Any], Any], config: Any, log_folder: str, parent: int) -> Any:
@@ -192,7 +204,7 @@ def _first_killed(deaths: Deaths) -> tuple[float, type[RankKilled | RankFailed],
 
     Killed is what came from outside; a crash in compiled code is a failure.
     """
-    for rank, (when, code) in sorted(deaths.seen.items(), key=lambda item: item[1]):
+    for when, rank, code in deaths.in_order():
         if code < 0 and -code not in TERMINATED:
             name = signal.Signals(-code).name
             if -code not in FROM_OUTSIDE:

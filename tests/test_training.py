@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from datasets import Dataset
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, TrainerState, TrainingArguments, set_seed
 
+from nbutils import launching
 from nbutils.errors import ModelError, RankKilled
 from nbutils.evaluation import evaluate
 from nbutils.launching import RankFailed, launch
@@ -268,6 +270,18 @@ def all_reduce_until_somebody_is_gone(ending: str) -> None:
 def test_the_rank_that_ended_first_is_named_whatever_the_others_saw(tmp_path, ending, raised, message):
     with pytest.raises(raised, match=message):
         launch(all_reduce_until_somebody_is_gone, ending, processes=2, log_folder=tmp_path)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_named_also_where_torch_collects_it_before_it_was_looked_at(tmp_path, monkeypatch):
+    def late(*arguments):
+        ended = wait(*arguments)
+        time.sleep(2 if ended else 0)
+        return ended
+
+    monkeypatch.setattr(launching, "wait", late)
+    with pytest.raises(RankKilled, match="Rank 1 was ended first, by SIGKILL"):
+        launch(all_reduce_until_somebody_is_gone, "SIGKILL", processes=2, log_folder=tmp_path)
 
 
 @pytest.mark.slow

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -80,14 +86,21 @@ def continued(
     """What the model adds to prompts (number, time), of which `mask` (number, time) is 1 on real tokens, 0 on padding.
 
     The `processor` sees the model's logits first; `settings` go to transformers' generate, which derives each token's
-    position from the mask. None where the model gives no distribution at some step: its logits are not finite.
+    position from the mask. Of what a published model asks for itself (repetition_penalty, min_p, ...) its special
+    tokens alone are heeded: else samples would not have the model's own probabilities. None where the model gives no
+    distribution at some step: its logits are not finite.
     """
+    own = model.generation_config
+    tokens_alone = {name: getattr(own, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    model.generation_config = GenerationConfig(**tokens_alone)
     processors = LogitsProcessorList([_FiniteLogits(), *([processor] if processor else [])])
     try:
         tokens = model.generate(prompts, attention_mask=mask, logits_processor=processors, **settings)
         return tokens[:, prompts.shape[1] :]
     except _NotFiniteError:
         return None
+    finally:
+        model.generation_config = own
 
 
 class _NotFiniteError(ArithmeticError):

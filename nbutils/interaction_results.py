@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from nbutils.arms import named
-from nbutils.interaction.settings import DISTILL, JUDGED, NO_JUDGE, STORY
+from nbutils.interaction.settings import DISTILL, JUDGED, NO_JUDGE, STORY, taught_by
 from nbutils.measures import measure
 from nbutils.statistics import mean_interval
 from nbutils.studies import Arm, Evidence, Judged, Study
@@ -189,9 +189,9 @@ def text_beside(study: Study, arm: Arm) -> Arm | None:
 
 
 def holds_out(arm: Arm) -> bool:
-    """Whether its second judge is another than the first."""
+    """Whether its second judge is another than the first, and none that taught it."""
     params = arm.runs[0].params if arm.runs else {}
-    return params.get("second_judge", NO_JUDGE) not in (NO_JUDGE, params.get("judge"))
+    return params.get("second_judge", NO_JUDGE) not in (NO_JUDGE, params.get("judge"), *taught_by(params).values())
 
 
 def differences(arm: Arm, control: Arm, metric: str) -> list[float]:

@@ -46,7 +46,8 @@ MODEL, PROGRESS, KEPT = "model.safetensors", "progress.json", "run"
 FILES = ("metrics.csv", "audit.csv", "harness.parquet", "minimal_pairs.parquet")
 BEST = "model_best"
 CHANGES_NOTHING = ("run_folder", "data_folder", "report_to", "checkpoint_steps", "checkpoints_kept")
-NAMED = ("model_name", "start_model", "distilling_teacher")  # parameters whose folder's content decides numbers
+# Parameters whose folder's content decides numbers.
+NAMED = ("model_name", "start_model", "distilling_teacher", "correcting_teacher", "judge")
 CANNOT_WRITE = (OSError, SafetensorError, RuntimeError)  # a full disk is each of these, by who writes
 MIB = 2**20
 

@@ -122,7 +122,7 @@ def interaction_numbers(method: str, seed: int) -> dict[str, float]:
     shared = 0.02 * of_seed.normal()
     scores = {"judge": first + shared, "second_judge": second + shared + 0.002 * own.normal()}
     for judge, score in scores.items():
-        numbers |= {f"test_{judge}_score": score, f"test_{judge}_failures": 10.0 * (method == "ppo")}
+        numbers |= {f"test_{judge}_score": score, f"test_{judge}_failures": 0.0}
         numbers |= {f"test_{judge}_{aspect}": score + more for aspect, more in ASPECTS.items()}
     numbers |= {"test_distinct_1": 0.4, "test_distinct_2": 0.7 + 0.01 * of_seed.normal(), "test_repetition": 0.05}
     numbers |= {

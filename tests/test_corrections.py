@@ -225,6 +225,21 @@ def test_the_budget_of_words_is_never_passed(teacher_of, caplog):
     assert "has spent its 10 words" in caplog.text
 
 
+def test_a_server_that_writes_on_and_on_is_cut_and_paid_for_what_was_asked(teacher_of):
+    with chat_server(told(Response("word  " * 100_000, finish_reason="stop"))) as server:
+        teacher = teacher_of(server.url, JudgeLimits(batch_size=2, most_words=100))
+        found = teacher.correct(["p"] * 2, ["a", "b"], [""] * 2, 0, max_tokens=4)
+    assert found.texts == (" word  word  word  word",) * 2
+    assert found.words == 8 and not found.ended.any()
+
+
+def test_half_characters_of_a_server_reach_no_tokenizer(teacher_of):
+    with chat_server(told("a\ud800b")) as server:
+        for _ in range(2):  # asked and kept
+            assert teacher_of(server.url).correct(["p"], ["a"], [""], 0).texts == (" a?b",)
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [

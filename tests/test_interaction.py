@@ -17,7 +17,7 @@ from nbutils.interaction.correctors import HumanCorrector
 from nbutils.interaction.judges import JudgeLimits
 from nbutils.interaction.policy import PolicyModel
 from nbutils.interaction.rewards import Rewarded
-from nbutils.interaction.rollouts import Sampling, sample, without_end
+from nbutils.interaction.rollouts import Rollout, Sampling, sample, without_end
 from nbutils.interaction.rounds import Context, RoundMaker, _seed_of
 from nbutils.preparation import load_data
 from nbutils.rows import plain_rows
@@ -49,6 +49,15 @@ def test_left_padding_changes_no_response(data, name):
     alone = responses(sample(model, data.tokenizer, prompts, replace(sampling, batch_size=1), seed=0))
     assert together == alone
     assert len({tuple(each) for each in alone}) == 5  # the prompts matter
+
+
+def test_samples_have_the_model_s_own_probabilities_whatever_it_was_published_with(data):
+    model, prompts = student(data, sharp=1.5), prompts_of(data, (5, 5, 5))
+    plain = responses(sample(model, data.tokenizer, prompts, Sampling(8), seed=2))
+    for name, value in (("repetition_penalty", 5.0), ("min_p", 0.9), ("no_repeat_ngram_size", 1), ("typical_p", 0.1)):
+        setattr(model.generation_config, name, value)
+        assert responses(sample(model, data.tokenizer, prompts, Sampling(8), seed=2)) == plain
+        assert getattr(model.generation_config, name) == value  # and it keeps what it was published with
 
 
 @pytest.mark.parametrize("name", ["micro", "llama3-micro"])
@@ -164,8 +173,6 @@ class Scripted:
         self.tokenizer, self.text = data.tokenizer, text
 
     def __call__(self, model, tokenizer, prompts, sampling, seed):
-        from nbutils.interaction.rollouts import Rollout
-
         end = self.tokenizer.eos_token_id
         tokens = np.array([*self.tokenizer.encode(self.text), end], np.int64)
         decode = self.tokenizer.decode
@@ -252,6 +259,32 @@ def test_only_who_ends_by_themselves_is_learned_to_end_from(ledger, data):
     assert decode(examples[0]["input_ids"]) == "<|endoftext|>abc de fa ga ha"  # the document goes on beyond the block
 
 
+def test_a_preference_looks_at_ends_only_where_both_have_one(data, tmp_path):
+    """Student and teacher end by one law; a pair of which one was cut must teach nothing of ending."""
+    generator, end = np.random.default_rng(0), data.tokenizer.eos_token_id
+    words = [token for token in range(100) if token != end]
+    given = settings("simpo", prompts_per_round=400, response_tokens=32)
+    maker = RoundMaker(given, None, data.tokenizer, [], tmp_path, None, None, 0, 8)
+    contexts = [maker.context(np.full(40, words[0])) for _ in range(400)]
+
+    def written():
+        length = 7 + generator.geometric(1 / 32)
+        tokens = generator.choice(words, min(length, 32))
+        return (np.append(tokens, end) if length < 32 else tokens), length < 32
+
+    said = [Rollout(contexts[0].prompt, written()[0], "", "") for _ in contexts]
+    corrected = [maker._cut(without_end(text, end), each, ended) for each in said for text, ended in [written()]]
+    pairs = maker._corrected(contexts, said, corrected)
+    of_preference = {}
+    for name, mask in (("input_ids", "response"), ("rejected_ids", "rejected")):
+        scored = [pair[name][1:][pair[mask][:-1] > 0] for pair in pairs]
+        of_preference[name] = np.array([tokens[-1] == end for tokens in scored])
+    assert len(pairs) == 400 and 0.05 < of_preference["input_ids"].mean() < 0.3
+    assert np.array_equal(of_preference["input_ids"], of_preference["rejected_ids"])
+    ends = np.array([text[-1] == end for text in corrected])  # cross entropy learns them all
+    assert np.array_equal([pair["labels"][-1] == end for pair in pairs], ends) and ends.mean() > 0.35
+
+
 def test_a_student_that_says_nothing_is_not_corrected(ledger, data, monkeypatch):
     from nbutils.interaction.rounds import read_rounds
 
@@ -266,13 +299,13 @@ def test_a_response_of_a_person_ends_at_its_document_s_end(ledger, data):
     human_to_teacher, teacher_to_student, human_to_student = examples[:3]
     for pair, name in ((human_to_teacher, "input_ids"), (human_to_student, "input_ids")):
         assert decode(pair[name]) == "<|endoftext|>abc de fa ga ha<|endoftext|>"
-    assert decode(teacher_to_student["rejected_ids"]) == "<|endoftext|>abc deka la ma bc<|endoftext|>"
+    assert decode(human_to_student["rejected_ids"]) == "<|endoftext|>abc deka la ma bc<|endoftext|>"
     written = teacher_to_student["input_ids"]  # an end token spelled in a teacher's text is text
     assert written.tolist().count(end) == 1
     assert np.array_equal(human_to_teacher["rejected_ids"], written)
     assert len(examples) == 6  # three pairs for each of two prompts
     assert decode(written).startswith("<|endoftext|>abc de na<|end")
-    said = teacher_to_student["rejected_ids"]  # the teacher may use as many tokens; where it was cut, it did not end
-    assert len(written) == len(said) - 1 and said[-1] == end
+    said = teacher_to_student["rejected_ids"]  # the teacher may use as many tokens; where it was cut, neither ends
+    assert len(written) == len(said) and said[-1] != end
     _, (examples, _) = ledger("text")
     assert decode(examples[0]["input_ids"]) == "<|endoftext|>abc de fa ga ha<|endoftext|>other text"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from small_interaction import settings
-from small_judges import write_model
+from small_judges import use_server, write_model
 
 from nbutils.errors import ModelError, ParameterError
 from nbutils.interaction.settings import Interaction, check_interaction
@@ -61,6 +63,11 @@ from nbutils.interaction.settings import Interaction, check_interaction
             {"method": "rloo", "samples_per_prompt": 2, "top_p": 1.0, "passes": 2},
             "method rloo learns from samples of the policy as it is; after a pass over them they are another's. "
             "Set passes, which is 2, to 1.",
+        ),
+        (
+            {"method": "ppo", "top_p": 1.0, "prompts_per_round": 64, "kl_horizon": 12},
+            "kl_horizon 12 is too short for rounds of 64 samples: one round could take the whole price of KL away. "
+            "Set it above 12.8.",
         ),
     ],
 )
@@ -127,6 +134,28 @@ def test_a_judge_or_teacher_with_too_few_positions_is_told_before_it_starts(shor
     assert message.format(short) in str(caught.value)
     if given.get("prompts") != "story":
         check_interaction({**given, "prompt_tokens": 3})
+
+
+@pytest.mark.parametrize(
+    "changes, role",
+    [
+        ({"correcting_teacher": "{}"}, "correcting_teacher"),
+        ({"method": "simpo_judge", "samples_per_prompt": 2, "judge": "{}"}, "judge"),
+        ({"method": "simpo_judge", "samples_per_prompt": 2, "judge": "rule", "second_judge": "rule"}, "judge"),
+        ({"correcting_teacher": "server", "second_judge": "server"}, "correcting_teacher"),
+        ({"correcting_teacher": "server", "second_judge": "{}"}, "correcting_teacher"),  # in memory the same model
+    ],
+)
+def test_a_judge_that_teaches_holds_nothing_out(short, monkeypatch, changes, role):
+    use_server(monkeypatch, "http://127.0.0.1:9/v1", model=str(Path(short).resolve()))
+    other = f"{short}/../{Path(short).name}"  # the same folder by another name
+    given = {**PARAMS, "prompt_tokens": 4, "response_tokens": 8, "second_judge": other, **changes}
+    given = {name: short if value == "{}" else value for name, value in given.items()}
+    with pytest.raises(ParameterError, match=f"is to hold out, and method {given['method']} learns from it as {role}."):
+        check_interaction(given)
+    check_interaction({**given, "second_judge": "rule_plain"})
+    if role == "correcting_teacher":  # which text alone has none of
+        check_interaction({**given, "method": "text"})
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -142,6 +143,34 @@ def test_an_empty_completion_has_the_lowest_grade_and_costs_nothing():
     assert (found.words, found.not_asked, found.failures) == (2, 1, 0)
 
 
+def test_empty_completions_are_no_scores_where_there_are_no_others():
+    failed = CountingJudge().score(["p"] * 3, ["", "bad", "bad bad"])
+    assert not failed.ok.any() and (failed.failures, failed.not_asked) == (2, 1)
+    spent = CountingJudge(JudgeLimits(most_words=2)).score(["p"] * 5, ["", "a", "", "b", ""])
+    assert spent.ok.tolist() == [True, True, True, False, False]  # else those behind would be all there is
+    assert CountingJudge().score(["p"] * 2, ["", " "]).scores.tolist() == [0.0, 0.0]
+
+
+def test_empty_completions_say_nothing_of_the_judges():
+    generator = random.Random(1)
+    texts = [f"{number} " + "word " * generator.randint(0, 9) for number in range(200)] + [""] * 200
+    first, second = RandomJudge(2).score([""] * 400, texts), RandomJudge(3).score([""] * 400, texts)
+    assert first.ok.all() and first.by_judge.sum() == 200
+    assert agreement(first, second).texts == 200
+    assert abs(agreement(first, second).correlation) < 0.2 and abs(length_correlation(first, texts)) < 0.2
+
+
+class RandomJudge(ScoringJudge):
+    """Grades that depend on nothing."""
+
+    def __init__(self, seed):
+        super().__init__("random", ASPECTS, JudgeLimits())
+        self.generator = random.Random(seed)
+
+    def ask(self, texts, missing):
+        yield {index: Reply((self.generator.random(),) * len(ASPECTS), "") for index in missing}
+
+
 def test_the_budget_of_seconds_is_kept(caplog):
     judge = CountingJudge(JudgeLimits(most_seconds=0.12), seconds=0.05)
     found = judge.score(["p"] * 20, [str(i) for i in range(20)])
@@ -187,6 +216,15 @@ def test_a_damaged_cache_is_set_aside_and_rows_that_lie_are_not_believed(tmp_pat
             judge.asked.clear()
             assert judge.score(["p"], ["a"]).scores.tolist() == [0.75]
             assert judge.asked == ["a"]
+            if damage == "{":
+                assert judge.score(["p"], ["a"]).ok.all() and judge.asked == ["a"]  # it was kept anew
+
+
+def test_a_cache_that_goes_away_costs_its_keeping_alone(tmp_path, caplog):
+    judge = CountingJudge(cache=ReplyCache(tmp_path / "cache"))
+    shutil.rmtree(tmp_path / "cache")
+    assert judge.score(["p"], ["a"]).ok.all() and judge.score(["p"], ["b"]).ok.all()
+    assert caplog.text.count("Replies of judges cannot be read") == 1
 
 
 def test_a_cache_that_cannot_be_written_is_refused(tmp_path):

@@ -97,8 +97,8 @@ def test_numbers_of_hardly_any_mass_are_no_grades_and_it_is_told(model_folder, t
     bounded, free = JudgeLimits(), ANY_MASS
     judge = make_judge(str(model_folder), "weekly", tmp_path, bounded)
     found = judge.score(["Once", "Once"], [" a girl", ""])
-    assert found.ok.tolist() == [False, True] and found.failures == 1 and found.words == 4
-    assert found.scores[1] == 0 and "lowest grade" in found.raw[1]
+    assert found.ok.tolist() == [False, False] and found.failures == 1 and found.words == 4
+    assert "no other text has a grade" in found.raw[1]
     assert 0 < found.number_mass[0] < 0.1 and np.isnan(found.number_mass[1])
     assert "it would write something else: coherence" in found.raw[0] and "say little" not in caplog.text
     release_models()

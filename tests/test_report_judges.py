@@ -44,7 +44,8 @@ def test_reward_hacking_is_a_warning_with_both_gains(study):
     told = f"{np.mean(found[1]):+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−")
     text = text_of(html)
     assert html.data.startswith('<div class="warning">') and html.data.count("warning") == 1
-    assert "Reward hacking in SimPO by the judge. It has learned what its judge likes" in text and told in text
+    assert "Reward hacking in SimPO by the judge: against text alone" in text and told in text
+    assert ". It has learned what its judge likes, not to write better." in text
     assert f"says {np.mean(found[0]):+.3f} [" in text
     assert "PPO: against text alone the judge it learned from says −0.200" in text and "imitation" not in text
     other = with_arm(study, with_params(arm(study, "PPO"), judged_samples=20))
@@ -71,8 +72,8 @@ def test_stories_are_judged_of_every_arm_and_check_who_learned_from_them(study):
     assert "not asked" not in aspects.data
     assert row_of(arm_table(told), "imitation")[4:6] == ["–", "–"]
     text = text_of(gains(told))
-    assert "Reward hacking in PPO. It has learned what its judge likes" in text
-    assert "against text alone the judge it learned from says +0.400" in text and "on stories, the held-out" in text
+    assert "Reward hacking in PPO: against text alone the judge it learned from says +0.400" in text
+    assert "on stories, the held-out" in text
     row = row_of(judge_table(told), ">PPO")
     assert row[4] == "0.10" and row[5] == "0.20 (n 48)"  # of stories
     assert row_of(judge_table(told), "text alone")[4].startswith("0.90")  # of contexts
@@ -115,7 +116,8 @@ def test_a_gain_both_judges_see_and_one_within_noise_are_no_gains(study):
             run.__dict__["result"]["test_ce_loss"] = text["test_ce_loss"] + noise
     told = [text_of(gains(with_arm(study, replace(hacked, runs=runs)))) for runs in gained]
     assert "Both see the gain." in told[0] and "Reward hacking" not in told[0]
-    assert "Perhaps, for the second is within the noise of seeds: it has learned" in told[1]
+    assert "The second sees no gain; perhaps it has learned what its judge likes" in told[1]
+    assert "Reward hacking" not in told[1]  # the second's difference is within the noise of seeds
     assert "The first is no gain beyond the noise of seeds." in told[2] and "Reward hacking" not in told[2]
 
 
@@ -145,7 +147,7 @@ def test_failures_length_and_agreement_in_words(study):
     row = row_of(html, "SimPO by the judge")
     assert row[2:6] == ["0.00 (0 of 120)", "–", "0.80 (n 90)", "0.10 (n 120)"]
     assert row_of(html, "imitation")[3] == "15 (of 120)" and row_of(html, "SimPO on")[3] == "0 (of 120)"
-    assert row[6] == "scores follow length: 0.80 the held-out judge hardly agrees: 0.10, which may be chance"
+    assert row[6] == "scores follow length: 0.80 agreement with the held-out judge may be chance: 0.10"
     row = row_of(html, ">PPO")
     assert row[2] == "25.00 (30 of 150)" and row[6].startswith("fails often: 25 % length: 0.10, which may be chance")
     assert row_of(html, "text alone")[2] == "–"  # no judge was asked while it learned
@@ -159,6 +161,21 @@ def test_an_interval_of_correlations_is_one(study):
         run.__dict__["result"] |= {"judge_length_correlation": value}
     low = scipy.stats.ttest_1samp([0.9, 0.5, 0.9], 0).confidence_interval(0.95).low
     assert row_of(judge_table(with_arm(study, text)), "text alone")[4] == f"0.77 [{low:.2f}, 1.00] (n 90)"
+
+
+def test_what_a_judge_left_out_at_the_end_is_shown(study):
+    """There the verdicts come from: a mean over what is left may be one over another kind of text."""
+    assert "at the end" not in judge_table(study).data.split("<caption")[0]
+    failures = {"test_judge_failures": 0, "test_second_judge_failures": 5, "test_story_second_judge_failures": 1}
+    row = row_of(judge_table(with_arm(study, changed(arm(study, "imitation (SFT)"), **failures))), "imitation")
+    assert row[4] == "(held out: 18 of 120)"  # of three seeds
+    assert row[-1].startswith("at the end the held-out judge gave 15 % no score ")
+
+
+@pytest.mark.parametrize("number, told", [(16, "may be chance: 0.45"), (30, "judge agrees in part: 0.45")])
+def test_of_few_texts_no_agreement_is_claimed(study, number, told):
+    few = changed(arm(study, "text alone"), judges_agreement=0.45, judges_agreement_samples=number / 3)
+    assert told in row_of(judge_table(with_arm(study, few)), "text alone")[-1]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,12 @@ import json
 import logging
 import socket
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from html import escape
+from threading import Thread
+from urllib.parse import quote_plus
 
 import numpy as np
 import pytest
@@ -106,6 +110,37 @@ def test_hostile_replies_give_no_score_and_no_harm(judge_of, response):
     assert len(server.requests) == 1  # what cannot be read is not asked for again
 
 
+def test_an_error_is_asked_again_whatever_its_status(judge_of):
+    overloaded = Response(body=b'{"error": {"message": "overloaded"}}')
+    with chat_server(told(overloaded, WEEKLY)) as server:
+        assert judge_of(server.url).score(["a"], ["b"]).scores.tolist() == [SCORE]
+        assert len(server.requests) == 2
+        server.answer = told(overloaded)
+        judge = judge_of(server.url, JudgeLimits(retries=0))
+        assert judge.score(["a"], ["c"]).raw == ('{"error": {"message": "overloaded"}}',)
+        server.answer = told(WEEKLY)
+        assert judge.score(["a"], ["c"]).ok.all()  # it was not kept
+
+
+@pytest.mark.parametrize(
+    ("listed", "grade"),
+    [
+        ([("7", -(10**400))], 7),  # a whole number that no float holds
+        ([("7", 1e-9), ("3", -30.0)], 7),  # rounded above 0
+        ([("3", -0.01)], 7),  # what was written is not among them
+        ([("7", -9999.0), ("3", -0.01)], 7),  # nor likely at all
+        ([("7", 0.5), ("3", -0.01)], 7),  # no log-probability
+        ([("7", float(np.log(0.25))), ("3", float(np.log(0.75)))], 4),
+    ],
+)
+def test_log_probabilities_that_lie_leave_the_grade_that_was_written(judge_of, listed, grade):
+    tokens = [{"token": part, "top_logprobs": []} for part in ("coherence", ": ", "7")]
+    tokens[2]["top_logprobs"] = [{"token": token, "logprob": logprob} for token, logprob in listed]
+    with chat_server(told(Response(WEEKLY, tokens))) as server:
+        found = judge_of(server.url).score(["a"], ["b"])
+    assert found.aspects["coherence"].tolist() == pytest.approx([grade / 10])
+
+
 def test_odd_log_probabilities_do_no_harm(judge_of):
     for tokens in ([None, 7], [{"token": 7}], [{"token": "coherence: 7", "top_logprobs": [[]]}]):
         with chat_server(told(Response(WEEKLY, tokens))) as server:
@@ -161,9 +196,9 @@ def test_a_server_that_asks_for_too_much_time_is_given_up(judge_of):
             assert not judge_of(server.url, folder=wanted[:3]).score(["a"], ["b"]).ok.any()
             assert time.monotonic() - start < 3
             assert len(server.requests) == 1
-    for odd in ("soon", "-5", "nan", ""):
+    for odd in ("soon", "-5", "nan", "", "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"):
         with chat_server(told(Response(status=429, headers={"retry-after": odd}), WEEKLY)) as server:
-            assert judge_of(server.url, folder=f"odd{odd}").score(["a"], ["b"]).ok.all()
+            assert judge_of(server.url, folder=f"odd{odd[:4]}").score(["a"], ["b"]).ok.all()
 
 
 @pytest.mark.parametrize("slow", [Response(WEEKLY, seconds=30), Response(WEEKLY, drip=0.05)])
@@ -176,7 +211,34 @@ def test_time_outs_count_from_the_request_to_its_last_byte(judge_of, slow):
     with chat_server(told(slow)) as server:
         found = judge_of(server.url, limits, "other").score(["a"], ["b"])
         assert len(server.requests) == 2
-    assert found.raw == ("no reply in 0.3 seconds",)
+    assert found.raw == ("no whole reply in 0.3 seconds",)
+
+
+@pytest.mark.parametrize(
+    "drops", [b"X-Slow: " + b"y" * 10_000, b"Transfer-Encoding: chunked\r\n\r\n5;" + b"x" * 10_000]
+)
+def test_a_reply_that_drips_where_nobody_reads_it_is_cut_off_too(judge_of, drops):
+    """In its headers, or in the extension of a chunk: httpx gives nothing out before they are whole."""
+
+    def drip(listening):
+        connection, _ = listening.accept()
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 200 OK\r\n")
+            with suppress(OSError):  # it was cut off
+                for byte in drops:
+                    connection.sendall(bytes([byte]))
+                    time.sleep(0.02)
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        Thread(target=drip, args=(listening,), daemon=True).start()
+        start = time.monotonic()
+        judge = judge_of(
+            f"http://127.0.0.1:{listening.getsockname()[1]}/v1", JudgeLimits(timeout_seconds=0.4, retries=0)
+        )
+        found = judge.score(["a"], ["b"])
+        assert 0.4 <= time.monotonic() - start < 3
+    assert found.raw == ("no whole reply in 0.4 seconds",)
 
 
 def test_a_budget_of_seconds_ends_waiting_too(judge_of, caplog):
@@ -293,6 +355,26 @@ def test_the_key_is_in_no_log_no_reply_no_cache(judge_of, caplog, tmp_path):
     for shown in (caplog.text, str(found), repr(judge), repr(vars(judge)), str(caught.value), kept.decode("latin-1")):
         assert KEY not in shown
         assert KEY[:12] not in shown
+
+
+def in_json(key):
+    return json.dumps(key)[1:-1]
+
+
+@pytest.mark.parametrize("spelled", [in_json, lambda key: in_json(key).replace("/", r"\/"), escape, quote_plus])
+def test_a_key_that_is_spelled_otherwise_is_not_shown_either(judge_of, spelled):
+    key = 'sk-/a"b&c/0123456789'
+    response = Response(status=401, body=f"wrong: {spelled(key)}".encode())
+    with chat_server(told(response)) as server, pytest.raises(ModelError, match=r"wrong: \[key\]"):
+        judge_of(server.url, key=key).score(["a"], ["b"])
+
+
+def test_no_proxy_hears_of_a_server_on_this_machine(judge_of, monkeypatch):
+    with chat_server(told(WEEKLY)) as proxy, chat_server(told(WEEKLY)) as server:
+        monkeypatch.setenv("HTTP_PROXY", proxy.url.removesuffix("/v1"))
+        monkeypatch.setenv("NO_PROXY", "")
+        assert judge_of(server.url).score(["a"], ["b"]).ok.all()
+        assert (len(server.requests), len(proxy.requests)) == (1, 0)
 
 
 @pytest.mark.parametrize(

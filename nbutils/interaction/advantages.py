@@ -14,8 +14,8 @@ from torch import Tensor
 
 from nbutils.errors import ParameterError
 from nbutils.interaction.losses import kl_estimate
+from nbutils.interaction.settings import LARGEST_ERROR
 
-LARGEST_ERROR = 0.2  # of the KL, relative to its target, that one update answers to (Ziegler et al. 2019)
 SMALLEST_VARIANCE = 1e-8  # added when advantages are divided by their deviation
 
 

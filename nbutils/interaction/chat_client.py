@@ -3,8 +3,9 @@
     WORKBOOK_JUDGE_URL=http://localhost:8000/v1  WORKBOOK_JUDGE_MODEL=meta-llama/Llama-3.1-8B-Instruct
     WORKBOOK_JUDGE_KEY=...                       where the server wants one
 
-The key goes into one header of requests to that URL and nowhere else: no redirect is followed, and what a server says
-is shown without it. A reply is read up to MOST_BYTES and not beyond.
+The key goes into one header of requests to that URL and nowhere else: no redirect is followed, no proxy is asked for a
+server on this machine, and what a server says is shown without it. A reply is read up to MOST_BYTES and not beyond, and
+a request ends at its time-out, however slowly its reply drips in.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from html import escape
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from nbutils.errors import ModelError, ParameterError
+from nbutils.interaction.deadline import Deadline
 from nbutils.interaction.limits import Budget, JudgeLimits
 from nbutils.plaintext import shortened, visible
 
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 URL, KEY, MODEL = "WORKBOOK_JUDGE_URL", "WORKBOOK_JUDGE_KEY", "WORKBOOK_JUDGE_MODEL"
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 AT_ONCE = 8  # requests, at most
 MOST_BYTES = 1 << 20  # of a reply: a judge's with all its log-probabilities has a tenth of it
 FIRST_WAIT, LONGEST_WAIT = 0.5, 120.0  # seconds before a request is sent again; it doubles each time
@@ -103,8 +107,13 @@ class Answer:
         """The first choice's text, None where there is none."""
         match self.content:
             case {"choices": [{"message": {"content": str(text)}}, *_]}:
-                return text
+                return text.encode("utf-8", "replace").decode()  # no tokenizer takes half characters
         return None
+
+    @property
+    def is_error(self) -> bool:
+        """Whether the server says that something went wrong, which some do with status 200."""
+        return isinstance(self.content, dict) and "error" in self.content and "choices" not in self.content
 
     @property
     def ended(self) -> bool:
@@ -132,8 +141,10 @@ class ChatClient:
         self._heard_of = False  # whether it ever answered
         self._in_a_row = 0
         self._stop = threading.Event()
+        self._spellings = _spellings(settings.key)
         host = urlsplit(settings.url)
-        if settings.key and host.scheme == "http" and host.hostname not in ("localhost", "127.0.0.1", "::1"):
+        self._is_here = host.hostname in LOOPBACK
+        if settings.key and host.scheme == "http" and not self._is_here:
             logger.warning("The key for %s goes over http, where others on the way can read it.", host.hostname)
 
     def answers(self, requests: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Answer]]:
@@ -147,7 +158,8 @@ class ChatClient:
         self._stop.clear()
         self._in_a_row = 0
         workers = min(AT_ONCE, self.limits.batch_size, len(requests))
-        with httpx.Client(follow_redirects=False, timeout=self.limits.timeout_seconds) as client:
+        fresh = httpx.Limits(max_keepalive_connections=0)  # a connection for each request, which may be closed
+        with httpx.Client(follow_redirects=False, limits=fresh, trust_env=not self._is_here) as client:
             pool = ThreadPoolExecutor(workers)
             try:
                 jobs = {pool.submit(self._answer, client, request): index for index, request in enumerate(requests)}
@@ -222,38 +234,41 @@ class ChatClient:
         import httpx
 
         body = {"model": self.settings.model} | request
+        deadline = Deadline(seconds)
         try:
-            status, headers, content = self._post(client, body, seconds)
+            with deadline:
+                status, headers, content = self._post(client, body, seconds, deadline)
         except httpx.ConnectError as error:
             return Answer(failure=self._shown(f"no connection: {error}"), connected=False), 0.0
-        except (httpx.TimeoutException, TimeoutError):
-            return Answer(failure=f"no reply in {seconds:.3g} seconds"), 0.0
         except (httpx.HTTPError, httpx.InvalidURL) as error:
+            if deadline.passed or isinstance(error, httpx.TimeoutException):
+                return Answer(failure=f"no whole reply in {seconds:.3g} seconds"), 0.0
             return Answer(failure=self._shown(f"{type(error).__name__}: {error}")), 0.0
         if status != 200:
             return self._refusal(status, headers, content or "", body)
         if content is None:
             return Answer(failure=f"a reply of more than {MOST_BYTES} bytes, which was not read", status=status), None
         try:
-            return Answer(self._read(content), status=status), None
+            answer = Answer(self._read(content), status=status)
         except (ValueError, RecursionError):
             return Answer(failure=f"no JSON: {self._shown(content)}", status=status), None
+        return (Answer(failure=self._shown(content), status=status), 0.0) if answer.is_error else (answer, None)
 
-    def _post(self, client: httpx.Client, body: Mapping[str, Any], seconds: float) -> tuple[int, Any, str | None]:
-        """Status, headers, and the content without the key; None where it is too long. Raises TimeoutError."""
+    def _post(
+        self, client: httpx.Client, body: Mapping[str, Any], seconds: float, deadline: Deadline
+    ) -> tuple[int, Any, str | None]:
+        """Status, headers, and the content without the key; None where it is too long."""
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if self.settings.key:
             headers["Authorization"] = f"Bearer {self.settings.key}"
-        deadline = time.monotonic() + seconds
         url, content = f"{self.settings.url}/chat/completions", bytearray()
         sent = json.dumps(body).encode()  # half characters as escapes
-        with client.stream("POST", url, content=sent, headers=headers, timeout=seconds) as response:
+        given = {"content": sent, "headers": headers, "timeout": seconds, "extensions": {"trace": deadline.trace}}
+        with client.stream("POST", url, **given) as response:
             for chunk in response.iter_raw():  # as it comes: unpacking could make it any size
                 content += chunk
                 if len(content) > MOST_BYTES:
                     return response.status_code, response.headers, None
-                if time.monotonic() > deadline:
-                    raise TimeoutError
         return response.status_code, response.headers, self._without_key(content.decode("utf-8", "replace"))
 
     def _refusal(self, status: int, headers: Any, content: str, body: Mapping[str, Any]) -> tuple[Answer, float | None]:
@@ -271,7 +286,9 @@ class ChatClient:
         return shortened(visible(self._without_key(text[:2000])), 200)
 
     def _without_key(self, text: str) -> str:
-        return text.replace(self.settings.key, "[key]") if len(self.settings.key) >= SHORTEST_SECRET else text
+        for spelling in self._spellings:
+            text = text.replace(spelling, "[key]")
+        return text
 
 
 def _without(request: Mapping[str, Any], options: Iterable[str]) -> dict[str, Any]:
@@ -283,6 +300,14 @@ def _without(request: Mapping[str, Any], options: Iterable[str]) -> dict[str, An
     return body
 
 
+def _spellings(key: str) -> tuple[str, ...]:
+    """How a server may write the key: as it is, in JSON, in an address, in HTML."""
+    if len(key) < SHORTEST_SECRET:
+        return ()
+    in_json = json.dumps(key)[1:-1]
+    return tuple(dict.fromkeys((key, in_json, in_json.replace("/", r"\/"), quote(key, safe=""), escape(key))))
+
+
 def _retry_after(value: str) -> float:
     """Seconds that a server wants to be left alone: a number or a date, 0 where it says neither."""
     try:
@@ -291,5 +316,5 @@ def _retry_after(value: str) -> float:
         pass
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0.0

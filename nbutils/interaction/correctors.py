@@ -266,7 +266,8 @@ class ServerCorrector(WritingCorrector):
             elif answer.text is None or not answer.text.strip():
                 yield indices[place], Text(None, "a reply without a text")
             else:
-                yield indices[place], Text(_joined(draft.prompt, answer.text), answer.text, ended=answer.ended)
+                text, rest = _first_words(answer.text.strip(), draft.max_tokens)
+                yield indices[place], Text(_joined(draft.prompt, text), text, ended=answer.ended and not rest)
 
     def _request(self, draft: Draft) -> dict[str, object]:
         return {
@@ -289,6 +290,13 @@ def _read(kept: object) -> Text | None:
         case {"text": str() | None as text, "raw": str(raw), "ended": bool(ended)}:
             return Text(text, raw, ended=ended)
     return None
+
+
+def _first_words(text: str, most: int) -> tuple[str, str]:
+    """Text and rest: a server that does not keep to so many tokens has written more words than they could hold."""
+    words = text.split(None, most)
+    rest = words[most] if len(words) > most else ""
+    return text[: len(text) - len(rest)].rstrip(), rest
 
 
 def _joined(prompt: str, text: str) -> str:

@@ -109,9 +109,15 @@ class PromptedModel:
     def clean(self, text: str) -> str:
         """A text as a model may read it: no half characters, no special tokens."""
         text = text.encode("utf-8", "replace").decode()
-        for token in self.tokenizer.all_special_tokens:
+        for token in self._special_tokens:
             text = text.replace(token, f"{token[:1]} {token[1:]}")
         return text
+
+    @cached_property
+    def _special_tokens(self) -> tuple[str, ...]:
+        """Those with a role (BOS, EOS) and all that a template may use, as Llama's <|start_header_id|>."""
+        added = (str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special)
+        return tuple(dict.fromkeys((*self.tokenizer.all_special_tokens, *added)))
 
     def ids(self, text: str, front: bool = True) -> list[int]:
         """The tokens of a rendered text, whose special tokens count; in `front` the one BOS there is to be."""

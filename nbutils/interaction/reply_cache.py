@@ -48,7 +48,8 @@ class ReplyCache:
     def get(self, keys: Sequence[str]) -> dict[str, Any]:
         """The replies there are, by key; rows that are no JSON count as not there."""
         found: dict[str, Any] = {}
-        with self._connected("read") as connection:
+        damaged = []
+        with self._told("read"), self._connected() as connection, connection:
             for start in range(0, len(keys), ASKED_AT_ONCE):
                 some = keys[start : start + ASKED_AT_ONCE]
                 marks = ",".join("?" * len(some))
@@ -56,19 +57,22 @@ class ReplyCache:
                     try:
                         found[key] = json.loads(reply)
                     except ValueError:
-                        logger.warning("A reply in %s is damaged; it is asked for again.", relative(self.path))
+                        damaged.append((key, reply))
+            if damaged:
+                logger.warning("Replies in %s are damaged; they are asked for again.", relative(self.path))
+                connection.executemany("DELETE FROM replies WHERE key = ? AND reply = ?", damaged)
         return found
 
     def put(self, replies: Mapping[str, Any]) -> None:
         """Keep replies that JSON can hold, all or none. The first reply to a key stands: others may have read it."""
         rows = [(key, json.dumps(reply)) for key, reply in replies.items()]
-        with self._connected("kept") as connection, connection:
+        with self._told("kept"), self._connected() as connection, connection:
             connection.executemany("INSERT OR IGNORE INTO replies VALUES (?, ?)", rows)
 
     def _open(self) -> None:
         for attempt in (1, 2):
             try:
-                with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS)) as connection, connection:
+                with self._connected() as connection, connection:
                     connection.execute(SCHEMA)
                     connection.execute("SELECT key, reply FROM replies LIMIT 1").fetchone()
                 return
@@ -86,12 +90,14 @@ class ReplyCache:
         self.path.rename(aside)
         logger.warning("%s is damaged (%s). It is now %s; replies are kept anew.", FILE, error, relative(aside))
 
+    def _connected(self) -> closing[sqlite3.Connection]:
+        return closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS))
+
     @contextmanager
-    def _connected(self, what: str) -> Iterator[sqlite3.Connection]:
-        """A connection; a cache that fails costs no run its replies, only their keeping."""
+    def _told(self, what: str) -> Iterator[None]:
+        """A cache that fails inside costs no run its replies, only their keeping; the log tells once."""
         try:
-            with closing(sqlite3.connect(self.path, timeout=BUSY_SECONDS)) as connection:
-                yield connection
+            yield
         except sqlite3.Error as error:
             if not self._failed:
                 logger.warning("Replies of judges cannot be %s in %s (%s).", what, relative(self.path), error)

@@ -148,7 +148,7 @@ class RoundMaker:
         judged = self.judge.score([each.prompt_text for each in rollouts], [each.text for each in rollouts])
         self.row["judging_seconds"] = time.perf_counter() - start
         known = judged.scores[judged.ok]
-        self.row |= {"scored": len(known), "failures": judged.failures}
+        self.row |= {"scored": int(judged.by_judge.sum()), "failures": judged.failures}
         self.row["not_asked"] += judged.not_asked
         if len(known):
             self.row |= {"reward": float(known.mean()), "reward_sd": float(known.std())}
@@ -212,9 +212,9 @@ class RoundMaker:
                 human = context.response(end)
                 self._spend("human", [self._text(human)])
                 pairs = [(human, better), (better, worse), (human, worse)]
-            apart = [pair for pair in pairs if not np.array_equal(*pair)]
+            apart = [pair for pair in pairs if not np.array_equal(*(without_end(each, end) for each in pair))]
             chosen = [apart[i % len(apart)] for i in range(len(pairs) if apart else 0)]  # each prompt as many
-            examples += [pair_example(context.prompt, *pair) for pair in chosen]
+            examples += [_pair(context.prompt, *pair, end) for pair in chosen]
         return examples
 
     def _ranked(self, rollouts: Sequence[Rollout], judged: Judged) -> list[Example]:
@@ -256,6 +256,19 @@ class RoundMaker:
             record["raw"] = judged.raw[index][:RAW_CHARACTERS] if judged is not None else ""
             kept.append(json.dumps(record, ensure_ascii=False))
         atomic_write(path, "".join(f"{line}\n" for line in kept))
+
+
+def _pair(prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, end: int | None) -> Example:
+    """A pair whose preference looks at end tokens only where both have one.
+
+    The other one may have been cut, and a student would learn from where texts were cut to end its own later or
+    sooner. Cross entropy learns the end of the chosen one all the same.
+    """
+    ends = len(chosen) > len(without_end(chosen, end))
+    example = pair_example(prompt, chosen, rejected if ends else without_end(rejected, end))
+    if ends and len(rejected) == len(without_end(rejected, end)):
+        example["response"][len(prompt) + len(chosen) - 2] = 0  # the place that predicts the end
+    return example
 
 
 def read_rounds(run_folder: Path) -> list[dict[str, str]]:

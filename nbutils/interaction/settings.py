@@ -13,6 +13,7 @@ rloo          the same, each sample against the others of its prompt  judge
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -32,6 +33,7 @@ NO_JUDGE = "none"
 STORY, CONTEXTS = "story", "contexts"
 AT_LEAST_ONE = ("rounds", "prompts_per_round", "samples_per_prompt", "prompt_tokens", "response_tokens", "passes")
 WEIGHTS = ("sft_weight", "gamma", "score_margin", "kl_coefficient", "value_weight", "length_weight", "kl_stop")
+LARGEST_ERROR = 0.2  # of the KL, relative to its target, that one update of its price answers to (Ziegler et al. 2019)
 END_TOKENS = 1  # of a sequence, before the prompt; that of a response is one of its tokens
 
 
@@ -153,6 +155,12 @@ class Interaction:
         self._check_together()
 
     def _check_together(self) -> None:
+        samples = self.prompts_per_round * self.samples_per_prompt
+        if self.method == "ppo" and self.kl_horizon <= LARGEST_ERROR * samples:
+            raise ParameterError(
+                f"kl_horizon {self.kl_horizon} is too short for rounds of {samples} samples: one round could take the "
+                f"whole price of KL away. Set it above {LARGEST_ERROR * samples:g}."
+            )
         if self.method == "rloo" and self.passes != 1:
             raise ParameterError(
                 "method rloo learns from samples of the policy as it is; after a pass over them they are another's. "
@@ -219,6 +227,39 @@ class Interaction:
         self.check_lengths(longest, positions, story, whose=f"{what} {name!r}")
 
 
+def taught_by(params: Mapping[str, Any]) -> dict[str, str]:
+    """Whom the student of a variant of 06_interaction learns from, by the parameter; empty of text alone."""
+    roles = {"judge": JUDGED, "correcting_teacher": CORRECTED, "distilling_teacher": (DISTILL,)}
+    return {role: params[role] for role, methods in roles.items() if params.get("method") in methods and role in params}
+
+
+def check_held_out(params: Mapping[str, Any]) -> None:
+    """Raise ParameterError where the second judge, which is to look on alone, teaches the student."""
+    from nbutils.interaction.judges import RULE, RULE_PLAIN
+
+    second = params.get("second_judge", NO_JUDGE)
+    is_model = second not in (NO_JUDGE, RULE, RULE_PLAIN)
+    for role, name in taught_by(params).items():
+        if name == second or (is_model and _source(name) == _source(second)):
+            raise ParameterError(
+                f"second_judge {second!r} is to hold out, and method {params['method']} learns from it as {role}. "
+                "Set second_judge to another one, or to none."
+            )
+
+
+def _source(name: str) -> str:
+    """The same for two names of one model: of a server its model's, of a folder its path."""
+    from nbutils.interaction.chat_client import MODEL
+    from nbutils.interaction.judges import SERVER
+    from nbutils.places import resolve
+    from nbutils.teachers import model_of
+
+    if name == SERVER:
+        return os.environ.get(MODEL, "").strip() or name
+    folder = resolve(model_of(name))
+    return str(folder.resolve()) if folder.is_dir() else name
+
+
 def check_interaction(params: Mapping[str, Any], block_size: int = 0) -> None:
     """Check the parameters of a variant of 06_interaction; block_size: of its data, 0 where not known yet.
 
@@ -249,6 +290,7 @@ def check_interaction(params: Mapping[str, Any], block_size: int = 0) -> None:
             "method three_way prefers human text to corrections, and correcting_teacher is human. Name a model or a "
             "server as correcting_teacher, or set method to simpo."
         )
+    check_held_out(params)
     if asked.needs_teacher and teacher is not None:
         check_corrector(teacher)
         if teacher not in CORRECTORS:

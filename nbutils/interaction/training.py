@@ -206,6 +206,7 @@ class InteractionTrainer(ObjectiveTrainer):
         """The Trainer's; where there is nothing to learn from no gradient is made, so that the optimiser passes by."""
         self.optimizer.scaler = None if self._idle else self.accelerator.scaler  # float16's insists on gradients
         if self._idle:
+            self.optimizer._is_overflow = False  # of an earlier step: the schedule goes on
             return torch.zeros((), device=self.args.device)
         loss = super().training_step(model, inputs, num_items_in_batch)
         if self.settings.kl_stop and self.accelerator.sync_gradients:

@@ -58,9 +58,10 @@ def _checked(study: Study, arm: Arm) -> tuple[bool, str]:
     is_worse, price = _price(study, arm, text)
     beside = f"{price}{_agreement(arm, bool(on))}"
     if float(np.mean(found[1])) < 0:
-        sure = "" if most < 0 else "Perhaps, for the second is within the noise of seeds: "
         why = "it has learned what its judge likes, not to write better"
-        return True, f"Reward hacking in {arm.label}. {sure}{(why if sure else why.capitalize())}: {said}.{beside}"
+        if most < 0:
+            return True, f"Reward hacking in {arm.label}: {said}. {why.capitalize()}.{beside}"
+        return True, f"{arm.label}: {said}. The second sees no gain; perhaps {why}.{beside}"
     if is_worse:
         scores = "Both scores rose" if least > 0 else "Only the first score rose beyond noise"
         return True, f"{arm.label}: {said}. {scores}, but it predicts what people wrote worse.{beside}"

@@ -11,7 +11,7 @@ from nbutils.arms import named
 from nbutils.interaction.judges import SERVER
 from nbutils.interaction.limits import LITTLE_MASS
 from nbutils.interaction.settings import CORRECTED, STORY
-from nbutils.interaction_results import holds_out, is_interaction, method_of, rounds_of, writes_stories
+from nbutils.interaction_results import JUDGES, holds_out, is_interaction, method_of, rounds_of, writes_stories
 from nbutils.measures import UNKNOWN, measure
 from nbutils.report.page import frame_of, table
 from nbutils.statistics import mean_interval
@@ -19,14 +19,16 @@ from nbutils.studies import Arm, Study
 
 CAPTION = (
     "Mean and 95 % interval over seeds. Failures: samples that the judge gave no score while the student learned; they "
-    "count in no mean. Not asked: samples that a spent budget left without a score or a correction. Numbers: how "
+    "count in no mean. Not asked: samples that a spent budget left without a score or a correction. Left out at "
+    "the end: responses to test prompts that got no score, and count in none above. Numbers: how "
     "probable it is that a model that is to grade writes a number at all; the less, the less its grades say. "
     "Correlations are Spearman's, of the finished student's responses to test prompts (to the story prompt, where it "
     "learned from that); n: responses of all seeds. Rule of thumb: from 0.5 on scores follow length, and can be earned "
     "by writing more; from 0.7 on judges agree, from 0.4 on in part. Within ±2/√n of 0 a correlation may be chance."
 )
-SOMETIMES = ("Without a\ncorrection", "Not\nasked", "Numbers\n(%)")  # columns left out where no arm has any
+SOMETIMES = ("Without a\ncorrection", "Not\nasked", "Left out\nat the end", "Numbers\n(%)")  # else left out
 FAILS = 0.05  # share of failures from which what is left may be another kind of text
+OF_JUDGES = {"judge": "{}", "second_judge": "(held out: {})"}
 CORRELATIONS = ("judge_length_correlation", "judges_agreement")
 FOLLOWS, LEANS = 0.5, 0.3  # correlations with length
 AGREES, IN_PART = 0.7, 0.4  # correlations of judges
@@ -50,7 +52,7 @@ def _row(arm: Arm) -> dict[str, str]:
     if not any(map(math.isfinite, (length, agreement, failed))):
         return {}
     scored, both = _scored(arm, of_stories), int(np.nansum(arm.results(f"{names[1]}_samples") or [0]))
-    first, second = (_judge(arm, name) for name in ("judge", "second_judge"))
+    first, second = (_judge(arm, name) for name in JUDGES)
     judges = [first, f"(held out: {second})"]
     return {
         "Arm": arm.label,
@@ -58,6 +60,7 @@ def _row(arm: Arm) -> dict[str, str]:
         "Failures\n(%)": measure("judge_failure_rate").number(failed) + _counts(*_asked(arm)),
         "Without a\ncorrection": _uncorrected(arm),
         "Not\nasked": _not_asked(arm),
+        "Left out\nat the end": _unscored(arm),
         "Numbers\n(%)": _number_mass(arm),
         "Score and\nlength": _correlation(arm, names[0], scored),
         "Agreement\nof judges": _correlation(arm, names[1], both),
@@ -109,18 +112,29 @@ def _not_asked(arm: Arm) -> str:
     return f"{left_out:,}" if (left_out := sum(int(frame["not_asked"].sum()) for frame in frames)) else UNKNOWN
 
 
+def _left_out(arm: Arm) -> dict[str, tuple[int, int]]:
+    """(responses without a score, responses) at the end of each judge that gave some none."""
+    told = [each for run in arm.runs for each in run.judged() if isinstance(each, dict)]
+    found = {}
+    for judge in JUDGES:
+        failed = sum(int(np.nansum(arm.results(f"test_{kind}{judge}_failures") or [0])) for kind in ("", "story_"))
+        found |= {judge: (failed, len(told))} if failed else {}
+    return found
+
+
+def _unscored(arm: Arm) -> str:
+    counts = {judge: f"{failed:,} of {asked:,}" for judge, (failed, asked) in _left_out(arm).items()}
+    return "\n".join(OF_JUDGES[judge].format(count) for judge, count in counts.items()) or UNKNOWN
+
+
 def _number_mass(arm: Arm) -> str:
-    sentences = {"judge": "{}", "second_judge": "(held out: {})"}
     masses = {judge: measure("judge_number_mass").number(mass) for judge, mass in _masses(arm).items()}
-    return "\n".join(sentences[judge].format(mass) for judge, mass in masses.items()) or UNKNOWN
+    return "\n".join(OF_JUDGES[judge].format(mass) for judge, mass in masses.items()) or UNKNOWN
 
 
 def _masses(arm: Arm) -> dict[str, float]:
     """How probable a number is, of each judge that is a model; of contexts and stories the lower one."""
-    found = {
-        judge: [_mean(arm, f"test_{kind}{judge}_number_mass") for kind in ("", "story_")]
-        for judge in ("judge", "second_judge")
-    }
+    found = {judge: [_mean(arm, f"test_{kind}{judge}_number_mass") for kind in ("", "story_")] for judge in JUDGES}
     known = {judge: [each for each in masses if math.isfinite(each)] for judge, masses in found.items()}
     return {judge: min(masses) for judge, masses in known.items() if masses}
 
@@ -136,9 +150,10 @@ def _little_mass(arm: Arm) -> list[str]:
 
 
 def _scored(arm: Arm, of_stories: bool) -> int:
-    """Responses of the finished students that the first judge scored, to contexts or to the story prompt."""
+    """Responses of the finished students that the first judge graded, to contexts or to the story prompt."""
     told = [each for run in arm.runs for each in run.judged() if isinstance(each, dict)]
     told = [each for each in told if (each.get("prompts") == STORY) == of_stories]
+    told = [each for each in told if str(each.get("completion")).split()]
     return sum(isinstance(each.get("judge"), int | float) for each in told)
 
 
@@ -155,11 +170,18 @@ def _correlation(arm: Arm, name: str, number: int) -> str:
 
 def _in_words(arm: Arm, failed: float, length: tuple[float, int], agreement: tuple[float, int]) -> list[str]:
     """What the numbers say, a line each."""
-    told = [f"fails often: {100 * failed:.0f} %"] * (failed >= FAILS) + _little_mass(arm)
+    told = [f"fails often: {100 * failed:.0f} %"] * (failed >= FAILS) + _often_left_out(arm) + _little_mass(arm)
     told += [_length_in_words(*length)] if math.isfinite(length[0]) else []
     if not holds_out(arm):
         return [*told, "no other judge looks on"]
     return [*told, _agreement_in_words(*agreement)] if math.isfinite(agreement[0]) else told
+
+
+def _often_left_out(arm: Arm) -> list[str]:
+    who = {"judge": "the judge", "second_judge": "the held-out judge"}
+    shares = {judge: failed / max(failed, asked) for judge, (failed, asked) in _left_out(arm).items()}
+    often = {judge: share for judge, share in shares.items() if share >= FAILS}
+    return [f"at the end {who[judge]} gave {100 * share:.0f} % no score" for judge, share in often.items()]
 
 
 def _length_in_words(value: float, number: int) -> str:
@@ -173,14 +195,15 @@ def _length_in_words(value: float, number: int) -> str:
 
 
 def _agreement_in_words(value: float, number: int) -> str:
+    if _may_be_chance(value, number):
+        return f"agreement with the held-out judge may be chance: {_signed(value)}"
     if value >= AGREES:
         return f"the held-out judge agrees: {_signed(value)}"
     if value >= IN_PART:
         return f"the held-out judge agrees in part: {_signed(value)}"
     if value <= -LEANS:
         return f"the held-out judge says the opposite: {_signed(value)}"
-    chance = ", which may be chance" * _may_be_chance(value, number)
-    return f"the held-out judge hardly agrees: {_signed(value)}{chance}"
+    return f"the held-out judge hardly agrees: {_signed(value)}"
 
 
 def _may_be_chance(value: float, number: int) -> bool:

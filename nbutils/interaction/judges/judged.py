@@ -16,6 +16,7 @@ from nbutils.plaintext import shortened, visible
 RAW_CHARACTERS = 400
 NOT_ASKED = "not asked: the budget is spent"
 EMPTY = "not asked: an empty completion has the lowest grade"
+UNGRADED = "not asked: an empty completion, and no other text has a grade"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class Judged:
     that was asked, be its reply new, kept from an earlier time, or of no use; not_asked: how many have no score since
     nobody was asked, the budget being spent or the server out of order, which is no failure of the judge's.
     number_mass: float64 (number,) in [0, 1], the probability that the judge writes an allowed number at all, mean over
-    the aspects, NaN where it is not known. A completion without a word has the lowest grades, and nobody is asked.
+    the aspects, NaN where it is not known. empty: bool (number,), completions without a word, which have the lowest
+    grades without anybody being asked. They have none where the judge graded nothing else, or its budget was spent
+    before: they would be all there is.
     """
 
     scores: np.ndarray
@@ -38,6 +41,12 @@ class Judged:
     words: int
     not_asked: int = 0
     number_mass: np.ndarray | None = None
+    empty: np.ndarray | None = None
+
+    @property
+    def by_judge(self) -> np.ndarray:
+        """Which have a score that the judge itself gave, bool (number,): what tells of the judge."""
+        return self.ok if self.empty is None else self.ok & ~self.empty
 
     @property
     def failures(self) -> int:
@@ -122,11 +131,14 @@ class ScoringJudge:
         wordy = [index for index, text in enumerate(texts) if text.completion.split()]
         paid = wordy[: self.budget.affordable(len(wordy), len(self.graded))]
         replies = self._replies(list(dict.fromkeys(texts[index] for index in paid)))
-        told = [Reply((0.0,) * len(self.graded), EMPTY, asked=False)] * len(texts)
-        for index in wordy:
-            told[index] = Reply(None, NOT_ASKED, asked=False)
+        told = [Reply(None, NOT_ASKED, asked=False)] * len(texts)
         for index in paid:
             told[index] = replies.get(texts[index], told[index])
+        is_known = not wordy or any(told[index].values is not None for index in paid)
+        end = wordy[len(paid)] if len(paid) < len(wordy) else len(texts)
+        for index in sorted({*range(end)} - {*wordy}):
+            lowest = (0.0,) * len(self.graded)
+            told[index] = Reply(lowest if is_known else None, EMPTY if is_known else UNGRADED, asked=False)
         words = len(self.graded) * sum(reply.asked for reply in told)
         self.budget.words += words
         self._tell_of_failures(told)
@@ -181,7 +193,8 @@ def judged(names: Sequence[str], replies: Sequence[Reply], words: int) -> Judged
     not_asked = sum(reply.values is None and not reply.asked for reply in replies)
     mass = np.array([reply.number_mass for reply in replies], float)
     raw = tuple(as_raw(reply.raw) for reply in replies)
-    return Judged(table.mean(1), ok, raw, aspects, words, not_asked, mass)
+    empty = np.array([reply.values is not None and not reply.asked for reply in replies], bool)
+    return Judged(table.mean(1), ok, raw, aspects, words, not_asked, mass, empty)
 
 
 def as_raw(text: str) -> str:

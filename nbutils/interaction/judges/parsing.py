@@ -18,6 +18,8 @@ from nbutils.interaction.prompts import Aspect
 LONGEST_REPLY = 600  # characters; grades and their names need fewer
 GRADE = r"(0|[1-9][0-9]{0,2})"
 UNSEEN_SHARE = 0.01  # of the probability: a "1" this likely may be half of a "10" that the server does not list
+ROUNDING = 1e-3  # by which a log-probability may lie above 0
+LEAST_LOGPROB = -1e4  # nats; vLLM writes -9999 for none at all
 
 Span = tuple[int, int]
 
@@ -32,7 +34,7 @@ def expected_grades(reply: str, tokens: Any, aspects: Sequence[Aspect]) -> tuple
     """As parse_grades, each grade its expected value over the tokens that might have stood in its place.
 
     tokens: as the chat protocol gives them, [{token, top_logprobs: [{token, logprob}]}]. A grade whose probabilities
-    are not told, or not told well enough, is the one that was written.
+    are not told, or not told well enough, is the one that was written, as is one that they do not list themselves.
     """
     spans = _spans(reply, aspects)
     if spans is None:
@@ -40,8 +42,9 @@ def expected_grades(reply: str, tokens: Any, aspects: Sequence[Aspect]) -> tuple
     placed = _placed(reply, tokens)
     grades = []
     for span, aspect in zip(spans, aspects, strict=True):
-        expected = _expected(placed.get(span), aspect)
-        grades.append(float(int(reply[slice(*span)])) if expected is None else expected)
+        written = int(reply[slice(*span)])
+        expected = _expected(placed.get(span), written, aspect)
+        grades.append(float(written) if expected is None else expected)
     return tuple(grades)
 
 
@@ -80,7 +83,7 @@ def _placed(reply: str, tokens: Any) -> dict[Span, Any]:
     return placed
 
 
-def _expected(alternatives: Any, aspect: Aspect) -> float | None:
+def _expected(alternatives: Any, written: int, aspect: Aspect) -> float | None:
     if not isinstance(alternatives, list):
         return None
     names = {str(grade): grade for grade in aspect.allowed}
@@ -89,11 +92,11 @@ def _expected(alternatives: Any, aspect: Aspect) -> float | None:
         text, logprob = (each.get("token"), each.get("logprob")) if isinstance(each, dict) else (None, None)
         if not isinstance(text, str) or isinstance(logprob, bool) or not isinstance(logprob, int | float):
             return None
-        if text.strip() in names and logprob <= 0:  # NaN is not
+        if text.strip() in names and logprob <= ROUNDING:  # NaN is not
             grade = names[text.strip()]
-            weights[grade] = weights.get(grade, 0.0) + math.exp(logprob)
+            weights[grade] = weights.get(grade, 0.0) + math.exp(min(0.0, max(logprob, LEAST_LOGPROB)))
     total = sum(weights.values())
-    if not total or _may_go_on(weights, total, aspect):
+    if not weights.get(written) or _may_go_on(weights, total, aspect):
         return None
     return sum(grade * weight for grade, weight in weights.items()) / total
 

@@ -89,7 +89,7 @@ JUDGES_CAPTION = (
 )
 WORDS_CAPTION = (
     "Mean over seeds. People: the prompts and whatever else people wrote that was learned from; teacher: corrections, "
-    "and one word for each score that was learned from. Words of a judge that only looks on are not counted."
+    "and a word for each grade that a judge was asked to teach by. Words of a judge that only looks on are not counted."
 )
 DISTILLED_CAPTION = " The distributions of a teacher that is distilled from cost no words: it writes none."
 

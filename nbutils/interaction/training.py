@@ -123,9 +123,8 @@ def judge_of(config: InteractionConfig, data: PreparedData, name: str) -> Judge 
     asked = config.rubric, config.run_folder / JUDGE_CACHE, config.judge_limits, config.seed
     if name != RULE:  # nobody else looks at the text
         return make_judge(name, *asked)
-    blocks = plain_rows(data)["train"]
-    read = [blocks[index]["input_ids"] for index in range(min(MOST_BLOCKS, len(blocks)))]
-    texts = [data.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in read]
+    read = plain_rows(data)["train"][:MOST_BLOCKS]["input_ids"]  # at once: row by row takes seconds
+    texts = data.tokenizer.batch_decode(list(read), skip_special_tokens=True)
     words_of_a_token = sum(len(text.split()) for text in texts) / max(1, sum(map(len, read)))
     words = max(1, round(config.interaction.response_tokens * words_of_a_token))
     return make_judge(name, *asked, known_words_of(texts), words)

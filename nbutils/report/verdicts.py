@@ -10,6 +10,7 @@ from IPython.display import HTML
 from nbutils import statistics
 from nbutils.arms import SEEDS, named
 from nbutils.distillation_settings import NO_DIVERGENCE
+from nbutils.interaction.settings import taught_by
 from nbutils.interaction_results import words_beside
 from nbutils.measures import UNKNOWN, Measure, measure, p_text, percent
 from nbutils.plaintext import LONGEST_PARAGRAPH, escaped, shortened
@@ -41,6 +42,7 @@ NO_RUNS = """
 # Parameters that change no weight, and those that only a student with a teacher has a use for
 TRAINS_NOTHING = ("audit_blocks", "samples", "answers", "compression", "evaluate_test", "logging_steps", "report_to")
 OF_A_TEACHER = ("teacher", "second_teacher", "kl_", "kd_", "jsd_", "cache_")
+TEACHERS = ("correcting_teacher", "distilling_teacher")  # of an interaction
 
 
 def has_contrasts(study: Study) -> bool:
@@ -256,10 +258,12 @@ def _trained_otherwise(judged: Judged, study: Study) -> list[str]:
     known = {*contrast.treatment, *contrast.control, *SEEDS, *TRAINS_NOTHING}
     if theirs.get("divergence") == NO_DIVERGENCE:
         known |= {name for name in theirs if name.startswith(OF_A_TEACHER)}
+    known |= {*TEACHERS} - (taught_by(ours).keys() & taught_by(theirs).keys())
     differing = [name for name in ours if name in theirs and name not in known and ours[name] != theirs[name]]
     if not differing:
         return []
-    told = [f"{name} {named(ours[name])}, not {named(theirs[name])}" for name in differing[:MOST_NAMED]]
+    values = {name: [named(side[name]) or "empty" for side in (ours, theirs)] for name in differing[:MOST_NAMED]}
+    told = [f"{name} {mine}, not {other}" for name, (mine, other) in values.items()]
     more = f", and {len(differing) - MOST_NAMED} more" * (len(differing) > MOST_NAMED)
     return [
         f"The control, of stage {contrast.control_stage}, was trained with other settings than the treatment "

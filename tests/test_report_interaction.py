@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scipy.stats
+import yaml
 from page_structure import Structure, row_of, text_of
 from synthetic_interaction import (
     HOSTILE,
@@ -41,6 +42,19 @@ from nbutils.studies import gather
 @pytest.fixture(scope="module")
 def study(talk_group):
     return talk_group.study
+
+
+def test_a_teacher_that_one_side_alone_has_is_its_method_and_no_other_setting(tmp_path):
+    runs, file = write_interaction(tmp_path)
+    plan = yaml.safe_load(file.read_text())
+    other = {"correcting_teacher": "a model", "rounds": 9, "data_folder": "elsewhere"}
+    plan["stages"][1]["params"] |= other
+    file.write_text(yaml.safe_dump(plan, sort_keys=False))
+    for path in runs.glob("talk/judged-*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps(manifest | {"params": manifest["params"] | other}))
+    text = text_of(report.verdicts(gather(runs, str(file))))
+    assert "settings than the treatment (data_folder elsewhere, not empty; rounds 9, not 5), which may" in text
 
 
 # --- tables -------------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def test_values_are_those_that_were_published():
     assert {each.params["second_judge"] for each in runs.values()} == {HUB[1]}
 
 
-@pytest.mark.parametrize("name, most", [("interaction", 16_000), ("quick-interaction", 40), ("tinystories", 40)])
+@pytest.mark.parametrize("name, most", [("interaction", 16_000), ("quick-interaction", 32), ("tinystories", 40)])
 def test_arms_on_the_same_prompts_make_the_same_steps(name, most):
     runs = arms(load_plan(PARAMS / f"{name}.yaml"))
     assert runs.keys() == {*METHODS}

@@ -215,10 +215,15 @@ def test_time_outs_count_from_the_request_to_its_last_byte(judge_of, slow):
 
 
 @pytest.mark.parametrize(
-    "drops", [b"X-Slow: " + b"y" * 10_000, b"Transfer-Encoding: chunked\r\n\r\n5;" + b"x" * 10_000]
+    "drops",
+    [
+        b"X-Slow: " + b"y" * 10_000,  # in its headers
+        b"Transfer-Encoding: chunked\r\n\r\n5;" + b"x" * 10_000,  # in the extension of a chunk
+        b"\r\n" + b"7 " * 10_000,  # up to the end of the connection, which seems whole where it was cut
+    ],
 )
-def test_a_reply_that_drips_where_nobody_reads_it_is_cut_off_too(judge_of, drops):
-    """In its headers, or in the extension of a chunk: httpx gives nothing out before they are whole."""
+def test_a_reply_that_drips_is_cut_off_wherever_it_does(judge_of, drops):
+    """httpx bounds each read alone, and gives nothing out before headers are whole."""
 
     def drip(listening):
         connection, _ = listening.accept()

@@ -241,9 +241,12 @@ class ChatClient:
         except httpx.ConnectError as error:
             return Answer(failure=self._shown(f"no connection: {error}"), connected=False), 0.0
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            if deadline.passed or isinstance(error, httpx.TimeoutException):
-                return Answer(failure=f"no whole reply in {seconds:.3g} seconds"), 0.0
-            return Answer(failure=self._shown(f"{type(error).__name__}: {error}")), 0.0
+            status, late = None, deadline.passed or isinstance(error, httpx.TimeoutException)
+            failure = self._shown(f"{type(error).__name__}: {error}")
+        else:
+            late = deadline.passed  # a reply without a length seems whole where it was cut off
+        if late or status is None:
+            return Answer(failure=f"no whole reply in {seconds:.3g} seconds" if late else failure), 0.0
         if status != 200:
             return self._refusal(status, headers, content or "", body)
         if content is None:

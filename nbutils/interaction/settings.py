@@ -238,9 +238,9 @@ def check_held_out(params: Mapping[str, Any]) -> None:
     from nbutils.interaction.judges import RULE, RULE_PLAIN
 
     second = params.get("second_judge", NO_JUDGE)
-    is_model = second not in (NO_JUDGE, RULE, RULE_PLAIN)
-    for role, name in taught_by(params).items():
-        if name == second or (is_model and _source(name) == _source(second)):
+    is_rule = second in (RULE, RULE_PLAIN)
+    for role, name in taught_by(params).items() if second != NO_JUDGE else ():
+        if name == second or (not is_rule and _source(name) == _source(second)):
             raise ParameterError(
                 f"second_judge {second!r} is to hold out, and method {params['method']} learns from it as {role}. "
                 "Set second_judge to another one, or to none."

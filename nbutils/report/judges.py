@@ -26,7 +26,8 @@ CAPTION = (
     "learned from that); n: responses of all seeds. Rule of thumb: from 0.5 on scores follow length, and can be earned "
     "by writing more; from 0.7 on judges agree, from 0.4 on in part. Within ±2/√n of 0 a correlation may be chance."
 )
-SOMETIMES = ("Without a\ncorrection", "Not\nasked", "Left out\nat the end", "Numbers\n(%)")  # else left out
+# Columns that are shown only where an arm has any.
+SOMETIMES = ("Without a\ncorrection", "Not\nasked", "Left out\nat the end", "Numbers\n(%)")
 FAILS = 0.05  # share of failures from which what is left may be another kind of text
 OF_JUDGES = {"judge": "{}", "second_judge": "(held out: {})"}
 CORRELATIONS = ("judge_length_correlation", "judges_agreement")

@@ -25,7 +25,7 @@ from nbutils.interaction import examples, rounds
 from nbutils.interaction.correctors import ModelCorrector
 from nbutils.interaction.judges import JudgeLimits
 from nbutils.interaction.training import InteractionConfig, InteractionTrainer
-from nbutils.resuming import Checkpointing
+from nbutils.resuming import Checkpointing, belonging
 from nbutils.tracking import Progress
 
 HERE = Path(__file__).parent
@@ -220,6 +220,16 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(data, tmp_path, monk
     trained(config)
     assert left_behind(config.run_folder) == wanted
     assert rounds_of(config.run_folder, "teacher_words")[-1][0] > 0
+
+
+@pytest.mark.parametrize("who", ["judge", "correcting_teacher"])
+def test_a_checkpoint_is_none_of_a_run_with_another_judge_or_teacher_of_that_name(data, tmp_path, who):
+    model = write_model(tmp_path / "model")
+    config = replace(configured(data, tmp_path / "run", "simpo"), **{who: str(model)})
+    before = belonging(config, "data", 1, False, False)
+    assert belonging(config, "data", 1, False, False) == before
+    (model / "model.safetensors").write_bytes(b"trained again")
+    assert belonging(config, "data", 1, False, False) != before
 
 
 @pytest.mark.slow

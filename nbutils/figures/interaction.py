@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nbutils.figures.style import LINE, QUIET, arm_legend, canvas, empty, look, styled
-from nbutils.interaction_results import SCORES, by_round, scored_otherwise
+from nbutils.interaction_results import JUDGES, SCORES, by_round, scored_otherwise
 from nbutils.measures import measure
 from nbutils.plaintext import shortened
 from nbutils.studies import Arm, Study
@@ -77,9 +77,7 @@ def beside(study: Study) -> list[Arm]:
     """The arms whose scores by both judges can be set beside each other: those asked as the first of them was."""
     metrics = [study.final(name) for name in SCORES]
     both = [arm for arm in study.arms if all(metric and arm.results(metric) for metric in metrics)]
-    return [
-        arm for arm in both if not any(scored_otherwise(arm, both[0], judge) for judge in ("judge", "second_judge"))
-    ]
+    return [arm for arm in both if not any(scored_otherwise(arm, both[0], judge) for judge in JUDGES)]
 
 
 def _lines(arms: Iterable[Arm], column: str, place: str) -> Lines:

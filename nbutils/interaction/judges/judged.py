@@ -134,11 +134,11 @@ class ScoringJudge:
         told = [Reply(None, NOT_ASKED, asked=False)] * len(texts)
         for index in paid:
             told[index] = replies.get(texts[index], told[index])
-        is_known = not wordy or any(told[index].values is not None for index in paid)
-        end = wordy[len(paid)] if len(paid) < len(wordy) else len(texts)
-        for index in sorted({*range(end)} - {*wordy}):
-            lowest = (0.0,) * len(self.graded)
-            told[index] = Reply(lowest if is_known else None, EMPTY if is_known else UNGRADED, asked=False)
+        is_graded = not wordy or any(told[index].values is not None for index in paid)
+        lowest = Reply((0.0,) * len(self.graded), EMPTY, asked=False)
+        first_unpaid = wordy[len(paid)] if len(paid) < len(wordy) else len(texts)
+        for index in {*range(first_unpaid)} - {*wordy}:
+            told[index] = lowest if is_graded else Reply(None, UNGRADED, asked=False)
         words = len(self.graded) * sum(reply.asked for reply in told)
         self.budget.words += words
         self._tell_of_failures(told)

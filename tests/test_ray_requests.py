@@ -40,6 +40,7 @@ def trainings(folder: Path, *settings: str) -> Plan:
     ],
 )
 def test_gpus_that_may_yet_be_started_are_asked_for(tmp_path, monkeypatch, caplog, cluster, asked):
+    pytest.importorskip("ray", reason="without requirements-ray.txt")
     plan = trainings(tmp_path, "", ", resources: {gpus: 0}", ", resources: {gpus: 2}")
     monkeypatch.setattr(ray_engine, "look_at", lambda address: cluster)
     engine = RayEngine(plan, tmp_path / "runs", "10.0.0.5:6379")

@@ -1,10 +1,10 @@
-# make report | test | lab | lint; each installs what is missing first. make streaming adds what storage mds needs, make
+# make report | test | soak | lab | lint; each installs what is missing first. make streaming adds what storage mds needs, make
 # ray what `batch --engine ray` does. make report PLAN=params/tatqa.yaml, make lab ARGS=--allow-root.
 PYTHON ?= python3
 PLAN ?= params/quick.yaml
 BIN := .venv/bin
 
-.PHONY: install streaming ray report test lab lint
+.PHONY: install streaming ray report test soak lab lint
 
 install: .venv/installed
 
@@ -29,11 +29,16 @@ report: install
 
 # One thread for each of the two processes: more would only wait for one another.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 10 -m "not soak"
+
+# What takes minutes by nature: hundreds of kills, two nodes, nanoGPT's known answer. Before a release.
+soak: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --durations 10 -m soak
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 lab: install
 	$(BIN)/jupyter lab --notebook-dir notebooks $(ARGS)

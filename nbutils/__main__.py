@@ -22,16 +22,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbutils.arguments import make_parser
-from nbutils.errors import LockedRunError, PlanError, WorkbookError, did_you_mean
-from nbutils.places import PARAMS, REPORTS, RUNS, relative, typed
-from nbutils.plaintext import visible
-from nbutils.stopping import Stopped, stop_on_sigterm
+from nbutils.batch.arguments import make_parser
+from nbutils.foundation.errors import LockedRunError, PlanError, WorkbookError, did_you_mean
+from nbutils.foundation.places import PARAMS, REPORTS, RUNS, relative, typed
+from nbutils.foundation.plaintext import visible
+from nbutils.foundation.stopping import Stopped, stop_on_sigterm
 
 if TYPE_CHECKING:
-    from nbutils.engine import Engine
-    from nbutils.plans import Plan, Variant
-    from nbutils.resources import Resources
+    from nbutils.batch.engine import Engine
+    from nbutils.foundation.resources import Resources
+    from nbutils.runs.plans import Plan, Variant
 
 CLOSED_PIPE = 141  # what shells say of a command whose reader has gone
 REFUSED, RUN_AGAIN = 2, 75
@@ -69,17 +69,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check(args: argparse.Namespace) -> int:
-    """List a plan's variants with their parameters and costs, or check a cluster's file; starts nothing."""
-    from nbutils.cluster_files import check_cluster_file, is_cluster_file
-    from nbutils.cost import check_gpu
-    from nbutils.listing import plan_listing, variant_names
-    from nbutils.plans import load_plan
+    """List a plan's variants with their parameters and costs; starts nothing."""
+    from nbutils.batch.cost import check_gpu
+    from nbutils.batch.listing import plan_listing, variant_names
+    from nbutils.runs.plans import load_plan
 
     check_gpu(args.gpu, args.utilisation)
     file = _plan_file(args.plan)
-    if is_cluster_file(file):
-        print(visible(check_cluster_file(file)))
-    elif args.names:
+    if args.names:
         print(variant_names(load_plan(file)))
     else:
         print(visible(plan_listing(load_plan(file), args.gpu, args.utilisation)))
@@ -88,9 +85,9 @@ def check(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run one variant."""
-    from nbutils.progress import duration
-    from nbutils.runner import run_variant
-    from nbutils.stopping import leave_quickly
+    from nbutils.batch.progress import duration
+    from nbutils.batch.runner import run_variant
+    from nbutils.foundation.stopping import leave_quickly
 
     if args.manifest:
         return _repeat(args)
@@ -106,9 +103,9 @@ def run(args: argparse.Namespace) -> int:
 
 def batch(args: argparse.Namespace) -> int:
     """Run all variants of a plan that are not finished."""
-    from nbutils.batch import Batch, register_plan, select
-    from nbutils.plans import load_plan
-    from nbutils.progress import make_display
+    from nbutils.batch.batch import Batch, register_plan, select
+    from nbutils.batch.progress import make_display
+    from nbutils.runs.plans import load_plan
 
     plan = load_plan(_plan_file(args.plan))
     folder = typed(args.out) if args.out else RUNS / plan.name
@@ -126,8 +123,8 @@ def batch(args: argparse.Namespace) -> int:
 
 def status(args: argparse.Namespace) -> int:
     """Show the table of one plan's variants, or of all plans with runs."""
-    from nbutils.batch import is_going_on
-    from nbutils.status import folder_status, plan_folders, watch
+    from nbutils.batch.batch import is_going_on
+    from nbutils.batch.status import folder_status, plan_folders, watch
 
     if args.plan is None:
         folder = _existing("--out", typed(args.out)) if args.out else RUNS
@@ -146,8 +143,8 @@ def status(args: argparse.Namespace) -> int:
 
 def _planned_status(args: argparse.Namespace) -> tuple[Path, Callable[..., str]]:
     """The folder of a plan's runs and what tells its table. Of some plans nothing but that folder is left."""
-    from nbutils.plans import load_plan
-    from nbutils.status import plan_status, recorded_status
+    from nbutils.batch.status import plan_status, recorded_status
+    from nbutils.runs.plans import load_plan
 
     file, folder = _plan_file(args.plan), typed(args.out) if args.out else RUNS / args.plan
     if not file.is_file() and recorded_status(folder).startswith(f"{args.plan}: "):
@@ -161,11 +158,11 @@ def report(args: argparse.Namespace) -> int:
     """Execute the report notebook, export it as one HTML file, and write the log and the week's numbers beside it."""
     import tempfile
 
-    from nbutils.kernels import NotebookFailed, execute
-    from nbutils.notebooks import find_notebook
-    from nbutils.params import read_schema
+    from nbutils.batch.kernels import NotebookFailed, execute
     from nbutils.report import export, write_log, write_metrics, write_summary
-    from nbutils.studies import gather
+    from nbutils.report.studies import gather
+    from nbutils.runs.notebooks import find_notebook
+    from nbutils.runs.params import read_schema
 
     if args.compare:
         return _compare(args)
@@ -193,9 +190,9 @@ def report(args: argparse.Namespace) -> int:
 
 def _reported_plan(word: str, runs: Path) -> tuple[str, str]:
     """What the report notebook takes for the plan that was asked for, and its name; both empty for all plans."""
-    from nbutils.plans import load_plan
-    from nbutils.runs import load_runs
-    from nbutils.studies import is_folder_name
+    from nbutils.report.studies import is_folder_name
+    from nbutils.runs.plans import load_plan
+    from nbutils.runs.run_folder import load_runs
 
     is_file = not is_folder_name(word) or word.endswith((".yaml", ".yml"))
     if not word or (not is_file and any(run.plan == word for run in load_runs(runs))):
@@ -213,7 +210,7 @@ def _page(out: str) -> Path:
 
 def _plan_file(word: str) -> Path:
     """The plan file that was asked for; where there is none, where it would lie for one who types here."""
-    from nbutils.plans import find_plan
+    from nbutils.runs.plans import find_plan
 
     file = find_plan(word)
     return file if file.exists() or file.parent == PARAMS else typed(word)
@@ -221,7 +218,7 @@ def _plan_file(word: str) -> Path:
 
 def _notebook(word: str) -> Path:
     """The notebook that was asked for, by name, or by path from here or from the repository's root."""
-    from nbutils.notebooks import find_notebook
+    from nbutils.runs.notebooks import find_notebook
 
     file = typed(f"{word.removesuffix('.ipynb')}.ipynb")
     return find_notebook(file if file.is_file() and ("/" in word or word.endswith(".ipynb")) else word)
@@ -235,15 +232,15 @@ def _existing(option: str, folder: Path) -> Path:
 
 def _engine(args: argparse.Namespace, plan: Plan, folder: Path) -> Engine:
     """The engine that `batch` was asked for. Raises PlanError for options that fit no other."""
-    from nbutils.hosting import PRELOADED
-    from nbutils.local_engine import LocalEngine, default_workers
+    from nbutils.batch.hosting import PRELOADED
+    from nbutils.batch.local_engine import LocalEngine, default_workers
 
     if args.retries < 0:
         raise PlanError(f"--retries is {args.retries}. Give 0, for no second attempt, or more.")
     if args.workers is not None and args.workers < 1:
         raise PlanError(f"--workers is {args.workers}. Give the number of variants to run at a time, at least 1.")
     if args.engine == "ray":
-        from nbutils.ray_engine import RayEngine
+        from nbutils.batch.ray_engine import RayEngine
 
         local = {"--workers": args.workers, "--gpus": args.gpus, "--fresh-kernels": args.fresh_kernels}
         for option, value in local.items():
@@ -261,7 +258,7 @@ def _engine(args: argparse.Namespace, plan: Plan, folder: Path) -> Engine:
 
 def _repeat(args: argparse.Namespace) -> int:
     """Run what a manifest says once more; 0 where its numbers came out the same."""
-    from nbutils.repeat import repeat
+    from nbutils.batch.repeat import repeat
 
     if args.notebook or args.params or args.variant:
         raise PlanError("--from names the notebook, its parameters and the variant. Leave those out, or --from.")
@@ -280,7 +277,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _limits(args: argparse.Namespace) -> Resources:
     """The limits that `run` was given, None where it was not."""
-    from nbutils.resources import read_resources
+    from nbutils.foundation.resources import read_resources
 
     return read_resources("run", {"run_minutes": args.run_minutes, "cell_minutes": args.cell_minutes})
 
@@ -293,10 +290,10 @@ def _requested(args: argparse.Namespace) -> tuple[Variant, str, Path]:
 
 
 def _found(args: argparse.Namespace) -> tuple[Variant, str, Path]:
-    from nbutils.batch import register_plan
-    from nbutils.plans import SLUG, load_plan
-    from nbutils.runner import flat_variant
-    from nbutils.yamlfile import read_yaml
+    from nbutils.batch.batch import register_plan
+    from nbutils.batch.runner import flat_variant
+    from nbutils.foundation.yaml_files import read_yaml
+    from nbutils.runs.plans import SLUG, load_plan
 
     notebook, file = _notebook(args.notebook), _plan_file(args.params)
     given = read_yaml(file) or {}

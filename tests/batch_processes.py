@@ -11,7 +11,12 @@ from pathlib import Path
 MARK = "KILL_BATCHES"  # environment variable: the batch that a process was started for, and all it started in turn
 GONE_SECONDS = 5.0  # after which nothing may be left of what belonged to the killed, where cores are free
 RUN_SECONDS = 60.0  # for a run that is at work when its batch is killed
-FORKSERVER, TRACKER, HOST, FRESH = "multiprocessing.forkserver", "resource_tracker", "nbutils.kernel_host", "ipykernel"
+FORKSERVER, TRACKER, HOST, FRESH = (
+    "multiprocessing.forkserver",
+    "resource_tracker",
+    "nbutils.batch.kernel_host",
+    "ipykernel",
+)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 @pytest.fixture
 def own_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of all runs and of what they share, empty."""
-    from nbutils import places
+    from nbutils.foundation import places
 
     monkeypatch.setattr(places, "RUNS", tmp_path / "runs")
     return tmp_path / "runs"
@@ -31,7 +31,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are made, but not turned into pictures, which takes seconds."""
     from IPython.display import HTML
 
-    from nbutils import figures
+    from nbutils.report import figures
 
     monkeypatch.setattr(figures, "show", lambda figure, name, caption, folder: HTML(f"<figure>{caption}</figure>"))
 
@@ -44,7 +44,7 @@ def toy_evidence(tmp_path_factory):
     """A whole plan of made-up runs: three arms, five seeds, an A/A pair, four contrasts."""
     from synthetic_runs import write_plan, write_runs
 
-    from nbutils.studies import gather
+    from nbutils.report.studies import gather
 
     folder = tmp_path_factory.mktemp("toy")
     return gather(write_runs(folder / "runs"), str(write_plan(folder)))
@@ -55,7 +55,7 @@ def smooth_evidence(tmp_path_factory):
     """A whole plan of prefix smoothing."""
     from synthetic_prefix import write_prefix
 
-    from nbutils.studies import gather
+    from nbutils.report.studies import gather
 
     runs, file = write_prefix(tmp_path_factory.mktemp("prefix"))
     return gather(runs, str(file))
@@ -66,7 +66,7 @@ def talk_evidence(tmp_path_factory):
     """A whole plan of interactions."""
     from synthetic_interaction import write_interaction
 
-    from nbutils.studies import gather
+    from nbutils.report.studies import gather
 
     runs, file = write_interaction(tmp_path_factory.mktemp("interaction"))
     return gather(runs, str(file))
@@ -75,7 +75,7 @@ def talk_evidence(tmp_path_factory):
 @pytest.fixture(scope="session")
 def talk_group(talk_evidence):
     """Its stages, which are one group."""
-    from nbutils.interaction_results import groups
+    from nbutils.report.interaction_results import groups
 
     (found,) = groups(talk_evidence)
     return found

@@ -27,8 +27,8 @@ import nbformat
 import yaml
 from tiny_notebooks import write_notebook
 
-from nbutils.attempts import Place
-from nbutils.runs import load_runs
+from nbutils.runs.attempts import Place
+from nbutils.runs.run_folder import load_runs
 
 PARAMETERS = 'run_folder: str = ""  # where results go\n'
 GOOD = "the good result"

@@ -38,14 +38,14 @@ from batch_processes import (
 )
 from published_runs import PIDS, Fault, Looker, trained, write_study
 
-from nbutils.attempts import ATTEMPTS, LOCKS
-from nbutils.batch import Batch, register_plan
-from nbutils.files import read_json
-from nbutils.local_engine import LocalEngine
-from nbutils.plans import load_plan
-from nbutils.progress import LogDisplay
-from nbutils.runs import load_runs
-from nbutils.status import plan_status
+from nbutils.batch.batch import Batch, register_plan
+from nbutils.batch.local_engine import LocalEngine
+from nbutils.batch.progress import LogDisplay
+from nbutils.batch.status import plan_status
+from nbutils.foundation.files import read_json
+from nbutils.runs.attempts import ATTEMPTS, LOCKS
+from nbutils.runs.plans import load_plan
+from nbutils.runs.run_folder import load_runs
 
 PLAN = """\
 name: hunted
@@ -62,7 +62,7 @@ stages:
     params: {generation: %d}
     matrix: {seed: [1, 2]}
 """
-PRELOADED = ("nbutils.runs", "pyarrow.parquet")
+PRELOADED = ("nbutils.runs.run_folder", "pyarrow.parquet")
 RETRIES, BACKOFF_SECONDS = 20, 0.0005  # it doubles with every retry
 START_SECONDS = 20.0  # for a batch's first runner
 LONGEST_ANY, LONGEST_WAIT = 1.2, 4.0  # seconds to a kill at any moment, and at one of those that are waited for
@@ -100,7 +100,7 @@ class Hunt:
         self.looker = Looker(self.runs, [variant.name for variant in load_plan(self.plan_file).variants])
         handler = logging.Handler(logging.WARNING)
         handler.emit = lambda record: self.warnings.append(record.getMessage())
-        logging.getLogger("nbutils.runs").addHandler(handler)
+        logging.getLogger("nbutils.runs.run_folder").addHandler(handler)
 
     def go(self) -> None:
         """All the kills, then a batch to its end. Raises Fault."""

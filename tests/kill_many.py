@@ -34,12 +34,12 @@ os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "GLOO_
 
 import torch
 
+from nbutils.data.preparation import DataConfig, prepare_data
 from nbutils.interaction.settings import Interaction
 from nbutils.interaction.training import InteractionConfig, train_interactively
-from nbutils.measures import is_of_the_machine
 from nbutils.objectives import cosine_mixing, smoothing
-from nbutils.preparation import DataConfig, prepare_data
-from nbutils.training import TrainingConfig, train
+from nbutils.runs.metric_labels import is_of_the_machine
+from nbutils.training.trainer import TrainingConfig, train
 
 NUMBERS = ("parameters", "steps", "tokens_seen", "best_eval_ce_loss", "best_step")
 WORDS = ("human_words", "student_words", "teacher_words")

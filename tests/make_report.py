@@ -7,10 +7,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from nbutils.kernels import execute
-from nbutils.notebooks import find_notebook
+from nbutils.batch.kernels import execute
 from nbutils.report import export, write_log, write_metrics, write_summary
-from nbutils.studies import gather
+from nbutils.report.studies import gather
+from nbutils.runs.notebooks import find_notebook
 
 
 def main(runs: Path, reports: Path, week: str, plan: str) -> None:

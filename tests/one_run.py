@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from tiny_notebooks import write_notebook
 
-from nbutils.files import read_json
-from nbutils.resources import Resources
-from nbutils.runner import flat_variant, run_variant
-from nbutils.runs import load_runs
+from nbutils.batch.runner import flat_variant, run_variant
+from nbutils.foundation.files import read_json
+from nbutils.foundation.resources import Resources
+from nbutils.runs.run_folder import load_runs
 
 WRITE = "from pathlib import Path\nPath(run_folder, 'out.txt').write_text(f'{alpha} {seed}')"
 PID = "import os, time\nopen(run_folder + '/pid', 'w').write(str(os.getpid()))"

@@ -9,9 +9,9 @@ from real_data import REAL_DATA
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from nbutils.prefixes import PrefixTable, SmoothedTargets
-from nbutils.prefixes.table import build_table
-from nbutils.tokenization import load_tokenizer, train_byte_level_bpe, train_unigram
+from nbutils.data.tokenization import load_tokenizer, train_byte_level_bpe, train_unigram
+from nbutils.objectives.prefixes import PrefixTable, SmoothedTargets
+from nbutils.objectives.prefixes.table import build_table
 
 LLAMA3_VOCAB = 128_256
 PADDED = 3  # ids that no token has

@@ -19,7 +19,7 @@ from typing import Any
 
 from tiny_notebooks import write_notebook
 
-from nbutils.attempts import PREVIOUS
+from nbutils.runs.attempts import PREVIOUS
 
 STEPS, SAVED_EVERY = 8, 3
 ROWS = 500
@@ -39,9 +39,9 @@ SETTINGS = "pids, notebook, resumes, steps, saved_every, modulus, model_bytes, l
 BEGIN = """\
 import json, os, random, time
 import pyarrow, pyarrow.parquet
-from nbutils.files import atomic_write
-from nbutils.places import resolve
-from nbutils.runs import start_run
+from nbutils.foundation.files import atomic_write
+from nbutils.foundation.places import resolve
+from nbutils.runs.run_folder import start_run
 with open(pids, "a") as file:
     file.write(f"{os.getpid()} {os.environ['JPY_PARENT_PID']}\\n")
 run = start_run(notebook, globals())

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tiny_notebooks import write_plan
 
-from nbutils.batch import Batch, register_plan
-from nbutils.local_engine import LocalEngine
-from nbutils.plans import Plan, load_plan
-from nbutils.progress import LogDisplay
+from nbutils.batch.batch import Batch, register_plan
+from nbutils.batch.local_engine import LocalEngine
+from nbutils.batch.progress import LogDisplay
+from nbutils.runs.plans import Plan, load_plan
 
 STUDY = 'run_folder: str = ""  # where results go\nseed: int = 0  # of all, at least 0\n'
 LIGHT = ("json",)  # what the host imports besides ipykernel

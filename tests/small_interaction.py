@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from nbutils.batches import collate
+from nbutils.data.batches import collate
+from nbutils.data.preparation import load_data
 from nbutils.interaction import training
 from nbutils.interaction.correctors import Corrections
 from nbutils.interaction.examples import RoundRows
@@ -21,9 +22,8 @@ from nbutils.interaction.limits import Budget
 from nbutils.interaction.rounds import read_rounds
 from nbutils.interaction.settings import DISTILL, Interaction
 from nbutils.interaction.training import InteractionConfig, train_interactively
-from nbutils.measures import is_of_the_machine
-from nbutils.models import load_model
-from nbutils.preparation import load_data
+from nbutils.models.loading import load_model
+from nbutils.runs.metric_labels import is_of_the_machine
 
 WANTED = "abcdefghi"  # some 0.18 of what random weights say in the data of kill_many.write_data
 SHARP = 3.0  # random weights times this differ from one context to the next

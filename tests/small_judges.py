@@ -32,8 +32,8 @@ def use_server(monkeypatch, url: str, key: str = KEY, model: str = "teacher-8b")
 
 def write_model(folder: Path, template: str = "", positions: int = 1024) -> Path:
     """A tiny model with random weights and its tokenizer; with a `template` one that chats, and has a BOS."""
-    from nbutils.models import load_model
-    from nbutils.tokenization import train_byte_level_bpe
+    from nbutils.data.tokenization import train_byte_level_bpe
+    from nbutils.models.loading import load_model
 
     text = "coherence: 1\nrepetition: instruction_following style Once upon a time there was a girl. Text story grades "
     tokenizer = train_byte_level_bpe([text * 4], 400)

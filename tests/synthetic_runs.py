@@ -101,7 +101,7 @@ def final_numbers(alpha: float, seed: int, noise_seed: int) -> dict[str, float]:
 
 def write_run(plan_folder: Path, stage: str, matrix: Mapping[str, Any], result: Mapping[str, float], **changes) -> Path:
     """One run folder with everything a finished run leaves; `changes` replace entries of its manifest."""
-    from nbutils.plans import variant_name
+    from nbutils.runs.plans import variant_name
 
     variant = variant_name(stage, matrix)
     folder = plan_folder / variant

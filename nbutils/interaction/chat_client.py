@@ -24,10 +24,10 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from nbutils.errors import ModelError, ParameterError
+from nbutils.foundation.errors import ModelError, ParameterError
+from nbutils.foundation.plaintext import shortened, visible
 from nbutils.interaction.deadline import Deadline
 from nbutils.interaction.limits import Budget, JudgeLimits
-from nbutils.plaintext import shortened, visible
 
 if TYPE_CHECKING:
     import httpx

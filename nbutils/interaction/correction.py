@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nbutils.foundation.places import RUNS
 from nbutils.interaction.chat_client import ServerSettings
 from nbutils.interaction.correctors import (
     Corrections,
@@ -26,7 +27,6 @@ from nbutils.interaction.limits import JudgeLimits
 from nbutils.interaction.prompted_model import check_prompted_model, prompted_model
 from nbutils.interaction.prompts import read_correction
 from nbutils.interaction.reply_cache import ReplyCache
-from nbutils.places import RUNS
 
 __all__ = ["Corrections", "Corrector", "check_corrector", "make_corrector"]
 

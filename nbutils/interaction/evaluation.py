@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nbutils.errors import ModelError
+from nbutils.evaluation.sample_measures import distinct, repetition
+from nbutils.foundation.errors import ModelError
 from nbutils.interaction.held_out import RUBRICS, held_out
 from nbutils.interaction.judges import Judged
 from nbutils.interaction.judges.quality import agreement, length_correlation
@@ -24,12 +25,11 @@ from nbutils.interaction.rewards import Rewarded
 from nbutils.interaction.rollouts import Rollout, Sampling, sample, story_prompt
 from nbutils.interaction.settings import CONTEXTS, NO_JUDGE, STORY
 from nbutils.interaction.training import InteractionConfig, judge_of, starting_model
-from nbutils.sample_measures import distinct, repetition
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from nbutils.preparation import PreparedData
+    from nbutils.data.preparation import PreparedData
 
 logger = logging.getLogger(__name__)
 TEMPERATURE, TOP_P = 1.0, 0.8  # of the held-out samples, however an arm sampled while it learned

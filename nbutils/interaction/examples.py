@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-from nbutils.files import atomic_write
+from nbutils.data.batches import IGNORE_INDEX
+from nbutils.data.order import permutation
+from nbutils.foundation.files import atomic_write
 from nbutils.interaction.settings import ON_POLICY, PAIRED, Interaction
-from nbutils.objectives.head import IGNORE_INDEX
-from nbutils.order import permutation
 
 Example = dict[str, np.ndarray]
 ROUND_FILE = "round.npz"  # in the run's folder: the examples of the round that is trained on
@@ -119,7 +119,7 @@ class RoundOrder(Sampler[int]):
     """Indices of RoundRows: pass after pass, each in an order of its own that (seed, round, pass) decides.
 
     Rows that hold nothing come after all passes, so that steps are whole or idle; more of them fill the last
-    micro-batches of several processes up to `filled` (see nbutils/order.py).
+    micro-batches of several processes up to `filled` (see nbutils/data/order.py).
     """
 
     def __init__(self, rows: RoundRows, seed: int, filled: int = 1) -> None:

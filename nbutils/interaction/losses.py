@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nbutils.objectives.cross_entropy import CrossEntropy
+from nbutils.models.products import add_matrix_product, matrix_product, product_precision
 from nbutils.objectives.head import Gradients, walk
-from nbutils.objectives.products import add_matrix_product, matrix_product, product_precision
+from nbutils.objectives.terms.cross_entropy import CrossEntropy
 
 
 class PolicyLoss(NamedTuple):

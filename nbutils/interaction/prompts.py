@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nbutils.errors import ParameterError, PlanError, did_you_mean
-from nbutils.places import PARAMS, relative
-from nbutils.yamlfile import read_yaml
+from nbutils.foundation.errors import ParameterError, PlanError, did_you_mean
+from nbutils.foundation.places import PARAMS, relative
+from nbutils.foundation.yaml_files import read_yaml
 
 FOLDER = PARAMS / "prompts"
 RUBRIC_PREFIX = "judge-"

@@ -16,9 +16,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from nbutils.errors import RunError
-from nbutils.locks import exclusively
-from nbutils.places import relative
+from nbutils.foundation.errors import RunError
+from nbutils.foundation.locks import exclusively
+from nbutils.foundation.places import relative
 
 logger = logging.getLogger(__name__)
 FILE = "replies.sqlite"

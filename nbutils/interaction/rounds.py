@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from nbutils.files import atomic_write
+from nbutils.data.order import permutation
+from nbutils.evaluation.sample_measures import distinct, repetition
+from nbutils.foundation.files import atomic_write
 from nbutils.interaction.continuations import as_text, text_after, tokens_after
 from nbutils.interaction.correction import HUMAN
 from nbutils.interaction.correctors import Corrector
@@ -28,11 +30,9 @@ from nbutils.interaction.policy import PolicyModel
 from nbutils.interaction.rewards import Rewarded, reward_examples
 from nbutils.interaction.rollouts import Rollout, Sampling, cut_at_end, sample, without_end
 from nbutils.interaction.settings import ON_POLICY, STORY, Interaction
-from nbutils.order import permutation
-from nbutils.sample_measures import distinct, repetition
 
 if TYPE_CHECKING:
-    from nbutils.batches import Rows
+    from nbutils.data.batches import Rows
 
 ROUNDS, SAMPLES = "rounds.csv", "round_samples.jsonl"
 SHOWN = 2  # samples of each round that are kept

@@ -19,7 +19,9 @@ from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging as logging_of_transformers
 
-from nbutils.attempts import CHECKPOINTS
+from nbutils.data.preparation import PreparedData, load_data
+from nbutils.foundation.places import resolve
+from nbutils.foundation.stopping import noted
 from nbutils.interaction.correction import make_corrector
 from nbutils.interaction.distilling import distilling_teacher
 from nbutils.interaction.examples import ROUND_FILE, RoundOrder, RoundRows
@@ -29,15 +31,13 @@ from nbutils.interaction.policy import CROSS_ENTROPY, LOSSES, MEANS, PolicyModel
 from nbutils.interaction.rollouts import story_prompt
 from nbutils.interaction.rounds import ROUNDS, SAMPLES, WORDS, RoundMaker, read_rounds
 from nbutils.interaction.settings import NO_JUDGE, ON_POLICY, STORY, Interaction
-from nbutils.models import load_model, saved_model
+from nbutils.models.loading import load_model, saved_model
 from nbutils.objectives import Objective, smoothing
-from nbutils.places import resolve
-from nbutils.preparation import PreparedData, load_data
-from nbutils.rows import plain_rows
-from nbutils.stopping import noted
-from nbutils.tracking import memory_mib, reset_peak_memory
-from nbutils.training import ObjectiveTrainer, TrainingConfig
-from nbutils.training_arguments import make_deterministic
+from nbutils.training.arguments import make_deterministic
+from nbutils.training.checkpoints import CHECKPOINTS
+from nbutils.training.rows import plain_rows
+from nbutils.training.tracking import memory_mib, reset_peak_memory
+from nbutils.training.trainer import ObjectiveTrainer, TrainingConfig
 
 MOST_BLOCKS = 5_000  # of the training text, that a judge of rules learns words from
 JUDGE_CACHE = f"{CHECKPOINTS}/judge_cache"  # in the run's folder: what outlives it where the run is tried again
@@ -58,7 +58,7 @@ class InteractionConfig(TrainingConfig):
 
 
 def train_interactively(config: InteractionConfig) -> dict[str, float]:
-    """Train one variant with its judge or teacher; resumes, saves and returns as `nbutils.training.train` does.
+    """Train one variant with its judge or teacher; resumes, saves and returns as `nbutils.training.trainer.train` does.
 
     Over all rounds: human_words, student_words, teacher_words; where a judge was asked, judge_failure_rate, the share
     of those texts that it gave no score, in [0, 1].

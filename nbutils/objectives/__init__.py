@@ -1,9 +1,9 @@
 """Training objectives: the chunked head, one file per term, measures, and the textbook reference."""
 
-from nbutils.objectives.cosine import ExpectedEmbeddingCosine
-from nbutils.objectives.cross_entropy import CrossEntropy
-from nbutils.objectives.distillation import Distillation
-from nbutils.objectives.head import IGNORE_INDEX, UNLABELLED, Term, WeightedTerm, chunked_head, term_values
+from nbutils.data.batches import IGNORE_INDEX, UNLABELLED
+from nbutils.models.loading import head_matrices
+from nbutils.models.teacher_target import TeacherStates, TeacherTarget, TopTokens
+from nbutils.objectives.head import Term, WeightedTerm, chunked_head, term_values
 from nbutils.objectives.measures import (
     Accuracy,
     Confidence,
@@ -15,9 +15,11 @@ from nbutils.objectives.measures import (
     UnigramCosine,
 )
 from nbutils.objectives.objective import Objective, cosine_mixing, distillation, smoothing
-from nbutils.objectives.objective_model import ObjectiveModel, Teacher, head_matrices, next_tokens
-from nbutils.objectives.sparse_target import PrefixMass, SmoothedCrossEntropy, SparseTargets, TargetDivergence
-from nbutils.objectives.teacher_target import TeacherStates, TeacherTarget, TopTokens
+from nbutils.objectives.objective_model import ObjectiveModel, Teacher, next_tokens
+from nbutils.objectives.terms.cosine import ExpectedEmbeddingCosine
+from nbutils.objectives.terms.cross_entropy import CrossEntropy
+from nbutils.objectives.terms.distillation import Distillation
+from nbutils.objectives.terms.sparse_target import PrefixMass, SmoothedCrossEntropy, SparseTargets, TargetDivergence
 
 __all__ = [
     "IGNORE_INDEX",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from nbutils.models.teacher_target import TeacherStates, TeacherTarget, TopTokens
 from nbutils.objectives import reference
-from nbutils.objectives.cosine import ExpectedEmbeddingCosine
-from nbutils.objectives.cross_entropy import CrossEntropy
-from nbutils.objectives.distillation import Distillation
 from nbutils.objectives.head import Term, WeightedTerm, chunked_head
 from nbutils.objectives.objective import Objective
-from nbutils.objectives.sparse_target import SmoothedCrossEntropy
-from nbutils.objectives.teacher_target import TeacherStates, TeacherTarget, TopTokens
+from nbutils.objectives.terms.cosine import ExpectedEmbeddingCosine
+from nbutils.objectives.terms.cross_entropy import CrossEntropy
+from nbutils.objectives.terms.distillation import Distillation
+from nbutils.objectives.terms.sparse_target import SmoothedCrossEntropy
 
 BATCH, TIME, VOCAB, WIDTH = 4, 16, 300, 16
 

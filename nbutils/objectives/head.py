@@ -20,21 +20,14 @@ Idea: Hsu et al. 2024, Liger Kernel (arXiv 2410.10989), extended to soft targets
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from nbutils.objectives.products import add_matrix_product, matrix_product, product_precision
-from nbutils.objectives.teacher_target import TeacherTarget
-
-IGNORE_INDEX = -100  # a label that no term scores, as everywhere in PyTorch: padding
-UNLABELLED = -1  # a real token that cross entropy leaves out and distillation may score: prompts, the end of a block
-CHUNK_BYTES = 40 * 2**20  # one float32 chunk of logits: 192 rows of GPT-2; larger saves 5 % time and costs memory
-CPU_ROWS = 256  # of a chunk on a CPU, at most: reused memory is faster than the new pages of a larger chunk
-ROW_BLOCK = 64  # rows come in whole blocks, at least one: odd sizes and fewer rows slow the matrix products
+from nbutils.models.products import add_matrix_product, chunk_rows, matrix_product, product_precision
+from nbutils.models.teacher_target import TeacherTarget
 
 
 class Buffers:
@@ -193,17 +186,6 @@ class WeightedTerm:
 def tempered_softmax(logits: Tensor, temperature: float, out: Tensor) -> Tensor:
     """softmax(z / T) in the memory of `out`, which may be that of `logits`."""
     return torch.softmax(logits if temperature == 1.0 else torch.div(logits, temperature, out=out), -1, out=out)
-
-
-def chunk_rows(vocab: int, positions: int, device: str = "cpu") -> int:
-    """Positions a chunk holds, in whole blocks: `CHUNK_BYTES` of float32 logits say how many chunks there are.
-
-    The chunks are about even: a small last one would cost the memory of the others.
-    """
-    most = max(1, CHUNK_BYTES // (4 * vocab * ROW_BLOCK)) * ROW_BLOCK
-    most = min(most, CPU_ROWS) if device == "cpu" else most
-    even = positions / max(1, math.ceil(positions / most))
-    return max(1, min(positions, math.ceil(even / ROW_BLOCK) * ROW_BLOCK))
 
 
 def walk(

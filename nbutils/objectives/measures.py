@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nbutils.objectives.cosine import unit
+from nbutils.models.products import matrix_product
 from nbutils.objectives.head import Chunk, Gradients, Term
-from nbutils.objectives.products import matrix_product
+from nbutils.objectives.terms.cosine import unit
 
 
 class Measure(Term):

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from nbutils.distillation_settings import NO_DIVERGENCE, check_distillation
-from nbutils.errors import ParameterError
-from nbutils.objectives.cosine import ExpectedEmbeddingCosine
-from nbutils.objectives.cross_entropy import CrossEntropy
-from nbutils.objectives.distillation import Distillation
+from nbutils.foundation.errors import ParameterError
+from nbutils.models.distillation_settings import NO_DIVERGENCE, check_distillation
 from nbutils.objectives.head import Term
-from nbutils.objectives.sparse_target import SmoothedCrossEntropy, SparseTargets
+from nbutils.objectives.terms.cosine import ExpectedEmbeddingCosine
+from nbutils.objectives.terms.cross_entropy import CrossEntropy
+from nbutils.objectives.terms.distillation import Distillation
+from nbutils.objectives.terms.sparse_target import SmoothedCrossEntropy, SparseTargets
 
 if TYPE_CHECKING:
-    from nbutils.prefixes import SmoothedTargets
+    from nbutils.objectives.prefixes import SmoothedTargets
 
 
 @dataclass(frozen=True)

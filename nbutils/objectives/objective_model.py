@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nbutils.errors import ModelError
-from nbutils.objectives.head import IGNORE_INDEX, UNLABELLED, Term, WeightedTerm, chunked_head, term_values
+from nbutils.data.batches import IGNORE_INDEX, UNLABELLED
+from nbutils.models.loading import head_matrices
+from nbutils.models.teacher_target import TeacherTarget
+from nbutils.objectives.head import Term, WeightedTerm, chunked_head, term_values
 from nbutils.objectives.objective import Objective
-from nbutils.objectives.teacher_target import TeacherTarget
 
 
 class Teacher(Protocol):
@@ -98,19 +99,3 @@ def next_tokens(labels: Tensor) -> Tensor:
     """
     moved = torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORE_INDEX)], 1)
     return moved.where((moved != IGNORE_INDEX) | (labels == IGNORE_INDEX), UNLABELLED)
-
-
-def head_matrices(model: PreTrainedModel) -> tuple[nn.Module, nn.Module]:
-    """The modules that hold W and E. Refuses models whose logits are more than h Wᵀ, which the head would drop."""
-    output, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
-    if getattr(output, "bias", None) is not None:
-        raise ModelError(
-            f"{model.config.model_type}: its output layer has a bias, which the chunked head does not add."
-        )
-    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
-        if getattr(model.config, name, None) not in (None, 1, 1.0):
-            raise ModelError(
-                f"{model.config.model_type}: the setting {name} changes the logits after the output matrix; "
-                "the chunked head does not apply it. Choose a model without it."
-            )
-    return output, embeddings

@@ -1,16 +1,14 @@
 """The weekly report: run folders become sentences and tables, the executed notebook one safe HTML file.
 
-    evidence = gather(resolve("runs"))                          # nbutils.studies
+    evidence = gather(resolve("runs"))                          # nbutils.report.studies
     report.verdicts(evidence)                                   # in a notebook cell
     report.export(Path("executed.ipynb"), Path("report.html"))  # afterwards, from outside
 
 It reads files that runs left behind and starts nothing.
 """
 
-from nbutils.composite import mixes
 from nbutils.report.appendix import all_samples, failed_runs, manifest, samples
 from nbutils.report.budget import budget_table
-from nbutils.report.composite import composite_table
 from nbutils.report.diagnostics import (
     audit_findings,
     audit_table,
@@ -31,6 +29,8 @@ from nbutils.report.prefix import prefix_smoothing
 from nbutils.report.tables import cost_table, document_table, headline_table
 from nbutils.report.verdicts import contrasts_changed, has_contrasts, verdict_table, verdicts
 from nbutils.report.weekly import note, period, since_last, week_of, write_summary
+from nbutils.report.win_rule import mixes
+from nbutils.report.win_table import composite_table
 
 __all__ = [
     "ReportError",

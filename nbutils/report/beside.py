@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from nbutils.measures import UNKNOWN, Measure
-from nbutils.plaintext import escaped, visible
-from nbutils.repeat.circumstances import in_few, listed
+from nbutils.batch.repeat.circumstances import in_few, listed
+from nbutils.foundation.plaintext import escaped, visible
 from nbutils.report.comparison import OTHER_DATA, Comparison, MeanRow, Told, VerdictRow
 from nbutils.report.export import export
 from nbutils.report.log import text as markdown
 from nbutils.report.page import details, frame_of, table
+from nbutils.runs.metric_labels import UNKNOWN, Measure
 
 COLUMNS = 110  # of a terminal
 INDENT, GAP = "  ", "  "

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from IPython.display import HTML
 
-from nbutils.composite import is_longer
-from nbutils.measures import UNKNOWN, measure
 from nbutils.report.page import frame_of, table
+from nbutils.report.smoothing_results import smooths
+from nbutils.report.statistics import mean_interval
+from nbutils.report.studies import Arm, Study, number
 from nbutils.report.teachers import has_teacher
-from nbutils.smoothing_results import smooths
-from nbutils.statistics import mean_interval
-from nbutils.studies import Arm, Study, number
+from nbutils.report.win_rule import is_longer
+from nbutils.runs.metric_labels import UNKNOWN, measure
 
 if TYPE_CHECKING:
-    from nbutils.runs import Run
+    from nbutils.runs.run_folder import Run
 
 EQUAL_TOKENS = "Equal tokens: Δ\n(× control's time)"
 TOKENS_NOTE = (

@@ -18,14 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from nbutils import statistics
-from nbutils.arms import Arm, number
-from nbutils.manifest import Manifest
-from nbutils.measures import UNKNOWN, Measure, measure
-from nbutils.places import REPORTS, relative, resolve
-from nbutils.repeat.circumstances import Change, changes
+from nbutils.batch.repeat.circumstances import Change, changes
+from nbutils.foundation.places import REPORTS, relative, resolve
+from nbutils.report import statistics
+from nbutils.report.arms import Arm, number
 from nbutils.report.export import ReportError
 from nbutils.report.sides import Side, read_sides
+from nbutils.runs.manifest import Manifest
+from nbutils.runs.metric_labels import UNKNOWN, Measure, measure
 
 SAME, UNDECIDED, OTHER_DATA = "same", "undecided", "other data"
 LONGEST_NAME = 60  # of a side, in the file's name

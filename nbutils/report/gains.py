@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from IPython.display import HTML
 
-from nbutils.interaction_results import (
+from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escaped
+from nbutils.report.interaction_results import (
     SCORES,
     STORY_SCORES,
     differences,
@@ -14,10 +15,9 @@ from nbutils.interaction_results import (
     text_beside,
     writes_stories,
 )
-from nbutils.measures import measure
-from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
-from nbutils.statistics import mean_interval
-from nbutils.studies import Arm, Study
+from nbutils.report.statistics import mean_interval
+from nbutils.report.studies import Arm, Study
+from nbutils.runs.metric_labels import measure
 
 
 def gains(study: Study) -> HTML:

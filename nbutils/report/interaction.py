@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from IPython.display import HTML
 
-from nbutils import figures
-from nbutils.arms import named
-from nbutils.figures.interaction import beside, rewarded
+from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escaped
 from nbutils.interaction.settings import DISTILL
-from nbutils.interaction_results import (
+from nbutils.report import figures
+from nbutils.report.arms import named
+from nbutils.report.figures.interaction import beside, rewarded
+from nbutils.report.gains import gains
+from nbutils.report.interaction_results import (
     ABOUT,
     JUDGES,
     SCORES,
@@ -31,15 +33,13 @@ from nbutils.interaction_results import (
     unequal_words,
     words_of,
 )
-from nbutils.measures import UNKNOWN, measure
-from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
-from nbutils.report.gains import gains
 from nbutils.report.judges import judge_table
 from nbutils.report.page import MOST_ARMS, behind, figure_of, frame_of, heading, more_arms, stacked, table
 from nbutils.report.rounds import round_table
+from nbutils.report.smoothing_results import reported
+from nbutils.report.studies import Arm, Evidence, Study
 from nbutils.report.tables import mean_and_interval, seeds
-from nbutils.smoothing_results import reported
-from nbutils.studies import Arm, Evidence, Study
+from nbutils.runs.metric_labels import UNKNOWN, measure
 
 TITLE = (
     "<h2>Interaction</h2><p>A student that writes, and learns from what a judge or a teacher makes of it, beside one "

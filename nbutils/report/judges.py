@@ -7,15 +7,15 @@ import math
 import numpy as np
 from IPython.display import HTML
 
-from nbutils.arms import named
 from nbutils.interaction.judges import SERVER
 from nbutils.interaction.limits import LITTLE_MASS
 from nbutils.interaction.settings import CORRECTED, STORY
-from nbutils.interaction_results import JUDGES, holds_out, is_interaction, method_of, rounds_of, writes_stories
-from nbutils.measures import UNKNOWN, measure
+from nbutils.report.arms import named
+from nbutils.report.interaction_results import JUDGES, holds_out, is_interaction, method_of, rounds_of, writes_stories
 from nbutils.report.page import frame_of, table
-from nbutils.statistics import mean_interval
-from nbutils.studies import Arm, Study
+from nbutils.report.statistics import mean_interval
+from nbutils.report.studies import Arm, Study
+from nbutils.runs.metric_labels import UNKNOWN, measure
 
 CAPTION = (
     "Mean and 95 % interval over seeds. Failures: samples that the judge gave no score while the student learned; they "

@@ -17,17 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from nbutils import statistics
-from nbutils.arms import number
-from nbutils.composite import NEITHER, TRADE_OFF, UNDECIDED, WIN, composite, mixes
-from nbutils.files import atomic_write, write_json
+from nbutils.foundation.files import atomic_write, write_json
+from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, LONGEST_TEXT, shortened, visible
 from nbutils.interaction.settings import DISTILL
-from nbutils.interaction_results import WORDS
-from nbutils.measures import UNKNOWN, Measure, measure
-from nbutils.plaintext import LONGEST_PARAGRAPH, LONGEST_TEXT, shortened, visible
+from nbutils.report import statistics
+from nbutils.report.arms import number
+from nbutils.report.interaction_results import WORDS
+from nbutils.report.studies import Arm, Evidence, PlanEvidence, Slot, Study, is_folder_name
 from nbutils.report.teachers import no_better
 from nbutils.report.weekly import summary
-from nbutils.studies import Arm, Evidence, PlanEvidence, Slot, Study, is_folder_name
+from nbutils.report.win_rule import NEITHER, TRADE_OFF, UNDECIDED, WIN, composite, mixes
+from nbutils.runs.metric_labels import UNKNOWN, Measure, measure
 
 LOG = "results.md"
 METRICS = "metrics.json"

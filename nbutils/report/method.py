@@ -8,10 +8,10 @@ from typing import Any
 
 from IPython.display import HTML
 
-from nbutils.measures import UNKNOWN
-from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
+from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escaped
 from nbutils.report.page import frame_of, of_studies, table
-from nbutils.studies import Evidence, Study
+from nbutils.report.studies import Evidence, Study
+from nbutils.runs.metric_labels import UNKNOWN
 
 # Formulas in plain HTML: a report runs no script, and MathJax is one.
 COSINE_FORMULAS = (

@@ -1,4 +1,4 @@
-"""Pieces of a report page: headings, tables, code. Strings become HTML through `nbutils.plaintext.escaped`, always."""
+"""Pieces of a report page: headings, tables, code. Strings become HTML through `plaintext.escaped`, always."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from nbutils import figures
-from nbutils.plaintext import LONGEST_PARAGRAPH, escaped, shortened, visible
-from nbutils.studies import Evidence, Study
+from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escaped, shortened, visible
+from nbutils.report import figures
+from nbutils.report.studies import Evidence, Study
 
 MOST_ARMS = 8  # as many as there are colours
 NOWHERE = "This does not apply to the studies here."

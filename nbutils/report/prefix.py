@@ -12,15 +12,12 @@ from pathlib import Path
 import numpy as np
 from IPython.display import HTML
 
-from nbutils import figures
-from nbutils.measures import UNKNOWN, Measure, measure
-from nbutils.plaintext import LONGEST_PARAGRAPH, escaped
-from nbutils.prefixes.settings import NO_SMOOTHING, leaves_no_gold_mass
+from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escaped
+from nbutils.objectives.prefixes.settings import NO_SMOOTHING, leaves_no_gold_mass
+from nbutils.report import figures
 from nbutils.report.appendix import AS_TRAINED
 from nbutils.report.page import figure_of, frame_of, heading, side_by_side, stacked, table
-from nbutils.report.tables import mean_and_interval, seeds
-from nbutils.report.tasks import task_table
-from nbutils.smoothing_results import (
+from nbutils.report.smoothing_results import (
     NO_GOLD_MASS,
     OVER_WORDS,
     arm_names,
@@ -37,8 +34,11 @@ from nbutils.smoothing_results import (
     smooths,
     with_repeats,
 )
-from nbutils.statistics import mean_interval
-from nbutils.studies import Arm, Evidence, Study
+from nbutils.report.statistics import mean_interval
+from nbutils.report.studies import Arm, Evidence, Study
+from nbutils.report.tables import mean_and_interval, seeds
+from nbutils.report.tasks import task_table
+from nbutils.runs.metric_labels import UNKNOWN, Measure, measure
 
 TITLE = (
     "<h2>Prefix smoothing</h2><p>A target that gives some of the gold token's probability to the prefixes of its text. "

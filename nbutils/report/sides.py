@@ -11,18 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nbutils.attempts import ATTEMPTS
-from nbutils.batch import PLAN_FILE
-from nbutils.errors import WorkbookError
-from nbutils.files import read_json
-from nbutils.manifest import MANIFEST, Manifest
-from nbutils.places import relative, resolve, typed
-from nbutils.plans import INTERACTIVE
-from nbutils.repeat.circumstances import listed
+from nbutils.batch.repeat.circumstances import listed
+from nbutils.foundation.errors import WorkbookError
+from nbutils.foundation.files import MANIFEST, read_json
+from nbutils.foundation.places import relative, resolve, typed
 from nbutils.report.export import ReportError
+from nbutils.report.studies import Arm, Evidence, Judged, gather
 from nbutils.report.weekly import FINISHED, summary
-from nbutils.runs import load_runs
-from nbutils.studies import Arm, Evidence, Judged, gather
+from nbutils.runs.attempts import ATTEMPTS
+from nbutils.runs.manifest import Manifest
+from nbutils.runs.plans import INTERACTIVE, PLAN_FILE
+from nbutils.runs.run_folder import load_runs
 
 WHAT_FITS = (
     "Give a report (reports/<week>.html or .json), a plan's folder of runs (runs/<plan>), or one of plans (runs)."

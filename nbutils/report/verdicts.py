@@ -7,18 +7,18 @@ import math
 import numpy as np
 from IPython.display import HTML
 
-from nbutils import statistics
-from nbutils.arms import SEEDS, named
-from nbutils.distillation_settings import NO_DIVERGENCE
+from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escaped, shortened
 from nbutils.interaction.settings import taught_by
-from nbutils.interaction_results import words_beside
-from nbutils.measures import UNKNOWN, Measure, measure, p_text, percent
-from nbutils.plaintext import LONGEST_PARAGRAPH, escaped, shortened
+from nbutils.models.distillation_settings import NO_DIVERGENCE
+from nbutils.report import statistics
+from nbutils.report.arms import SEEDS, named
 from nbutils.report.diagnostics import not_applied
+from nbutils.report.interaction_results import words_beside
 from nbutils.report.page import code, frame_of, heading, table
+from nbutils.report.smoothing_results import cautions
+from nbutils.report.studies import Arm, Evidence, Judged, Study
 from nbutils.report.teachers import no_better
-from nbutils.smoothing_results import cautions
-from nbutils.studies import Arm, Evidence, Judged, Study
+from nbutils.runs.metric_labels import UNKNOWN, Measure, measure, p_text, percent
 
 CLASSES = {
     statistics.SUPPORTED: "supported",

@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from nbutils.errors import ParameterError, PlanError
-from nbutils.files import atomic_write
-from nbutils.places import relative, resolve
-from nbutils.plans import SLUG, load_plan
-from nbutils.preflight import data_card
+from nbutils.batch.preflight import data_card
+from nbutils.foundation.errors import ParameterError, PlanError
+from nbutils.foundation.files import atomic_write
+from nbutils.foundation.places import relative, resolve
+from nbutils.runs.plans import SLUG, load_plan
 from nbutils.search.setting import Setting
 from nbutils.search.space import Dimension, read_values
 from nbutils.search.study import INDEX, OBJECTIVE, PARAMS

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.errors import ParameterError, RunError
-from nbutils.locks import exclusively, is_held
-from nbutils.places import relative, resolve
-from nbutils.runs import RunFolder
+from nbutils.foundation.errors import ParameterError, RunError
+from nbutils.foundation.locks import exclusively, is_held
+from nbutils.foundation.places import relative, resolve
+from nbutils.runs.run_folder import RunFolder
 from nbutils.search.setting import Setting
 from nbutils.search.space import Dimension, values_of
 

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from nbutils import environment
-from nbutils.attempts import Place
-from nbutils.errors import ParameterError, RunError
-from nbutils.files import atomic_write, now, read_json
-from nbutils.locks import exclusively
-from nbutils.manifest import find_manifest
-from nbutils.places import relative
-from nbutils.runner import DONE, REFUSED, summary
+from nbutils.batch.runner import DONE, REFUSED, summary
+from nbutils.foundation import environment
+from nbutils.foundation.errors import ParameterError, RunError
+from nbutils.foundation.files import atomic_write, now, read_json
+from nbutils.foundation.locks import exclusively
+from nbutils.foundation.places import relative
+from nbutils.foundation.stopping import SAVE_SECONDS, stop_on_sigterm
+from nbutils.runs.attempts import Place
+from nbutils.runs.manifest import find_manifest
 from nbutils.search.children import command
 from nbutils.search.setting import Setting, prepare
 from nbutils.search.space import Dimension
 from nbutils.search.study import INDEX, MESSAGE, OBJECTIVE, PARAMS, SearchConfig, SharedStudy
-from nbutils.stopping import SAVE_SECONDS, stop_on_sigterm
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial, Trial

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
+from nbutils.foundation.plaintext import shortened, visible
 from nbutils.interaction.limits import LITTLE_MASS, Budget, JudgeLimits
 from nbutils.interaction.prompts import Aspect
 from nbutils.interaction.reply_cache import ReplyCache
-from nbutils.plaintext import shortened, visible
 
 RAW_CHARACTERS = 400
 NOT_ASKED = "not asked: the budget is spent"

@@ -10,10 +10,10 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from nbutils.evaluation.sample_measures import repetition
 from nbutils.interaction.judges.judged import Reply, ScoringJudge, Text
 from nbutils.interaction.limits import JudgeLimits
 from nbutils.interaction.prompts import Aspect
-from nbutils.sample_measures import repetition
 
 RULE, RULE_PLAIN = "rule", "rule_plain"
 LONGEST_TEXT = 100_000  # characters that are looked at

@@ -1,0 +1,286 @@
+"""All variants of a plan, in the order of their needs: what may start, what is tried again, what is blocked.
+
+    python -m nbutils batch params/quick.yaml --workers 2 --only 'cosine-*'
+
+A variant starts as soon as the runs it needs are finished. One that fails stops only those that need it. What was
+stopped or killed from outside is tried again after a while, a mistake never. An engine runs what is started: this
+machine's (nbutils/batch/local_engine.py) or Ray's (nbutils/batch/ray_engine.py).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from nbutils.batch.engine import HELD, Engine
+from nbutils.batch.preflight import check_variant, place_of
+from nbutils.batch.progress import BLOCKED, Display, Retry, Running, Tally, duration, terminal_width, text_table
+from nbutils.batch.runner import BROKEN, DONE, RUN_AGAIN, Outcome, place_needs
+from nbutils.foundation.errors import PlanError, RunError, WorkbookError, nearest
+from nbutils.foundation.files import atomic_write, read_json, write_json
+from nbutils.foundation.locks import is_held, shared
+from nbutils.foundation.places import PARAMS, RUNS, relative, resolve
+from nbutils.foundation.stopping import stop_on_sigterm
+from nbutils.foundation.yaml_files import read_yaml
+from nbutils.runs.attempts import LOCKS, Place
+from nbutils.runs.contrasts import record_contrasts
+from nbutils.runs.keys import nbutils_sha256, read_inputs, run_key
+from nbutils.runs.manifest import FINISHED, PREEMPTED
+from nbutils.runs.plans import PLAN_FILE, Plan, Variant
+
+TICK_SECONDS = 0.5  # between looks at the running variants
+LONGEST_BACKOFF_SECONDS = 600.0
+PLAN_RECORD = "plan_file.json"  # and the place of the file that this is a copy of
+BATCH_LOCK = ".batch"  # among the locks of the variants; every batch at work over the folder holds it with the others
+
+
+def register_plan(plan: Plan, plan_folder: Path) -> None:
+    """Keep a copy of the plan beside its runs, and note its file and since when its contrasts are what they are.
+
+    Raises PlanError where another plan of the same name made the runs, RunError where the folder cannot be written.
+    """
+    try:
+        owner, content, kept = _other_file(plan, plan_folder), plan.file.read_bytes(), plan_folder / PLAN_FILE
+        if owner and content != kept.read_bytes():
+            raise PlanError(
+                f"{relative(plan_folder)} holds runs of {relative(owner)}, and {relative(plan.file)} has the same "
+                "name. Give it another name, or --out another folder."
+            )
+        plan_folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(kept, content)
+        if not owner and plan.file.resolve() != kept.resolve():  # the copy may be run by itself
+            write_json(plan_folder / PLAN_RECORD, {"file": relative(plan.file.resolve())})
+        record_contrasts(plan.comparisons, plan_folder)
+    except OSError as error:
+        folder, reason = relative(plan_folder), error.strerror or error
+        raise RunError(f"{folder} cannot be written ({reason}). Name another folder, or mend it.") from None
+
+
+def _other_file(plan: Plan, plan_folder: Path) -> Path | None:
+    """The other plan file that made the runs in the folder; None where there is none, or it has gone or been renamed.
+
+    Where no file was noted, it is the one in params/ if the folder is that plan's own, or its copy is a copy of that.
+    """
+    from nbutils.runs.run_folder import load_runs
+
+    kept, record, named = plan_folder / PLAN_FILE, plan_folder / PLAN_RECORD, PARAMS / f"{plan.name}.yaml"
+    if not kept.is_file():
+        return None
+    if record.is_file():
+        other = resolve(read_json(record)["file"])
+    else:
+        own = plan_folder.resolve() == (RUNS / plan.name).resolve()
+        other = named if named.is_file() and (own or named.read_bytes() == kept.read_bytes()) else plan.file
+    if not other.is_file() or other.samefile(plan.file) or _name_in(other) != plan.name:
+        return None
+    made = is_going_on(plan_folder) or any(run.status == FINISHED for run in load_runs(plan_folder))
+    return other if made else None
+
+
+def _name_in(file: Path) -> str | None:
+    """The name that a plan file has now, None where it is no longer one."""
+    try:
+        content = read_yaml(file)
+    except PlanError:
+        return None
+    return content.get("name") if isinstance(content, dict) else None
+
+
+def select(plan: Plan, pattern: str) -> list[Variant]:
+    """The variants whose names match `pattern` and all they need. Raises PlanError where none matches."""
+    wanted = {variant.name for variant in plan.variants if fnmatchcase(variant.name, pattern)}
+    if not wanted:
+        stages = [stage.name for stage in plan.stages]
+        raise PlanError(
+            f"No variant of plan {plan.name!r} matches {pattern!r}. {_nearest_pattern(plan, pattern)}Its stages are "
+            f"{', '.join(stages)}; `check` lists the variants."
+        )
+    for variant in reversed(plan.variants):
+        if variant.name in wanted:
+            wanted.update(variant.needs.values())
+    return [variant for variant in plan.variants if variant.name in wanted]
+
+
+def _nearest_pattern(plan: Plan, pattern: str) -> str:
+    """A question that names the pattern or the variant that was meant; empty where none is near."""
+    names = [variant.name for variant in plan.variants]
+    patterns = [stage.name if stage.name in names else f"{stage.name}-*" for stage in plan.stages]
+    near = nearest(pattern, [*patterns, *names])
+    return f"Did you mean {near[0]!r}? " if near else ""
+
+
+def is_finished(variant: Variant, plan_folder: Path, code: str | None = None) -> bool:
+    """Whether a run of exactly this variant is published and finished, its needs included; starts nothing.
+
+    code: nbutils_sha256(), where many variants are looked at.
+    """
+    key = current_key(variant, plan_folder, code)
+    return key is not None and Place(plan_folder, variant.name).is_finished(key)
+
+
+def current_key(variant: Variant, plan_folder: Path, code: str | None = None) -> str | None:
+    """The key of a run of this variant that was made now, None where something it reads is not there."""
+    try:
+        variant = place_needs(variant, plan_folder)
+        return run_key(variant.notebook, variant.params, read_inputs(variant.params), code)
+    except WorkbookError:
+        return None
+
+
+def is_going_on(plan_folder: Path) -> bool:
+    """Whether a batch or a runner is at work over the runs of a plan."""
+    locks = plan_folder / LOCKS
+    return is_held(locks / BATCH_LOCK, by_anyone=True) or any(map(is_held, locks.glob("[!.]*")))
+
+
+@dataclass
+class Batch:
+    """A batch in progress. `outcomes` has every variant that ended for good, was skipped or is blocked.
+
+    retries: more attempts, at most, at a variant that was stopped or killed from outside. The first comes after
+    `backoff_seconds`, each next one after twice the time. An engine may lose its places often: what was stopped there
+    is tried again without limit.
+    """
+
+    plan: Plan
+    plan_folder: Path
+    variants: list[Variant]
+    engine: Engine
+    retries: int = 3
+    backoff_seconds: float = 10
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    started: dict[str, Variant] = field(default_factory=dict)
+    at_work: dict[str, Running] = field(default_factory=dict)
+    retrying: dict[str, Retry] = field(default_factory=dict)
+    held: set[str] = field(default_factory=set)  # by runners that are not this batch's
+
+    def check(self) -> None:
+        """Find what is finished and check the rest, before anything starts. Raises WorkbookError naming the variant."""
+        code = nbutils_sha256()
+        for variant in self.variants:
+            done = all(self._is_done(needed) for needed in variant.needs.values())
+            if done and is_finished(variant, self.plan_folder, code):
+                self.outcomes[variant.name] = Outcome(variant.name, FINISHED, DONE, skipped=True)
+                continue
+            try:
+                check_variant(place_needs(variant, self.plan_folder) if done else variant, self.plan)
+            except WorkbookError as error:
+                raise type(error)(f"{place_of(variant, self.plan)}: {error}") from None
+        self.engine.check(self._open())
+
+    def run(self, display: Display) -> None:
+        """Run all variants that are not finished. Ctrl-C and SIGTERM end the running ones, each with its record."""
+        if not self._open():
+            return
+        with display, stop_on_sigterm(), shared(self.plan_folder / LOCKS / BATCH_LOCK), self.engine:
+            try:
+                while self._fill(display) or self.started:
+                    for outcome in self.engine.wait(TICK_SECONDS):
+                        self._take(outcome, display)
+                    self._note_begun(display)
+                    display.tick(self.tally())
+            except KeyboardInterrupt:  # or Stopped
+                display.stopping(self.tally())
+                self.engine.stop()
+                raise
+
+    def exit_code(self) -> int:
+        """0 where every variant is finished, 75 where the others were only asked to stop, else 1."""
+        statuses = {self.outcomes[variant.name].status for variant in self.variants} - {FINISHED}
+        if not statuses:
+            return DONE
+        return RUN_AGAIN if PREEMPTED in statuses and statuses <= {PREEMPTED, BLOCKED} else BROKEN
+
+    def table(self) -> str:
+        """The variants with how they ended, for the end of a batch."""
+        outcomes = [self.outcomes[variant.name] for variant in self.variants]
+        rows = [
+            (each.variant, each.status, "before" if each.skipped else duration(each.seconds), each.message)
+            for each in outcomes
+        ]
+        return text_table(("variant", "status", "time", "message"), rows, terminal_width())
+
+    def tally(self) -> Tally:
+        """Where the batch stands."""
+        waiting = [v.stage for v in self.variants if v.name not in self.outcomes and v.name not in self.at_work]
+        known: dict[str, list[float]] = {}
+        for variant in self.variants:
+            outcome = self.outcomes.get(variant.name)
+            if outcome and outcome.status == FINISHED and not outcome.skipped:
+                known.setdefault(variant.stage, []).append(outcome.seconds)
+        ended, running = list(self.outcomes.values()), list(self.at_work.values())
+        retrying = [each for each in self.retrying.values() if each.seconds_left() and each.variant not in self.started]
+        return Tally(len(self.variants), self.engine.workers, ended, running, waiting, known, retrying)
+
+    def _open(self) -> list[Variant]:
+        return [variant for variant in self.variants if variant.name not in self.outcomes]
+
+    def _is_done(self, name: str) -> bool:
+        return name in self.outcomes and self.outcomes[name].status == FINISHED
+
+    def _fill(self, display: Display) -> bool:
+        """Start what can be started; whether anything still waits."""
+        waiting = False
+        for variant in self._open():
+            if variant.name in self.started:
+                continue
+            failed = [n for n in variant.needs.values() if n in self.outcomes and not self._is_done(n)]
+            if failed:
+                message = f"needs {failed[0]}, which is {self.outcomes[failed[0]].status}"
+                self._end(Outcome(variant.name, BLOCKED, BROKEN, message), display)
+            elif self._may_start(variant, display):
+                self.started[variant.name] = variant
+                self.engine.start(variant)
+                self._note_begun(display)
+            else:
+                waiting = True
+        return waiting
+
+    def _may_start(self, variant: Variant, display: Display) -> bool:
+        retry = self.retrying.get(variant.name)
+        if (retry and retry.seconds_left()) or not all(map(self._is_done, variant.needs.values())):
+            return False
+        if variant.name in self.held and self._is_held(variant.name, display):
+            return False
+        return self.engine.has_room(variant) and not self._is_held(variant.name, display)
+
+    def _is_held(self, name: str, display: Display) -> bool:
+        """Whether somebody else's runner is at work on it. When that ends the variant is looked at anew."""
+        place = Place(self.plan_folder, name)
+        if not place.is_locked():
+            self.held.discard(name)
+            return False
+        if name not in self.held:
+            self.held.add(name)
+            display.put_off(name, "waiting", place.holder(), self.tally())
+        return True
+
+    def _note_begun(self, display: Display) -> None:
+        """An engine may have a queue of its own: not all that is started runs."""
+        for name, variant in self.started.items():
+            if name not in self.at_work and self.engine.is_at_work(name):
+                folder = Place(self.plan_folder, name).attempt
+                self.at_work[name] = Running(name, variant.stage, folder, time.monotonic())
+                display.started(self.at_work[name], self.tally())
+
+    def _take(self, outcome: Outcome, display: Display) -> None:
+        name = outcome.variant
+        variant = self.started.pop(name)
+        self.at_work.pop(name, None)
+        made = self.retrying[name].number if name in self.retrying else 0
+        if outcome.status == HELD:
+            return  # it began between our look at the lock and our runner's
+        counts = self.engine.counts_preemption or outcome.status != PREEMPTED
+        if not outcome.again or (counts and made == self.retries):
+            self._end(outcome, display)
+            return
+        at = time.monotonic() + min(self.backoff_seconds * 2**made, LONGEST_BACKOFF_SECONDS)
+        retry = Retry(name, variant.stage, at, made + counts, self.retries if counts else None)
+        self.retrying[name] = retry
+        display.put_off(name, outcome.status, f"{outcome.message.rstrip('.')}; {retry.told()}", self.tally())
+
+    def _end(self, outcome: Outcome, display: Display) -> None:
+        self.outcomes[outcome.variant] = outcome
+        display.ended(outcome, self.tally())

@@ -1,0 +1,253 @@
+"""One variant run, whatever happens: skipped where it is done, locked, executed, recorded, published.
+
+    python -m nbutils run 04_cosine_mixing --params params/quick.yaml --variant cosine-alpha0.5-seed1-noise_seed0
+
+Exit codes: 0 finished, now or before; 1 a cell failed; 2 a mistake in parameters, data or model that the user can mend;
+75 the run was asked to stop (SIGTERM, Ctrl-C): run it again, it goes on from what it saved; 138 the kernel died.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from nbutils.batch.hosting import hosted
+from nbutils.batch.preflight import check_variant
+from nbutils.foundation.errors import PlanError, Preempted, RankKilled, RunError, WorkbookError
+from nbutils.foundation.files import flush_tree
+from nbutils.foundation.places import relative, resolve
+from nbutils.foundation.plaintext import shortened, visible
+from nbutils.foundation.resources import Resources
+from nbutils.foundation.stopping import AGAIN, CELL_TIMEOUT, DRIVEN_FOLDER, Watch, kernel_stopped
+from nbutils.runs.attempts import Place
+from nbutils.runs.keys import read_inputs, run_key
+from nbutils.runs.manifest import FAILED, FINISHED, KILLED, PREEMPTED, Manifest, begin, end
+from nbutils.runs.params import RUN_FOLDER, read_schema
+from nbutils.runs.plans import Variant
+from nbutils.training.checkpoints import CHECKPOINTS
+
+DONE, BROKEN, REFUSED, RUN_AGAIN, KERNEL_DIED = 0, 1, 2, 75, 138
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a folder that is full, or not to be written
+CANNOT_WRITE = ("OSError", "SafetensorError", "RuntimeError")  # what a notebook raises then, by who writes
+ALMOST_FULL = 1 << 20  # bytes left on the disk of the run's folder: then that is the one that is full
+NOTEBOOK = "notebook.ipynb"
+LONGEST_CELL = 100  # characters of the line that failed, in a message
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `skipped`: it was finished before. `message` and `log`, its last lines, say why it failed.
+
+    again: it was stopped or killed from outside, so that another attempt may well finish; never of a bug.
+    """
+
+    variant: str
+    status: str
+    exit_code: int
+    message: str = ""
+    seconds: float = 0.0
+    skipped: bool = False
+    folder: Path | None = None  # where it can be looked at
+    log: tuple[str, ...] = ()
+    again: bool = False
+
+
+def run_variant(
+    variant: Variant, plan: str, plan_folder: Path, check: Callable[[Variant], None] = check_variant
+) -> Outcome:
+    """Run one variant of `plan` unless it is finished; its results are then in `plan_folder`/<variant name>.
+
+    `check` raises WorkbookError where the run would come to nothing, which is recorded as its end. Raises WorkbookError
+    where the run cannot be made or recorded at all: another runner is at work, a run it needs is not finished, the
+    folder cannot be written. What happens in the notebook is in the outcome and never raised.
+    """
+    start = time.monotonic()
+    place = Place(resolve(plan_folder), variant.name)
+    with _told_where(place), place.lock():
+        place.mend()
+        variant = place_needs(variant, place.plan_folder)
+        if place.is_finished(run_key(variant.notebook, variant.params, read_inputs(variant.params))):
+            return Outcome(variant.name, FINISHED, DONE, skipped=True, folder=place.published)
+        manifest, folder = _attempt(place, plan, variant, check)
+    return Outcome(
+        variant.name,
+        manifest["status"],
+        manifest["exit_code"],
+        summary(manifest),
+        time.monotonic() - start,
+        folder=folder,
+        log=tuple(manifest["error"]["log"]) if manifest["error"] else (),
+        again=manifest["status"] == PREEMPTED or (manifest["status"] == KILLED and not manifest["error"].get("crash")),
+    )
+
+
+def place_needs(variant: Variant, plan_folder: Path) -> Variant:
+    """`variant` with the folders of the runs it needs as parameters. Raises RunError where one is not finished."""
+    folders = {}
+    for parameter, needed in variant.needs.items():
+        place = Place(plan_folder, needed)
+        result = place.result()
+        if result is None or result["status"] != FINISHED:
+            state = result["status"] if result else "not run yet"
+            raise RunError(f"{variant.name} needs {needed} for {parameter}, which is {state}. Run {needed} first.")
+        folders[parameter] = relative(place.published)
+    return replace(variant, params=variant.params | folders)
+
+
+def flat_variant(notebook: Path, name: str, params: dict[str, Any]) -> Variant:
+    """A variant of no plan, from parameters alone. Raises ParameterError where they do not fit the notebook."""
+    schema = read_schema(notebook)
+    if RUN_FOLDER in params:
+        raise PlanError(f"{RUN_FOLDER} is set by the runner. Leave it out, and say where with --out.")
+    resolved = schema.resolve(params)
+    resolved.pop(RUN_FOLDER, None)
+    return Variant(name, "", notebook, resolved)
+
+
+def summary(manifest: Manifest) -> str:
+    """Why a run is not finished, in one line; empty where it is, or still runs."""
+    error = manifest["error"]
+    if not error:
+        return ""
+    first = error["message"].strip().splitlines()[0] if error["message"].strip() else ""
+    told = shortened(visible(f"{error['type']}: {first}")) + (
+        f" ({shortened(visible(error['cell']), LONGEST_CELL)})" if error["cell"] else ""
+    )
+    peak = manifest["attempts"][-1].get("peak_memory_mib")
+    return told + (f" Its kernel had taken {peak:,.0f} MiB at most." if manifest["status"] == KILLED and peak else "")
+
+
+def _attempt(place: Place, plan: str, variant: Variant, check: Callable[[Variant], None]) -> tuple[Manifest, Path]:
+    """One attempt, from an empty folder or checkpoints to the published run; returns its manifest and where it lies."""
+    with hosted(place.host_log):
+        signal_kernel = import_module("nbutils.batch.kernels").signal_kernel  # imported late: it takes a second
+        earlier = place.history()
+        with _told_where(place):
+            place.clear(run_key(variant.notebook, variant.params, read_inputs(variant.params)))
+            manifest = begin(place.attempt, plan, variant, earlier)
+            place.reserve()
+        with kernel_stopped(place.attempt, signal_kernel, variant.resources) as watch:
+            watch.make_room = place.use_reserve
+            status, exit_code, error = _ending(place, variant, check, watch)
+            watch.ended = True
+            with _told_where(place):
+                place.use_reserve()
+                flush_tree(place.attempt, {CHECKPOINTS})
+                manifest = end(place.attempt, manifest, status, exit_code, error, watch.peak_memory_mib)
+                published = place.publish()
+    return manifest, place.published if published else place.attempt
+
+
+@contextmanager
+def _told_where(place: Place) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        path, reason = Path(error.filename or place.attempt), error.strerror or str(error)
+        if error.errno not in UNWRITABLE and not _writes(place, path):
+            raise RunError(
+                f"{relative(path)} cannot be read ({reason}). Mend it or name another, then run again."
+            ) from None
+        raise RunError(_not_writable(path, reason)) from None
+
+
+def _writes(place: Place, path: Path) -> bool:
+    """Whether a runner writes there, or makes that folder; all other files it only reads."""
+    folder, path = place.plan_folder.resolve(), path.resolve()
+    if not path.is_relative_to(folder):
+        return folder.is_relative_to(path)
+    first = next(iter(path.relative_to(folder).parts), "")
+    return first in ("", place.variant) or first.startswith(".")
+
+
+def _not_writable(path: str | Path, reason: str) -> str:
+    return f"{relative(Path(path))} cannot be written ({reason}). Make room or mend it, then run again."
+
+
+def _ending(
+    place: Place, variant: Variant, check: Callable[[Variant], None], watch: Watch
+) -> tuple[str, int, dict[str, Any] | None]:
+    """Check and execute; (status, exit code, error) of how that ended. The notebook's metadata is not asked."""
+    from nbutils.batch.kernels import NotebookFailed, execute
+
+    folder = place.attempt
+    has_folder = RUN_FOLDER in read_schema(variant.notebook).parameters
+    params = variant.params | ({RUN_FOLDER: str(folder)} if has_folder else {})
+    try:
+        check(variant)
+        execute(variant.notebook, folder / NOTEBOOK, params, {DRIVEN_FOLDER: str(folder)}, watch)
+    except NotebookFailed as failure:
+        return _failed(place, variant, failure, watch)
+    except WorkbookError as mistake:
+        return FAILED, REFUSED, _outside(mistake)
+    except KeyboardInterrupt:  # or Stopped
+        return _interrupted(variant, watch)
+    except Exception as error:  # of the machinery, not of the notebook: recorded like any other ending
+        if watch.asked:
+            return _interrupted(variant, watch)
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            return FAILED, REFUSED, _outside(RunError(_not_writable(place.attempt, error.strerror)))
+        return FAILED, BROKEN, _outside(error)
+    return FINISHED, DONE, None
+
+
+def _interrupted(variant: Variant, watch: Watch) -> tuple[str, int, dict[str, Any]]:
+    """(status, exit code, error) of a run that was ended from here: at a limit, or because somebody asked."""
+    if watch.limit:
+        told = {"type": watch.limit, "message": _over_limit(watch.limit, variant.resources)}
+        return FAILED, BROKEN, told | {"cell": None, "log": []}
+    return PREEMPTED, RUN_AGAIN, _outside(Preempted(AGAIN))
+
+
+def _failed(place: Place, variant: Variant, failure: Any, watch: Watch) -> tuple[str, int, dict[str, Any]]:
+    """(status, exit code, error) of a notebook that came to no good end: `failure` is a kernels.NotebookFailed."""
+    from nbutils.batch.kernels import KernelDied, mark_ending
+
+    record = failure.record
+    if watch.limit:
+        status, exit_code, told = _interrupted(variant, watch)
+        record = record | {"type": told["type"], "message": told["message"]}
+        mark_ending(place.attempt / NOTEBOOK, watch, record)
+        return status, exit_code, record
+    if record["type"] == Preempted.__name__:
+        return PREEMPTED, RUN_AGAIN, record
+    if watch.asked:
+        return PREEMPTED, RUN_AGAIN, record | _told(Preempted(AGAIN))
+    if isinstance(failure, KernelDied) or record["type"] == RankKilled.__name__:
+        return KILLED, KERNEL_DIED, record
+    reason = next((os.strerror(each) for each in UNWRITABLE if os.strerror(each) in record["message"]), "")
+    if record["type"] in CANNOT_WRITE and reason:
+        full = shutil.disk_usage(place.attempt).free < ALMOST_FULL
+        cure = _not_writable(place.attempt, reason) if full else "Make room or mend it, then run again."
+        told = RunError(cure if full else f"{record['message'].rstrip('.')}. {cure}")
+        return FAILED, REFUSED, record | _told(told)
+    return FAILED, REFUSED if record["type"] in _mistakes(WorkbookError) else BROKEN, record
+
+
+def _mistakes(kind: type[WorkbookError]) -> set[str]:
+    """The names of a kind of mistake that users can mend and of all its kinds, also of those defined elsewhere."""
+    return {kind.__name__}.union(*(map(_mistakes, kind.__subclasses__())))
+
+
+def _over_limit(limit: str, limits: Resources) -> str:
+    """What the record says of a run that reached a limit."""
+    what, name, minutes = "the variant", "run_minutes", limits.run_minutes
+    if limit == CELL_TIMEOUT:
+        what, name, minutes = "the cell", "cell_minutes", limits.cell_minutes
+    return f"{what} took longer than {name} {minutes:g}. Give it more; a training goes on from what it saved."
+
+
+def _outside(error: BaseException) -> dict[str, Any]:
+    return _told(error) | {"cell": None, "log": []}
+
+
+def _told(error: BaseException) -> dict[str, str]:
+    return {"type": type(error).__name__, "message": str(error)}

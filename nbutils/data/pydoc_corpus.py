@@ -1,0 +1,126 @@
+"""`pydoc`, the embedded corpus: documentation that is already on the machine.
+
+It is the docstrings of the Python standard library and of five pinned packages, one module a document; in task qa,
+questions about what the modules define and the first sentences of the docstrings that answer them. The modules are
+parsed, never imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import importlib.util
+import platform
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+
+from nbutils.foundation.errors import CorpusError
+from nbutils.data.pydoc_questions import module_questions
+from nbutils.data.question_corpus import pair_document
+from nbutils.data.sources import CorpusRequest, Document, Located, Source
+
+# This list and no other: a new requirement of the project must not change the embedded data.
+PYDOC_PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "nltk")
+# Some systems ship Python without its tests, so they cannot be part of a corpus that is the same everywhere.
+PYDOC_SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "__pycache__"}
+
+
+def pydoc_versions() -> dict[str, str]:
+    """Versions of what the embedded corpus is made of; builds (`+cpu`) left out."""
+    packages = {package: importlib.metadata.version(package).split("+")[0] for package in PYDOC_PACKAGES}
+    return {"python": platform.python_version(), **packages}
+
+
+def _find_pydoc(request: CorpusRequest) -> Located:
+    """The standard library's folder, then that of each package: found without importing any of them."""
+    if request.data_files:
+        raise CorpusError(
+            f"dataset_name 'pydoc' is embedded and reads no files, but data_files is {request.data_files!r}. "
+            "Leave data_files empty, or set dataset_name to text, jsonl, csv or parquet."
+        )
+    folders = [Path(sysconfig.get_path("stdlib"))]
+    for package in PYDOC_PACKAGES:
+        found = importlib.util.find_spec(package)
+        if found is None or not found.submodule_search_locations:
+            raise CorpusError(
+                f"The embedded corpus needs the package {package!r}, which is not installed. Run `make`, or: "
+                "python -m pip install -r requirements.txt"
+            )
+        folders.append(Path(found.submodule_search_locations[0]))
+    return Located(tuple(folders))
+
+
+def _read_pydoc(request: CorpusRequest, located: Located) -> list[Iterator[Document]]:
+    return [_questions(located.files) if request.task == "qa" else _modules(located.files)]
+
+
+def _modules(folders: tuple[Path, ...]) -> Iterator[Document]:
+    for name, file in _shuffled(folders):
+        if text := "\n\n".join(_docstrings(file)):
+            yield Document(name, text)
+
+
+def _questions(folders: tuple[Path, ...]) -> Iterator[Document]:
+    """Questions about the modules. Each answer stands once: a method that many classes share tells little twice."""
+    asked: set[str] = set()
+    for name, file in _shuffled(folders):
+        if tree := _parse(file):
+            for question, answer in module_questions(name, tree):
+                if not asked & {question.lower(), answer.lower()}:
+                    asked |= {question.lower(), answer.lower()}
+                    yield pair_document(question.split()[2].rstrip("?"), question, answer)
+
+
+def _shuffled(folders: tuple[Path, ...]) -> list[tuple[str, Path]]:
+    """Modules in the order of a hash of their names: the first hundred are a fair sample of the whole."""
+    modules = _module_files(*folders)
+    return sorted(modules.items(), key=lambda module: blake2b(module[0].encode(), digest_size=8).digest())
+
+
+def _module_files(standard_library: Path, *packages: Path) -> dict[str, Path]:
+    """Dotted module name -> source file, tests left out."""
+    modules: dict[str, Path] = {}
+    folders = [standard_library / name for name in sys.stdlib_module_names]
+    for folder in [*folders, *packages]:
+        for file in [folder.with_suffix(".py"), *folder.rglob("*.py")]:
+            parts = file.relative_to(folder.parent).with_suffix("").parts
+            if file.is_file() and not PYDOC_SKIPPED_FOLDERS.intersection(parts):
+                modules[".".join(parts).removesuffix(".__init__")] = file
+    return modules
+
+
+def _parse(file: Path) -> ast.Module | None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # invalid escapes in other people's source are not our user's business
+        try:
+            return ast.parse(file.read_bytes())
+        except SyntaxError:  # source for another Python version, as torch ships some
+            return None
+
+
+def _docstrings(file: Path) -> list[str]:
+    """The docstrings of a module, its classes and functions, in the order of the source."""
+    tree = _parse(file)
+    pending: list[ast.AST] = [tree] if tree else []
+    found = []
+    while pending:
+        node = pending.pop()
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            found.append(ast.get_docstring(node) or "")
+        children = [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.expr)]
+        pending.extend(reversed(children))
+    # Tokenizers refuse lone surrogates, which a docstring may hold as an escape.
+    return [docstring.encode("utf-8", "replace").decode() for docstring in found if docstring]
+
+
+PYDOC = Source(
+    _find_pydoc,
+    _read_pydoc,
+    "Almost certainly seen by any pretrained model: the documentation of widely used packages is in web and code "
+    "corpora many times over. Judge pretrained models on it by differences between arms only.",
+    has_questions=True,
+)

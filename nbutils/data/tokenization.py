@@ -1,0 +1,166 @@
+"""Tokenizers: of a published model, trained on our train split, or single characters; and text turned into token ids.
+
+Two kinds are trained: byte-level BPE (GPT-2's) and Unigram (SentencePiece's, in unigram_tokenizer.py).
+
+Every tokenizer that leaves here has an end token (`tokenizer.eos_token_id`), which stands after each document, and a
+pad token, which is the end token where the published tokenizer has none (GPT-2, Llama 3).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from nbutils.foundation.errors import ModelError
+from nbutils.foundation.hub import locate, unusable
+from nbutils.data.unigram_tokenizer import SMALLEST_UNIGRAM_VOCABULARY, UNKNOWN_TOKEN, train_unigram_model
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerBase
+
+END_TOKEN = "<|endoftext|>"
+SMALLEST_VOCABULARY = 257  # all 256 bytes and the end token
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+TEXTS_AT_ONCE = 256
+CURE = (
+    "Check the name on the Hugging Face Hub; without a network, set tokenizer to a folder written by save_pretrained, "
+    "to train, unigram or characters."
+)
+
+
+def check_tokenizer(tokenizer: str, vocab_size: int) -> None:
+    """What can be known before a kernel starts. Raises ModelError with cause and cure.
+
+    tokenizer: "train", "unigram", "characters", a folder, or a name on the Hugging Face Hub (asked for at most 5 s,
+    and not at all where the tokenizer lies in the local cache).
+    """
+    if tokenizer == "train":
+        if vocab_size < SMALLEST_VOCABULARY:
+            raise ModelError(
+                f"vocab_size {vocab_size} is too small for a byte-level tokenizer: 256 bytes and the end token make "
+                f"{SMALLEST_VOCABULARY}. Raise vocab_size, or set tokenizer to characters."
+            )
+    elif tokenizer == "unigram":
+        if vocab_size < SMALLEST_UNIGRAM_VOCABULARY:
+            raise ModelError(
+                f"vocab_size {vocab_size} is too small for a Unigram tokenizer: 256 bytes, the characters that spell "
+                f"them and the special tokens make {SMALLEST_UNIGRAM_VOCABULARY}. Raise vocab_size, or set tokenizer "
+                "to characters."
+            )
+    elif tokenizer != "characters":
+        locate(tokenizer, TOKENIZER_FILES, "tokenizer", CURE)
+
+
+def make_tokenizer(tokenizer: str, train_texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """The tokenizer that `tokenizer` names (as in `check_tokenizer`), made from `train_texts` where it is our own."""
+    check_tokenizer(tokenizer, vocab_size)
+    if tokenizer == "train":
+        return train_byte_level_bpe(train_texts, vocab_size)
+    if tokenizer == "unigram":
+        return train_unigram(train_texts, vocab_size)
+    if tokenizer == "characters":
+        return character_tokenizer(train_texts)
+    return load_tokenizer(tokenizer)
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """A published tokenizer by folder or Hub name; no code from outside is run. Raises ModelError."""
+    from transformers import AutoTokenizer
+
+    place = locate(str(name), TOKENIZER_FILES, "tokenizer", CURE)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place.name, **place.settings)
+    except Exception as error:  # the Rust reader raises bare Exceptions, the Hub's client its own kinds
+        raise ModelError(unusable(str(name), "tokenizer", error, CURE)) from error
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"The tokenizer {str(name)!r} names no end token, which must stand between documents. "
+            'Add "eos_token" to its tokenizer_config.json, or use another tokenizer.'
+        )
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    return tokenizer
+
+
+def train_byte_level_bpe(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """GPT-2's kind of tokenizer: 256 bytes, merges learned from `texts`, the end token last.
+
+    Any text is encoded without loss. Texts too small for `vocab_size` merges give a smaller vocabulary.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return _published(tokenizer, eos_token=END_TOKEN, pad_token=END_TOKEN)
+
+
+def train_unigram(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """SentencePiece's kind of tokenizer: the unknown token, 256 bytes, pieces learned from `texts`, the end token last.
+
+    Any text is encoded without loss, what the pieces lack as its bytes; but SentencePiece's own space mark, U+2581, is
+    read as a space. Texts too small for `vocab_size` pieces give a smaller vocabulary. Raises ModelError.
+    """
+    tokenizer = train_unigram_model(texts, vocab_size - 1)
+    return _published(tokenizer, eos_token=END_TOKEN, pad_token=END_TOKEN, unk_token=UNKNOWN_TOKEN)
+
+
+def character_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerBase:
+    """One token a character, sorted, then the unknown token (a character that `texts` lack) and the end token."""
+    from tokenizers import Tokenizer, decoders, models
+
+    characters = sorted(set().union(*texts))
+    vocabulary = {token: number for number, token in enumerate([*characters, UNKNOWN_TOKEN, END_TOKEN])}
+    # BPE without merges is a character tokenizer, and six times as fast as splitting by a regular expression.
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=UNKNOWN_TOKEN))
+    tokenizer.decoder = decoders.Fuse()
+    return _published(tokenizer, eos_token=END_TOKEN, pad_token=END_TOKEN, unk_token=UNKNOWN_TOKEN)
+
+
+def tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
+    """The token ids of each text: int32 of shape (tokens,), nothing added.
+
+    Special tokens written out in a text ("<|endoftext|>" in a page about GPT-2) are encoded as the plain text they are.
+    """
+    ids: list[np.ndarray] = []
+    with _parallel():
+        for begin in range(0, len(texts), TEXTS_AT_ONCE):
+            batch = tokenizer(
+                list(texts[begin : begin + TEXTS_AT_ONCE]),
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+            ids.extend(np.array(row, np.int32) for row in batch["input_ids"])
+    return ids
+
+
+def _published(tokenizer: Tokenizer, **special_tokens: str) -> PreTrainedTokenizerBase:
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False, **special_tokens)
+
+
+@contextmanager
+def _parallel() -> Iterator[None]:
+    """All cores for tokenising, none after: processes forked later (data loaders) would hang or warn."""
+    name = "TOKENIZERS_PARALLELISM"
+    wanted = os.environ.get(name)
+    os.environ[name] = wanted or "true"
+    try:
+        yield
+    finally:
+        os.environ[name] = wanted or "false"

@@ -1,0 +1,108 @@
+"""The harness's task objects, from its own task files or ours, on the items that `items.splits` finds.
+
+For each task a small file is written that includes the task file and changes where its items come from, and nothing
+else: prompts, choices and metrics stay what the included file says.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nbutils.evaluation.harness.settings import SPELLING, TASKS, example_file
+from nbutils.evaluation.harness.spelling import write_spelling
+from nbutils.foundation.errors import ParameterError
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import ConfigurableTask
+    from transformers import PreTrainedTokenizerBase
+
+OURS = Path(__file__).parent / "tasks"
+
+
+def load_tasks(
+    names: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    tasks_folder: str = "",
+    few_shot: int = 0,
+    items: int = 0,
+    seed: int = 0,
+) -> dict[str, ConfigurableTask]:
+    """The tasks `names` by name, ready to be asked; the arguments are those of `evaluate_tasks`.
+
+    Raises ParameterError, or CorpusError where the Hub cannot be reached.
+    """
+    import yaml
+    from lm_eval.tasks import TaskManager
+
+    with tempfile.TemporaryDirectory(prefix="tasks-") as folder:
+        probe = Path(folder) / "probe"
+        if set(names) & set(SPELLING):
+            write_spelling(probe, tokenizer, seed, items)
+        for name in names:
+            content = _task_file(name, str(probe) if name in SPELLING else tasks_folder, few_shot, items)
+            path = Path(folder) / "files" / f"{name}.yaml"
+            path.parent.mkdir(exist_ok=True)
+            # the tag names a function of ours, which safe_dump would put in quotes
+            tag = "custom_dataset: !function nbutils.evaluation.harness.items.splits\n"
+            path.write_text(yaml.safe_dump(content, sort_keys=False) + tag, encoding="utf-8")
+        manager = TaskManager(include_path=str(Path(folder) / "files"), include_defaults=False)
+        with harness_log_at(logging.ERROR):  # it warns of every set of items that is not one of its own
+            tasks = manager.load(list(names))["tasks"]
+    for task in tasks.values():
+        task.set_fewshot_seed(seed)
+        _check_examples(task, few_shot)
+    return tasks
+
+
+@contextmanager
+def harness_log_at(level: int) -> Iterator[None]:
+    """Within, the harness logs what is at least of this level."""
+    harness_logger = logging.getLogger("lm_eval")
+    before = harness_logger.level
+    harness_logger.setLevel(level)
+    try:
+        yield
+    finally:
+        harness_logger.setLevel(before)
+
+
+def _task_file(name: str, tasks_folder: str, few_shot: int, items: int) -> dict[str, Any]:
+    """What the task's own file is changed in."""
+    evaluated = "validation" if name in SPELLING else TASKS[name].evaluated
+    examples = ""
+    if few_shot:
+        examples = example_file(name, tasks_folder)[0] if tasks_folder and name in TASKS else "train"
+    return {
+        "include": str(_included(name)),
+        "task": name,
+        "dataset_kwargs": {"task": name, "tasks_folder": tasks_folder, "items": items, "examples": examples},
+        "num_fewshot": few_shot,
+        "training_split": "train" if examples == "train" else None,
+        "fewshot_split": examples or None,
+        "validation_split": None,
+        # as the test split: only then does the harness leave the item itself out of its examples
+        "test_split": evaluated,
+    }
+
+
+def _included(name: str) -> Path:
+    import lm_eval.tasks
+
+    file = f"{name}.yaml" if name in SPELLING else TASKS[name].task_file
+    return OURS / file if "/" not in file else Path(lm_eval.tasks.__file__).parent / file
+
+
+def _check_examples(task: ConfigurableTask, few_shot: int) -> None:
+    """What `check_tasks` could not know: how many the Hub has, or the vocabulary's words make."""
+    if few_shot:
+        own = task.config.fewshot_split == task.config.test_split  # the item itself is no example of its own
+        most = len(task.dataset[task.config.fewshot_split]) - own
+        if few_shot > most:
+            raise ParameterError(
+                f"few_shot is {few_shot}, but there are {most} examples for {task.task_name}. Lower few_shot."
+            )

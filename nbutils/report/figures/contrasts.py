@@ -1,0 +1,127 @@
+"""The planned contrasts as intervals: where each lies against 0, the smallest effect, and the noise floor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from textwrap import fill
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from nbutils.report import statistics
+from nbutils.report.figures.style import INK, LINE, QUIET, WIDTH, empty, styled
+from nbutils.report.studies import Judged, Study
+from nbutils.runs.metric_labels import Measure, measure
+
+NAME_WIDTH = 26  # characters of a contrast's name in one line
+LABEL_WIDTH = 70  # of an axis
+FAR = 6.0  # an interval this many times beyond every threshold is drawn as an arrow, or it would flatten the rest
+# Shape as well as colour: filled for an answer, hollow for none.
+MARKS = {
+    statistics.SUPPORTED: {"marker": "o", "color": "#0b6e4f"},
+    statistics.NOT_SUPPORTED: {"marker": "X", "color": "#a3333d"},
+    statistics.NOT_SEEN: {"marker": "o", "color": "#8a5a00", "markerfacecolor": "white"},
+}
+
+
+@styled()
+def contrast_forest(study: Study) -> Figure:
+    """Each planned contrast's difference with its interval, a panel for each metric, all in the metric's own unit.
+
+    The dashed line is the smallest effect of interest (for "no worse", the margin), the grey band the 95 %
+    range of differences between two runs of one arm. Contrasts without an interval are left to the table.
+    """
+    drawn = [judged for judged in study.judged if np.isfinite(judged.verdict.low)]
+    if not drawn:
+        return empty("No planned contrast has the two seed pairs that an interval needs.")
+    metrics = dict.fromkeys(judged.contrast.metric for judged in drawn)
+    groups = [[judged for judged in drawn if judged.contrast.metric == metric] for metric in metrics]
+    heights = [0.75 + 0.42 * len(group) for group in groups]
+    figure = Figure(figsize=(WIDTH, sum(heights) + 0.4), layout="constrained")
+    panels = figure.subplots(len(groups), 1, squeeze=False, height_ratios=heights).ravel()
+    for axes, group in zip(panels, groups, strict=True):
+        _draw_group(axes, group)
+    _legend(figure, drawn)
+    return figure
+
+
+def _draw_group(axes: Axes, group: Sequence[Judged]) -> None:
+    """The contrasts of one metric, the first on top."""
+    metric = measure(group[0].contrast.metric)
+    left, right = _limits(group)
+    for row, judged in enumerate(group):
+        verdict, mark = judged.verdict, MARKS[judged.verdict.outcome]
+        span = [row - 0.38, row + 0.38]
+        band = _band(judged)
+        axes.fill_betweenx(span, -band, band, color=LINE, linewidth=0, zorder=1)
+        axes.plot([_threshold(judged)] * 2, span, color=INK, linewidth=1, linestyle=(0, (3, 2)), zorder=2)
+        if left <= verdict.difference <= right:
+            axes.plot([verdict.low, verdict.high], [row, row], color=mark["color"], linewidth=1.6, zorder=3)
+            axes.plot(verdict.difference, row, linestyle="", markersize=7, zorder=4, **mark)
+        else:
+            _draw_beyond(axes, judged, row, metric, right if verdict.difference > 0 else left)
+    axes.axvline(0, color=INK, linewidth=0.9, zorder=2)
+    axes.set_yticks(range(len(group)), [fill(judged.contrast.name, NAME_WIDTH) for judged in group])
+    axes.set(ylim=(len(group) - 0.5, -0.5), xlim=(left, right))
+    axes.grid(axis="y", visible=False)
+    unit = f", {metric.difference_unit}" if metric.difference_unit else ""
+    axes.set_xlabel(fill(f"treatment − control in {metric.label}{unit}", LABEL_WIDTH))
+    axes.xaxis.set_major_formatter(lambda value, _: metric.signed(value))
+    better, side = ("← better", "left") if group[0].contrast.better == "lower" else ("better →", "right")
+    axes.set_title(better, loc=side, color=QUIET, fontweight="normal")
+
+
+def _draw_beyond(axes: Axes, judged: Judged, row: int, metric: Measure, edge: float) -> None:
+    """An interval too far out for the others' scale: an arrow at the edge, and its numbers."""
+    verdict, color = judged.verdict, MARKS[judged.verdict.outcome]["color"]
+    outwards = 1 if edge > 0 else -1
+    interval = metric.difference_interval(verdict.low, verdict.high)
+    axes.annotate(
+        f"{metric.difference(verdict.difference)} {interval}",
+        xy=(edge, row),
+        xytext=(-30 * outwards, 0),
+        textcoords="offset points",
+        ha="right" if outwards > 0 else "left",
+        va="center",
+        color=color,
+        bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "linewidth": 0},
+        arrowprops={"arrowstyle": "-|>", "color": color, "linewidth": 1.6},
+    )
+
+
+def _limits(group: Sequence[Judged]) -> tuple[float, float]:
+    """The x range: 0, thresholds and bands always, and the intervals on their scale unless none is."""
+    fixed = [0.0, *map(_threshold, group)] + [sign * _band(judged) for judged in group for sign in (-1, 1)]
+    reach = FAR * np.abs(fixed).max()
+    ends = [[judged.verdict.low, judged.verdict.high] for judged in group]
+    near = [pair for pair in ends if np.abs(pair).max() <= reach] or ends
+    values = np.concatenate([fixed, *near])
+    margin = 0.08 * np.ptp(values)
+    return values.min() - margin, values.max() + margin
+
+
+def _threshold(judged: Judged) -> float:
+    """The smallest effect of interest, or for "no worse" the margin, as a difference."""
+    contrast = judged.contrast
+    gain = -1 if contrast.better == "lower" else 1
+    return gain * contrast.smallest_effect * (-1 if contrast.claim == "no worse" else 1)
+
+
+def _band(judged: Judged) -> float:
+    """Half the width of the noise floor; 0 where there is none to draw."""
+    band = judged.floor.band(judged.verdict.pairs) if judged.floor else 0.0
+    return band if np.isfinite(band) else 0.0
+
+
+def _legend(figure: Figure, drawn: Sequence[Judged]) -> None:
+    """The outcomes that occur, the threshold, and the noise floor where there is one."""
+    outcomes = [outcome for outcome in MARKS if any(judged.verdict.outcome == outcome for judged in drawn)]
+    handles = [Line2D([], [], linewidth=1.6, markersize=6, label=name, **MARKS[name]) for name in outcomes]
+    dashed = {"color": INK, "linewidth": 1, "linestyle": (0, (3, 2))}
+    handles.append(Line2D([], [], label="smallest effect or margin", **dashed))
+    if any(judged.floor for judged in drawn):
+        handles.append(Patch(color=LINE, label="A/A noise floor"))
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(len(handles), 4))

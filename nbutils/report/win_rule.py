@@ -1,0 +1,112 @@
+"""The cosine study's rule of success, which weighs quality and proxy together.
+
+    win         perplexity or accuracy equal or better, and the proxy better
+    trade-off   the proxy better, perplexity modestly worse
+    neither     the proxy not better, or bought with more than that
+    undecided   the seeds are too few or too unlike each other to say which
+
+"Equal or better", "better" and "modestly worse" are read from seed-paired intervals against the control, never from
+means: a planned contrast's own interval and threshold where there is one, else the 95 % interval and the thresholds
+below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nbutils.report import statistics
+from nbutils.report.studies import Arm, Study
+
+WIN, TRADE_OFF, NEITHER, UNDECIDED = "win", "trade-off", "neither", "undecided"
+
+CE_MARGIN = 0.01  # nats per token: perplexity 1 % worse counts as equal
+ACCURACY_MARGIN = 0.002  # 0.2 percentage points
+PROXY_EFFECT = 0.01  # a smaller gain in cosine is none
+MODEST = 0.05  # nats per token: perplexity up to about 5 % worse is a price one may pay
+BUDGET = ("max_steps", "num_train_epochs")  # parameters that say how long an arm trains
+RULE = (
+    f"Win: cross entropy at most {CE_MARGIN:g} nats or token accuracy at most {100 * ACCURACY_MARGIN:g} percentage "
+    f"points worse than the control's, and the proxy higher. Trade-off: the proxy higher, cross entropy at most "
+    f"{MODEST:g} nats worse. Neither: a gain in the proxy of {PROXY_EFFECT:g} is ruled out, or it costs more. "
+    "Each is read from the whole seed-paired interval; where a planned contrast has its own margin, that one holds. "
+    "Undecided: the interval allows more than one of these."
+)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What an arm gains over its control in one measure, positive is better: interval and the effect that matters."""
+
+    low: float
+    high: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The rule applied to one arm. `beats_tuned` is None where no run reports the tuned control's proxy."""
+
+    arm: Arm
+    result: str
+    pairs: int
+    beats_tuned: bool | None
+
+
+def composite(study: Study) -> list[Outcome]:
+    """The rule's outcome for every arm but control and longer control; empty without a control or the measures."""
+    ce, accuracy, proxy = (study.final(name) for name in ("ce_loss", "token_acc", "cosine"))
+    if study.control is None or ce is None or proxy is None or not mixes(study):
+        return []
+    outcomes = []
+    for arm in study.arms:
+        if arm is study.control or is_longer(arm, study.control):
+            continue
+        quality = gain(study, arm, ce, CE_MARGIN, lower_is_better=True)
+        accurate = gain(study, arm, accuracy, ACCURACY_MARGIN) if accuracy else None
+        closer = gain(study, arm, proxy, PROXY_EFFECT)
+        pairs = len(study.differences(arm, ce))
+        outcomes.append(Outcome(arm, decide(quality, accurate, closer), pairs, _beats_tuned(study, arm, proxy)))
+    return outcomes
+
+
+def mixes(study: Study) -> bool:
+    """Whether a study is about mixing a cosine term in, which the rule and the grid are made for."""
+    return any(
+        "alpha" in settings for arm in study.own_arms for settings in (arm.values, *(r.params for r in arm.runs))
+    )
+
+
+def is_longer(arm: Arm, control: Arm) -> bool:
+    """Whether `arm` is the control with a larger budget and nothing else changed."""
+    names = {name for name in {*arm.values, *control.values} if arm.values.get(name) != control.values.get(name)}
+    return bool(names) and names <= {*BUDGET} and all(arm.values[name] > control.values[name] for name in names)
+
+
+def decide(quality: Gain, accuracy: Gain | None, proxy: Gain) -> str:
+    """The outcome that these intervals allow. A comparison with nan, an interval that is not there, allows none."""
+    if proxy.high < proxy.threshold:
+        return NEITHER
+    if quality.high < -MODEST and (accuracy is None or accuracy.high < -accuracy.threshold):
+        return NEITHER
+    if not proxy.low > 0:
+        return UNDECIDED
+    if any(each is not None and each.low > -each.threshold for each in (quality, accuracy)):
+        return WIN
+    return TRADE_OFF if quality.low > -MODEST else UNDECIDED
+
+
+def gain(study: Study, arm: Arm, metric: str, threshold: float, lower_is_better: bool = False) -> Gain:
+    """The gain of `arm` over the control in `metric`, as its planned contrast judges it, or at 95 %."""
+    judged = study.asked(arm, metric)
+    if judged and judged.verdict.outcome != statistics.NOT_JUDGED:
+        low, high, threshold = judged.verdict.low, judged.verdict.high, judged.contrast.smallest_effect
+    else:
+        low, high = statistics.mean_interval(study.differences(arm, metric))
+    return Gain(-high, -low, threshold) if lower_is_better else Gain(low, high, threshold)
+
+
+def _beats_tuned(study: Study, arm: Arm, proxy: str) -> bool | None:
+    """Whether the proxy lies above that of the control at its tuned temperature, by the 95 % interval."""
+    tuned = study.control.by_seed(f"{proxy}_tuned")
+    differences = [value - tuned[seed] for seed, value in arm.by_seed(proxy).items() if seed in tuned]
+    return statistics.mean_interval(differences)[0] > 0 if len(differences) > 1 else None

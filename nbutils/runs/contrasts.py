@@ -1,0 +1,212 @@
+"""The comparisons a plan announces before any run, and whether they were changed after the first one.
+
+A contrast is judged on pairs: the runs of the treatment and of the control whose other matrix values (the seeds) are
+equal. The control may stand in another stage, so that studies share it: pairs then have equal seeds, and equal values
+of every other name that both stages' matrices have. What no contrast asked for is exploratory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from nbutils.foundation.errors import PlanError, did_you_mean
+from nbutils.foundation.files import now, read_json, write_json
+from nbutils.runs.result_names import check_metric
+
+CHOICES = {"better": ("lower", "higher"), "claim": ("better", "no worse")}
+PAIRED_BY = "seed"  # the one matrix name whose values make independent pairs
+LEFT_OUT = ("control_metric", "control_stage")  # what a contrast may leave out
+USED_FILE = "contrasts.json"  # in the plan's folder: what the contrasts were, and since when
+
+
+class InMatrix(Protocol):
+    """A variant of a plan, or a run of one."""
+
+    stage: str
+    matrix: dict[str, Any]
+
+
+Item = TypeVar("Item", bound=InMatrix)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two settings of one stage, `treatment` and `control`, as matrix values. The noise floor is one: an A/A pair."""
+
+    stage: str
+    metric: str
+    treatment: dict[str, Any]
+    control: dict[str, Any]
+
+    @property
+    def stage_of_control(self) -> str:
+        """The stage in which the control stands."""
+        return self.stage
+
+    def sides(self, items: Iterable[Item]) -> dict[str, list[Item]]:
+        """The items that are "treatment" and those that are "control", in the plan's order."""
+        asked = {"treatment": (self.stage, self.treatment), "control": (self.stage_of_control, self.control)}
+        items = list(items)
+        return {
+            side: [item for item in items if item.stage == stage and item.matrix.items() >= values.items()]
+            for side, (stage, values) in asked.items()
+        }
+
+    def pairs(self, items: Iterable[Item]) -> list[tuple[Item, Item]]:
+        """(treatment, control) for all values of the matrix's other names that both sides have, in the plan's order.
+
+        A name that only one of two stages has makes no pairs.
+        """
+        sides = self.sides(items)
+        names = [set().union(*(item.matrix for item in members)) for members in sides.values()]
+        shared = set.intersection(*names) - self.treatment.keys() - self.control.keys()
+
+        def rest(item: Item) -> str:
+            return json.dumps({name: item.matrix.get(name) for name in sorted(shared)})
+
+        controls = {rest(item): item for item in sides["control"]}
+        return [(item, controls[rest(item)]) for item in sides["treatment"] if rest(item) in controls]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrast(Comparison):
+    """A question with its criterion. `smallest_effect` is in the metric's unit; for "no worse" it is the margin.
+
+    Where `control_metric` is given, the control is judged on that result instead, which must be in the same unit: a
+    treatment's proxy against the proxy of a control whose temperature was tuned. `control_stage` is the stage in which
+    the control stands, where that is not the treatment's.
+    """
+
+    name: str
+    question: str
+    better: str
+    claim: str
+    smallest_effect: float
+    primary: bool = False
+    control_metric: str = ""
+    control_stage: str = ""
+
+    @property
+    def stage_of_control(self) -> str:
+        """The stage in which the control stands."""
+        return self.control_stage or self.stage
+
+
+def contrasts_sha256(contrasts: Iterable[Comparison]) -> str:
+    """A hash of what the contrasts ask."""
+    asked = [asdict(each) for each in contrasts]
+    for each in asked:
+        for name in LEFT_OUT:
+            if not each.get(name):
+                each.pop(name, None)  # what a plan leaves out asks nothing
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def record_contrasts(contrasts: Iterable[Comparison], folder: Path) -> None:
+    """Note in plan folder `folder` that these contrasts are in use from now on, if they were not the last in use."""
+    used = _used(folder)
+    digest = contrasts_sha256(contrasts)
+    if not used or used[-1]["sha256"] != digest:
+        write_json(folder / USED_FILE, [*used, {"sha256": digest, "first_used": now()}])
+
+
+def _used(folder: Path) -> list[dict[str, str]]:
+    path = folder / USED_FILE
+    return read_json(path) if path.is_file() else []
+
+
+def check_criterion(where: str, given: Mapping[str, Any]) -> None:
+    """Raise PlanError where `better`, `claim` or `smallest_effect` of a contrast is not what it can be."""
+    for name, words in CHOICES.items():
+        if given[name] not in words:
+            raise PlanError(f"{where}: {name} is {given[name]!r}. {did_you_mean(str(given[name]), words)}")
+    effect = given["smallest_effect"]
+    if isinstance(effect, bool) or not isinstance(effect, int | float) or not 0 < effect < float("inf"):
+        raise PlanError(
+            f"{where}: smallest_effect is {effect!r}. Give the smallest difference in the metric that would matter to "
+            "you, a number above 0."
+        )
+    if given.get("control_metric") == given["metric"]:
+        raise PlanError(f"{where}: control_metric is the metric itself. Leave it out.")
+    if given.get("control_stage") == given["stage"]:
+        raise PlanError(f"{where}: control_stage is the contrast's own stage. Leave it out.")
+    if not isinstance(given.get("primary", False), bool):
+        raise PlanError(f"{where}: primary is {given['primary']!r}. Write true or false.")
+
+
+def check_metrics(where: str, comparison: Comparison, notebooks: Mapping[str, Path]) -> None:
+    """Raise PlanError where a side is judged by a number that its notebook, by its stage's name, does not write."""
+    check_metric(f"{where}: metric", comparison.metric, notebooks[comparison.stage])
+    of_control = getattr(comparison, "control_metric", "")
+    label = "control_metric" if of_control else "metric"
+    check_metric(f"{where}: {label}", of_control or comparison.metric, notebooks[comparison.stage_of_control])
+
+
+def check_pairs(
+    where: str, comparison: Comparison, matrices: Mapping[str, Mapping[str, list[Any]]], items: Iterable[InMatrix]
+) -> None:
+    """Raise PlanError where a comparison names no values of its stage's matrix, has two equal sides, or has no pair.
+
+    `matrices` are those of the plan's stages, by name.
+    """
+    for side, stage in (("treatment", comparison.stage), ("control", comparison.stage_of_control)):
+        _check_side(where, side, getattr(comparison, side), matrices[stage])
+    if comparison.stage == comparison.stage_of_control:
+        if comparison.treatment.keys() != comparison.control.keys():
+            raise PlanError(
+                f"{where}: treatment and control must name the same matrix values, so that pairs can be formed."
+            )
+        if comparison.treatment == comparison.control:
+            raise PlanError(f"{where}: treatment and control are the same.")
+    else:
+        _check_seeds(where, comparison, matrices)
+    items = list(items)
+    if not comparison.pairs(items):
+        raise PlanError(
+            f"{where}: no variant of the treatment has a partner of the control with equal other matrix values. "
+            "Look at what the stage excludes."
+        )
+    _check_independent(where, comparison, items)
+
+
+def _check_side(where: str, side: str, values: Mapping[str, Any], matrix: Mapping[str, list[Any]]) -> None:
+    for name, value in values.items():
+        if name not in matrix:
+            near = did_you_mean(name, matrix)
+            raise PlanError(f"{where}: {side} names {name!r}, not in the matrix of its stage. {near}")
+        if value not in matrix[name]:
+            told = ", ".join(map(str, matrix[name]))
+            raise PlanError(f"{where}: {side} has {name} {value!r}; the matrix has {told}.")
+
+
+def _check_seeds(where: str, comparison: Comparison, matrices: Mapping[str, Mapping[str, list[Any]]]) -> None:
+    """Two stages make pairs by equal seeds: both must have them, and neither side may name one."""
+    for side, stage in (("treatment", comparison.stage), ("control", comparison.stage_of_control)):
+        if PAIRED_BY not in matrices[stage]:
+            raise PlanError(
+                f"{where}: the matrix of stage {stage!r} has no {PAIRED_BY}, by which runs of two stages make pairs. "
+                f"Add {PAIRED_BY} to it, with the values the other stage has."
+            )
+        if PAIRED_BY in getattr(comparison, side):
+            raise PlanError(f"{where}: {side} names {PAIRED_BY}, by which runs of two stages make pairs. Leave it out.")
+
+
+def _check_independent(where: str, comparison: Comparison, items: Sequence[InMatrix]) -> None:
+    """Raise PlanError where a seed gives more than one pair."""
+    pairs = comparison.pairs(items)
+    members = {"treatment and control": [treatment for treatment, _ in pairs]}
+    if comparison.stage != comparison.stage_of_control:
+        members = comparison.sides(items)  # of names that one stage alone has, pairs show one value only
+    for side, own in members.items():
+        names = {name for item in own for name in item.matrix} - {PAIRED_BY}
+        unnamed = sorted(name for name in names if len({str(item.matrix.get(name)) for item in own}) > 1)
+        if unnamed:
+            raise PlanError(
+                f"{where}: pairs with equal seed differ in {', '.join(unnamed)}, but runs of one seed are not "
+                f"independent of each other. Name one value of each in {side}."
+            )

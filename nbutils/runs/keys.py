@@ -1,0 +1,137 @@
+"""When is a run the same run? Its key is a hash of all that decides its numbers; a finished run with that key is kept.
+
+In the key: the notebook's code, the resolved parameters, the content of the files and folders the parameters name, and
+the nbutils files that prepare data, train and evaluate. Machine and package versions are in the manifest, not in the
+key: an upgrade repeats no run, except that of packages whose documentation is the embedded corpus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from nbutils.data.corpora import CorpusRequest, corpus_versions, locate_corpus
+from nbutils.foundation.errors import CorpusError, RunError
+from nbutils.foundation.files import read_json
+from nbutils.runs.notebooks import source_sha256
+from nbutils.runs.params import RUN_FOLDER
+from nbutils.foundation.places import ROOT, relative, resolve
+from nbutils.foundation.files import (sha256_of_hashes, tree_sha256, file_sha256)
+from nbutils.data.fingerprints import (fingerprint, output_fingerprint)
+
+DECIDING = ("data", "models", "objectives", "training", "evaluation", "interaction")  # rooms that decide numbers
+FOLDER_SUFFIX = "_folder"  # a parameter that ends so names a folder the run reads
+BROUGHT_ALONG = [("blimp_folder", "embedded")]  # what stands for a folder and is part of the workbook
+
+
+def run_key(
+    notebook: Path, params: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]], code: str | None = None
+) -> str:
+    """The key of `notebook` with `params`; `inputs` is what `read_inputs` found for them.
+
+    code: nbutils_sha256(), given where many keys are wanted at once: a look at all files takes milliseconds.
+    """
+    told = {name: value for name, value in params.items() if name not in inputs and name != RUN_FOLDER}
+    content = {
+        "notebook": source_sha256(notebook),
+        "params": told,
+        "inputs": {name: each["fingerprint"] for name, each in inputs.items()},
+        "corpus": corpus_content(params),
+        "prompts": prompts_content(params),
+        "nbutils": code or nbutils_sha256(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_inputs(params: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """{parameter: {folder, fingerprint}} for every parameter that names a folder with a run, data or a model.
+
+    A parameter called `..._folder` must, but for those of BROUGHT_ALONG; others do where a folder lies at the path they
+    hold (model_name, say). Not run_folder, where the run writes, nor data_files, whose content is the corpus.
+    Raises RunError where the folder does not exist or holds a run that did not finish.
+    """
+    return {
+        name: {"folder": relative(resolve(value)), "fingerprint": fingerprint(name, resolve(value))}
+        for name, value in params.items()
+        if name not in (RUN_FOLDER, "data_files") and value and _names_folder(name, value)
+    }
+
+
+def _names_folder(name: str, value: Any) -> bool:
+    if (name, value) in BROUGHT_ALONG:
+        return False
+    return name.endswith(FOLDER_SUFFIX) or (isinstance(value, str) and resolve(value).is_dir())
+
+
+
+
+
+
+
+
+def data_fingerprint(folder: Path, inputs: Mapping[str, Mapping[str, str]]) -> str | None:
+    """The fingerprint of the data a run made in `folder` or read from one of `inputs`, None where there is none."""
+    if (folder / "data" / "card.json").is_file():
+        return output_fingerprint(folder)
+    read = [each for each in inputs.values() if (resolve(each["folder"]) / "data" / "card.json").is_file()]
+    return read[0]["fingerprint"] if read else None
+
+
+def corpus_content(params: Mapping[str, Any]) -> dict[str, Any]:
+    """What identifies the documents that a data-preparation run reads; {} where `params` name no corpus.
+
+    Of a Hub data set its configuration and commit (of the fallback, where that would be read). Raises CorpusError
+    where the files do not exist or the Hub cannot be reached.
+    """
+    if not {"dataset_name", "data_files"} <= params.keys():
+        return {}
+    taken, located, _ = locate_corpus(CorpusRequest.of(params))
+    hashes = {relative(path): file_sha256(path) for path in located.files if path.is_file()}
+    hub = {"name": located.hub_name, "config": located.config, "revision": located.revision}
+    return {"versions": corpus_versions(taken.dataset_name), "files": hashes, "hub": hub}
+
+
+def prompts_content(params: Mapping[str, Any]) -> dict[str, str]:
+    """A hash of each prompt file that judges, teachers and stories are made of; {} where `params` name no judge.
+
+    The rubrics of what every arm is asked at last are among them, whatever it learned by.
+    Where a server judges or corrects, server_model, too: the model it is asked for, which no parameter names. Its
+    address may change from one machine to the next.
+    """
+    if not {"rubric", "judge"} <= params.keys():
+        return {}
+    from nbutils.interaction import prompts
+    from nbutils.interaction.held_out import RUBRICS
+
+    rubrics = {"rubric": params["rubric"], **{f"held_out_{kind}": name for kind, name in RUBRICS.items()}}
+    files = {name: prompts.read_rubric(rubric) for name, rubric in rubrics.items()}
+    files |= {"correction": prompts.read_correction(), "story": prompts.read_story()}
+    content = {name: prompts.digest(each) for name, each in files.items()}
+    if "server" in (params.get(name) for name in ("judge", "second_judge", "correcting_teacher")):
+        content["server_model"] = os.environ.get("WORKBOOK_JUDGE_MODEL", "").strip()
+    return content
+
+
+def nbutils_sha256() -> str:
+    """A hash of the nbutils files that decide a run's numbers: those of the rooms in DECIDING."""
+    package = ROOT / "nbutils"
+    found = sorted([*package.rglob("*.py"), *package.rglob("*.yaml")])  # the harness's task files are YAML
+    files = {path.relative_to(package): path for path in found}
+    return sha256_of_hashes(
+        (name.as_posix(), file_sha256(path))
+        for name, path in files.items()
+        if name.parts[0] in DECIDING
+    )
+
+
+
+
+
+
+
+

@@ -1,0 +1,321 @@
+"""A plan's variants as a batch: order, failures, skipping, stopping, what is shown meanwhile."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+from terminal import in_a_terminal
+from tiny_notebooks import write_notebook, write_plan
+
+from nbutils.batch.batch import Batch, register_plan, select
+from nbutils.batch.local_engine import LocalEngine, default_workers
+from nbutils.batch.progress import LogDisplay, Retry, Running, Tally, duration, make_display, read_steps, text_table
+from nbutils.batch.runner import Outcome, place_needs
+from nbutils.batch.status import folder_status, plan_status
+from nbutils.foundation import environment
+from nbutils.foundation.errors import CorpusError, ModelError, PlanError, RunError
+from nbutils.foundation.files import now, read_json
+from nbutils.runs.attempts import Place
+from nbutils.runs.keys import nbutils_sha256, read_inputs, run_key
+from nbutils.runs.plans import load_plan
+from nbutils.runs.run_folder import load_runs
+
+STUDY = """\
+run_folder: str = ""  # where results go
+data_folder: str = ""  # an earlier run
+seed: int = 0  # at least 0
+"""
+NOTE = "import os, time\nopen(run_folder + '/times', 'w').write(f'{time.time()} {os.environ[\"OMP_NUM_THREADS\"]}')"
+PLAN = """\
+name: p
+stages:
+  - {name: data, notebook: {here}/data.ipynb}
+  - {name: study, notebook: {here}/study.ipynb, needs: {data_folder: data}, matrix: {seed: [1, 2, 3]}}
+  - {name: after, notebook: {here}/after.ipynb, needs: {data_folder: study}, matrix: {seed: [1, 2]}}
+"""
+
+
+@pytest.fixture
+def plan(tmp_path):
+    write_notebook(tmp_path / "data.ipynb", NOTE, parameters=STUDY)
+    write_notebook(tmp_path / "study.ipynb", NOTE, "if seed == 2: raise ValueError('diverged')", parameters=STUDY)
+    write_notebook(tmp_path / "after.ipynb", NOTE, parameters=STUDY)
+    return load_plan(write_plan(tmp_path / "p.yaml", PLAN))
+
+
+def go(plan, folder: Path, workers: int = 2, only: str = "*") -> tuple[Batch, str]:
+    """Run a batch to its end; returns it with what it logged."""
+    log = io.StringIO()
+    engine = LocalEngine(plan.name, folder, workers, preloaded=("json",))  # forked kernels that took no imports
+    work = Batch(plan, folder, select(plan, only), engine, backoff_seconds=0.1)
+    work.check()
+    register_plan(plan, folder)
+    work.run(LogDisplay(log))
+    return work, log.getvalue()
+
+
+@pytest.mark.slow
+def test_a_batch_goes_on_in_order_and_again_where_it_failed(plan, tmp_path):
+    folder = tmp_path / "runs"
+    work, log = go(plan, folder)
+    assert {name: outcome.status for name, outcome in work.outcomes.items()} == {
+        **{"data": "finished", "study-seed1": "finished", "study-seed2": "failed", "study-seed3": "finished"},
+        **{"after-seed1": "finished", "after-seed2": "blocked"},
+    }
+    assert work.exit_code() == 1
+    assert work.outcomes["study-seed2"].message.startswith("ValueError: diverged")
+    assert work.outcomes["after-seed2"].message == "needs study-seed2, which is failed"
+    assert re.search(r"\d\d:\d\d:\d\d failed   study-seed2: ValueError: diverged .*\[.* finished, 1 failed", log)
+    assert log.index("start    data") < log.index("finished data") < log.index("start    study-seed1")
+    times = {run.variant: float((run.folder / "times").read_text().split()[0]) for run in load_runs(folder)}
+    assert times["data"] < times["study-seed1"] < times["after-seed1"]
+    threads = (folder / "data" / "times").read_text().split()[1]
+    assert threads == str(max(1, environment.cores() // 2))
+
+    write_notebook(tmp_path / "study.ipynb", NOTE, "x = 'mended'", parameters=STUDY)
+    work, log = go(load_plan(plan.file), folder)
+    assert work.exit_code() == 0
+    assert work.outcomes["data"].skipped
+    assert "start    data" not in log
+    assert "start    study-seed1" in log  # another notebook: another key
+    work, log = go(load_plan(plan.file), folder)
+    assert all(outcome.skipped for outcome in work.outcomes.values())
+    assert log == ""
+    assert "6 of 6 finished" in plan_status(plan, folder)
+    assert (folder / "plan.yaml").read_bytes() == plan.file.read_bytes()
+    assert [entry.keys() for entry in read_json(folder / "contrasts.json")] == [{"sha256", "first_used"}]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "near"),
+    [
+        ("study", "'study-*'"),
+        ("studdy-*", "'study-*'"),
+        ("Data", "'data'"),
+        ("study-seed9", "'study-seed3'"),
+        ("x", ""),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_told_the_nearest(plan, pattern, near):
+    with pytest.raises(PlanError) as refusal:
+        select(plan, pattern)
+    cure = f"Did you mean {near}? " * bool(near) + "Its stages are data, study, after; `check` lists the variants."
+    assert str(refusal.value) == f"No variant of plan 'p' matches {pattern!r}. {cure}"
+    assert not near or select(plan, near.strip("'"))
+
+
+@pytest.mark.slow
+def test_only_some_and_what_they_need(plan, tmp_path):
+    assert [variant.name for variant in select(plan, "after-seed1")] == ["data", "study-seed1", "after-seed1"]
+    work, _ = go(plan, tmp_path / "runs", only="study-seed1")
+    assert list(work.outcomes) == ["data", "study-seed1"]
+    table = plan_status(plan, tmp_path / "runs")
+    assert table.splitlines()[0] == "p: 2 of 6 finished, 4 waiting, no batch is at work"
+    assert re.search(r"^after-seed1  waiting   0", table, re.MULTILINE)
+    assert folder_status(tmp_path) == table  # by the plan's copy beside its runs
+    assert folder_status(tmp_path / "empty").startswith("No runs yet. Start some: python -m nbutils batch")
+
+
+@pytest.mark.slow
+def test_sixty_four_eight_at_a_time_never_meet(tmp_path):
+    """Kernels on ports race for them; these have sockets in folders of their own."""
+    note = "open(run_folder + '/socket', 'w').write('{transport} {ip}'.format(**get_connection_info(unpack=True)))"
+    write_notebook(tmp_path / "study.ipynb", f"from ipykernel import get_connection_info\n{note}", parameters=STUDY)
+    text = "name: p\nstages:\n  - {name: study, notebook: {here}/study.ipynb, matrix: {seed: %s}}\n" % [*range(64)]
+    work, log = go(load_plan(write_plan(tmp_path / "p.yaml", text)), tmp_path / "runs", workers=8)
+    assert {outcome.status for outcome in work.outcomes.values()} == {"finished"}, work.outcomes
+    assert "retry" not in log
+    sockets = {(run.folder / "socket").read_text() for run in load_runs(tmp_path / "runs")}
+    assert len(sockets) == 64
+    assert {socket.split()[0] for socket in sockets} == {"ipc"}
+
+
+@pytest.mark.slow
+def test_a_runner_that_is_killed_does_not_stop_the_batch(tmp_path):
+    runner = "int(os.environ['JPY_PARENT_PID'])"
+    kill = f"if seed == 1:\n    import os, signal\n    os.kill({runner}, signal.SIGKILL)\n    os._exit(1)"
+    write_notebook(tmp_path / "study.ipynb", kill, parameters=STUDY)
+    text = "name: p\nstages:\n  - {name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 2]}}\n"
+    plan = load_plan(write_plan(tmp_path / "p.yaml", text))
+    work, _ = go(plan, tmp_path / "runs", workers=1)
+    assert {name: each.status for name, each in work.outcomes.items()} == {
+        **{"study-seed1": "killed", "study-seed2": "finished"}
+    }
+    assert "the runner itself ended (exit code -9)" in work.outcomes["study-seed1"].message
+    assert re.search(r"^study-seed1  killed +4 +RunnerKilled: ", plan_status(plan, tmp_path / "runs"), re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_stopped_batch_stops_its_runners_and_says_how_to_go_on(tmp_path, number, code):
+    write_notebook(tmp_path / "study.ipynb", "import time", "time.sleep(60)", parameters=STUDY)
+    text = "name: p\nstages:\n  - {name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 2, 3]}}\n"
+    file, folder = write_plan(tmp_path / "p.yaml", text), tmp_path / "runs"
+    command = [sys.executable, "-m", "nbutils", "batch", str(file), "--workers", "2", "--out", str(folder)]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    # Where the tests themselves run in the background, their children would be born deaf to Ctrl-C.
+    with subprocess.Popen(command, **output, preexec_fn=partial(signal.signal, number, signal.SIG_DFL)) as process:
+        places = [Place(folder, f"study-seed{seed}") for seed in (1, 2)]
+        deadline = time.monotonic() + 120
+        while not all((place.attempt / "notebook.ipynb").is_file() for place in places):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        process.send_signal(number)
+        told, _ = process.communicate(timeout=120)
+    assert process.returncode == code, told
+    assert f"go on with: python -m nbutils batch {file} --workers 2 --out {folder}" in told
+    assert [run.status for run in load_runs(folder)] == ["preempted", "preempted"]
+    assert not any(place.is_locked() for place in places)
+
+
+def test_nothing_starts_where_a_variant_could_not_run(tmp_path):
+    text = "name: p\nstages:\n  - {name: data, notebook: 01_data_prep, params: {dataset_name: text, data_files: %s}}\n"
+    with pytest.raises(CorpusError, match=r"p.yaml: stage 'data': data_files 'nowhere/\*.txt' matches no file"):
+        go(load_plan(write_plan(tmp_path / "p.yaml", text % "'nowhere/*.txt'")), tmp_path / "runs")
+    study = "name: p\nstages:\n  - {name: study, notebook: 04_cosine_mixing, params: {%s}}\n"
+    with pytest.raises(ModelError, match=r"p.yaml: stage 'study': model_name 'tiny' is a configuration"):
+        go(
+            load_plan(write_plan(tmp_path / "p.yaml", study % "model_name: tiny, from_scratch: false")),
+            tmp_path / "runs",
+        )
+    with pytest.raises(RunError, match=r"p.yaml: stage 'study': data_folder: there is no folder"):
+        go(load_plan(write_plan(tmp_path / "p.yaml", study % "data_folder: nowhere")), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_block_longer_than_the_model_is_told_before_the_data_is_made(tmp_path):
+    text = """\
+name: p
+stages:
+  - {name: data, notebook: 01_data_prep, params: {block_size: 2048}}
+  - {name: study, notebook: 04_cosine_mixing, needs: {data_folder: data}, params: {model_name: gpt2}}
+"""
+    with pytest.raises(ModelError, match="'study': block_size 2048 is longer than the 1024 positions of 'gpt2'"):
+        go(load_plan(write_plan(tmp_path / "p.yaml", text)), tmp_path / "runs")
+
+
+def publish_finished(plan, folder: Path) -> None:
+    """A finished run for every variant of the plan, with a manifest of the size they have, as if it had been made."""
+    code = nbutils_sha256()
+    for variant in plan.variants:
+        made = place_needs(variant, folder)
+        inputs = read_inputs(made.params)
+        key = run_key(made.notebook, made.params, inputs, code)
+        record = {"status": "finished", "key": key, "fingerprint": key, "plan": plan.name, "stage": variant.stage}
+        record |= {"variant": variant.name, "error": None, "padding": "x" * 8000}
+        record["attempts"] = [{"start": now(), "end": now(), "exit_code": 0, "status": "finished"}]
+        place = Place(folder, variant.name)
+        place.published.mkdir(parents=True)
+        (place.published / "manifest.json").write_text(json.dumps(record))
+
+
+def test_a_thousand_finished_variants_are_skipped_at_once(tmp_path):
+    """The whole command, in under 2 s of a core; no process is started; `status` is as quick."""
+    write_notebook(tmp_path / "study.ipynb", parameters=STUDY)
+    text = "name: p\nstages:\n  - {name: data, notebook: {here}/study.ipynb}\n  - {name: study, notebook: "
+    text += "{here}/study.ipynb, needs: {data_folder: data}, matrix: {seed: %s}}\n" % [*range(1, 1000)]
+    plan, folder = load_plan(write_plan(tmp_path / "p.yaml", text)), tmp_path / "runs"
+    publish_finished(plan, folder)
+    no_process = (
+        "import sys, subprocess, multiprocessing.context\n"
+        "def refuse(*given, **named): raise SystemExit('a process is started')\n"
+        "subprocess.Popen.__init__ = multiprocessing.context.ForkServerProcess._Popen = refuse\n"
+        "from nbutils.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    for words in (["batch"], ["status"]):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-c", no_process, *words, plan.file, "--out", folder]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": ""})  # no nvidia-smi
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 2
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count(" finished ") >= 999
+
+
+# ---- what is shown --------------------------------------------------------------------------------------------------
+
+
+def running(stage: str, elapsed: float, folder: Path) -> Running:
+    return Running(f"{stage}-1", stage, folder, time.monotonic() - elapsed)
+
+
+def test_time_left_is_worked_out_and_never_invented(tmp_path):
+    assert Tally(3, 2, waiting=["a"] * 3).headline() == "0 of 3 finished, time left not known yet"
+    known = {"a": [50.0, 70.0]}
+    assert Tally(6, 2, waiting=["a"] * 4, known=known).time_left() == "about 2 min 00 s left"
+    assert Tally(6, 2, waiting=["a"] * 4 + ["b"], known=known).time_left() == "at least 2 min 00 s left"
+    half_done = Tally(2, 2, running=[running("a", 20, tmp_path)], known=known)
+    assert half_done.time_left() == "about 40 s left"
+    (tmp_path / "progress.json").write_text('{"step": 100, "steps": 400}')
+    by_steps = Tally(2, 1, running=[running("a", 20, tmp_path)], waiting=["a"])
+    assert by_steps.time_left() == "about 2 min 20 s left"  # 60 s for this one, 80 s for the next
+    (tmp_path / "progress.json").write_text('{"step": 1, "steps": 100}')  # 20 s, most of them of its start
+    assert by_steps.time_left() == "time left not known yet"
+    assert half_done.time_left() == "about 40 s left"
+    assert Tally(2, 2, running=[running("a", 80, tmp_path)]).time_left() == "about 2 h 12 min left"
+    retry = Retry("a-2", "a", time.monotonic() + 500, 1, 3)
+    assert Tally(1, 2, waiting=["a"], known=known, retrying=[retry]).headline() == (
+        "0 of 1 finished, 1 to be tried again, about 9 min 20 s left"  # 500 s until then, and a minute
+    )
+    ended = [Outcome("x", "finished", 0), Outcome("y", "failed", 1), Outcome("z", "finished", 0, skipped=True)]
+    assert Tally(3, 2, ended=ended).headline() == "2 of 3 finished, 1 failed"
+
+
+def test_half_written_progress_is_no_progress(tmp_path):
+    for text in ("", '{"step": 1', "[]", '{"step": null, "steps": 3}'):
+        (tmp_path / "progress.json").write_text(text)
+        assert read_steps(tmp_path) is None
+
+
+def test_a_terminal_gets_a_live_table(tmp_path):
+    """In a pseudo-terminal: which variants run, their steps, how many of how many."""
+    code = f"""
+import time
+from pathlib import Path
+from nbutils.batch.progress import Running, Tally, make_display
+with make_display("quick") as display:
+    running = Running("study-[red]1", "study", Path({str(tmp_path)!r}), time.monotonic() - 4000)
+    display.started(running, Tally(4, 2, running=[running], waiting=["study"] * 3))
+    time.sleep(0.6)
+"""
+    (tmp_path / "progress.json").write_text('{"step": 100, "steps": 400}')
+    exit_code, shown = in_a_terminal(code, 100)
+    assert exit_code == 0, shown
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert "quick: 0 of 4 finished, about 8 h 20 min left" in text  # (3 + 3 * 4) times 4000 s of work for two
+    assert re.search(r"study-\[red\]1 +step 100 of 400 +1 h 06 min", text)
+
+
+def test_a_log_gets_lines(capsys):
+    assert isinstance(make_display("quick"), LogDisplay)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
+)
+def test_durations(seconds, words):
+    assert duration(seconds) == words
+
+
+def test_tables_line_up():
+    assert text_table(("a", "bb"), [("ccc", ""), ("d", 12)]) == "a    bb\nccc\nd    12"
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "workers"), [(1, (), 1), (2, (), 2), (4, (), 2), (16, (), 8), (16, ("A100",), 1)]
+)
+def test_workers_by_the_machine(monkeypatch, cores, gpus, workers):
+    monkeypatch.setattr(environment, "cores", lambda: cores)
+    monkeypatch.setattr(environment, "gpus", lambda: gpus)
+    assert default_workers() == workers

@@ -1,0 +1,316 @@
+"""One variant run in a real kernel: every ending leaves the right record, exit code, message and notebook."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import time
+
+import pytest
+from one_run import PID, WRITE, cells_of, is_alive, run, start_cli, wait_for
+from tiny_notebooks import write_notebook
+
+from nbutils.batch.runner import flat_variant, place_needs, run_variant
+from nbutils.batch.status import folder_status
+from nbutils.foundation.errors import ParameterError, PlanError, RunError
+from nbutils.foundation.files import read_json
+from nbutils.runs.attempts import Place
+from nbutils.runs.plans import Variant
+from nbutils.runs.run_folder import load_runs
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "runs"
+
+
+def test_a_finished_run_is_recorded_and_not_run_again(folder):
+    outcome, record = run(folder, WRITE, "print('hello')", alpha="1e-4")
+    assert (outcome.status, outcome.exit_code, outcome.skipped) == ("finished", 0, False)
+    assert (record.status, record.manifest["exit_code"], record.manifest["error"]) == ("finished", 0, None)
+    assert (record.folder / "out.txt").read_text() == "0.0001 0"
+    assert record.params == {"alpha": 1e-4, "seed": 0}
+    assert record.folder == folder / "variant"
+    modified = (record.folder / "out.txt").stat().st_mtime_ns
+    start = time.monotonic()
+    outcome, record = run(folder, WRITE, "print('hello')", alpha=0.0001)
+    assert (outcome.status, outcome.exit_code, outcome.skipped) == ("finished", 0, True)
+    assert time.monotonic() - start < 0.5
+    assert (record.folder / "out.txt").stat().st_mtime_ns == modified
+    outcome, record = run(folder, WRITE, "print('hello')", alpha=0.25)
+    assert not outcome.skipped
+    assert (record.folder / "out.txt").read_text() == "0.25 0"
+    assert len(record.manifest["attempts"]) == 2
+
+
+def test_an_exception_names_its_cell_and_the_last_lines(folder):
+    outcome, record = run(folder, "for i in range(50): print('line', i)", "import os\n\n# why\nx = 1 / 0", "never = 1")
+    assert (outcome.status, outcome.exit_code) == ("failed", 1)
+    error = record.manifest["error"]
+    assert (error["type"], error["message"]) == ("ZeroDivisionError", "division by zero")
+    assert error["cell"] == "In [4]: x = 1 / 0"
+    assert error["log"] == [f"line {i}" for i in range(30, 50)]
+    assert outcome.message == "ZeroDivisionError: division by zero (In [4]: x = 1 / 0)"
+    assert record.folder == folder / "variant"  # a failed first run is published
+    assert [status for _, status in cells_of(record.folder)] == ["completed", "failed", "pending"]
+
+
+@pytest.mark.parametrize("module, kind", [("errors", "ModelError"), ("sources", "UnreachableCorpusError")])
+def test_a_mistake_of_any_module_is_the_users(folder, module, kind):
+    outcome, _ = run(folder, f"from nbutils.{module} import {kind}\nraise {kind}('no such thing')")
+    assert (outcome.exit_code, outcome.message) == (2, f"{kind}: no such thing (In [3])")
+
+
+@pytest.mark.parametrize(
+    ("path", "number", "told"),
+    [
+        ("elsewhere/data/card.json", errno.EACCES, "cannot be read (Permission denied). Mend it or name another"),
+        ("runs/other/model/config.json", errno.EIO, "cannot be read (Input/output error). Mend it or name another"),
+        ("runs/variant/manifest.json", errno.EACCES, "cannot be written (Permission denied). Make room or mend it"),
+        ("runs/.attempts/variant", errno.EACCES, "cannot be written (Permission denied). Make room or mend it"),
+        ("", errno.EACCES, "cannot be written (Permission denied). Make room or mend it"),
+        ("elsewhere", errno.ENOSPC, "cannot be written (No space left on device). Make room or mend it"),
+    ],
+)
+def test_what_cannot_be_read_is_not_said_to_be_unwritable(tmp_path, monkeypatch, path, number, told):
+    def look(place: Place, key: str) -> bool:
+        raise OSError(number, os.strerror(number), str(tmp_path / path))
+
+    monkeypatch.setattr(Place, "is_finished", look)
+    with pytest.raises(RunError) as refusal:
+        run(tmp_path / "runs", WRITE)
+    assert str(refusal.value) == f"{tmp_path / path} {told}, then run again."
+
+
+def test_a_kernel_that_is_slow_at_the_end_of_its_last_answer_says_nothing(folder, capfd):
+    """nbclient asks it who it is, last of all; an interrupt before it is done with that would be told as an error."""
+    slow = """\
+import time
+kernel = get_ipython().kernel
+answer = kernel.shell_handlers["kernel_info_request"]
+async def slow(*request):
+    await answer(*request)
+    time.sleep(0.7)
+kernel.shell_handlers["kernel_info_request"] = slow"""
+    outcome, _ = run(folder, slow, "1 + 1")
+    assert outcome.status == "finished" and capfd.readouterr() == ("", "")
+
+
+def test_terminal_codes_are_stripped(folder):
+    code = "print('\\x1b[31mred\\x1b[0m \\x1b]8;;http://a\\x07link\\x1b[K')\nraise ValueError('\\x1b[1mbold\\x1b[0m')"
+    _, record = run(folder, code)
+    assert record.manifest["error"]["message"] == "bold"
+    assert record.manifest["error"]["log"] == ["red link"]
+
+
+def test_what_an_error_says_cannot_take_over_a_terminal(folder):
+    told = "\\x1b[31m\\x00 \\x9d \\u202eback " + "long " * 1000
+    outcome, record = run(folder, f'raise ValueError("{told}")')
+    assert all(character.isprintable() for character in outcome.message)
+    assert "\\u202eback" in outcome.message and len(outcome.message) < 1000
+    assert record.manifest["error"]["type"] == "ValueError"
+    table = folder_status(folder.parent)
+    assert "\x1b" not in table and "\r" not in table
+
+
+def test_an_error_that_cannot_be_sent_is_a_failure_all_the_same(folder):
+    """Half a character: the kernel's message about it never arrives, and papermill sees a notebook without an error."""
+    outcome, record = run(folder, "raise ValueError('\\ud800')")
+    assert (outcome.status, outcome.exit_code, record.status) == ("failed", 1, "failed")
+    assert outcome.message.startswith("UnknownError: the cell failed, and its error holds characters that cannot be")
+
+
+def test_a_killed_kernel_is_killed_in_the_record_and_in_the_notebook(folder):
+    cells = (
+        "print('start')",
+        "import os, signal, time\nprint('doom')\ntime.sleep(0.5)\nos.kill(os.getpid(), signal.SIGKILL)",
+        "x = 1",
+    )
+    outcome, record = run(folder, *cells)
+    assert (outcome.status, outcome.exit_code) == ("killed", 138)
+    assert "SIGKILL" in record.manifest["error"]["message"]
+    assert "out of memory" in record.manifest["error"]["message"]
+    assert record.manifest["error"]["log"] == ["start", "doom"]
+    assert record.manifest["attempts"][-1]["status"] == "killed"
+    assert [status for _, status in cells_of(record.folder)] == ["completed", "failed", "pending"]
+    notebook = read_json(record.folder / "notebook.ipynb")
+    assert notebook["metadata"]["papermill"]["exception"] is True
+    (error,) = [o for cell in notebook["cells"] for o in cell.get("outputs", []) if o["output_type"] == "error"]
+    assert error["ename"] == "KernelDied"
+
+
+def test_what_a_dead_kernel_left_behind_is_ended(folder):
+    start = "import subprocess, os\nchild = subprocess.Popen(['sleep', '300'])"
+    note = "open(run_folder + '/pid', 'w').write(str(child.pid))"
+    outcome, record = run(folder, start, note, "os._exit(3)")
+    assert (outcome.status, outcome.exit_code) == ("killed", 138)
+    assert "exit code 3" in outcome.message
+    assert not is_alive(int((record.folder / "pid").read_text()))
+
+
+@pytest.mark.parametrize("code", ["", "0", "3"])
+def test_sys_exit_is_a_failure(folder, code):
+    """papermill calls a notebook that left by sys.exit(0) a success, with the cells after it never run."""
+    outcome, record = run(folder, f"import sys; sys.exit({code})", "never = 1")
+    assert (outcome.status, outcome.exit_code) == ("failed", 1)
+    assert record.manifest["error"]["type"] == "SystemExit"
+    assert "ends nothing well" in outcome.message
+
+
+def test_a_mistake_told_by_the_workbook_is_exit_code_2(folder):
+    outcome, record = run(
+        folder, "from nbutils.foundation.errors import CorpusError\nraise CorpusError('No text. Add some.')"
+    )
+    assert (outcome.status, outcome.exit_code) == ("failed", 2)
+    assert outcome.message.startswith("CorpusError: No text. Add some.")
+    assert record.status == "failed"
+
+
+def test_a_good_result_survives_a_failed_rerun(folder):
+    _, good = run(folder, WRITE)
+    outcome, record = run(folder, "1 / 0")
+    assert outcome.exit_code == 1
+    assert (record.status, record.key) == ("finished", good.key)
+    assert (record.folder / "out.txt").read_text() == "0.5 0"
+    assert record.newer["status"] == "failed"
+    assert (folder / ".attempts" / "variant" / "notebook.ipynb").is_file()
+    outcome, record = run(folder, "x = 1")
+    assert (record.status, record.newer, len(record.manifest["attempts"])) == ("finished", None, 3)
+
+
+def test_a_folder_name_with_braces_is_a_folder_name(tmp_path):
+    """papermill would fill {alpha} in from the parameters."""
+    folder = tmp_path / "runs {alpha} {x}"
+    outcome, record = run(folder, WRITE)
+    assert outcome.status == "finished"
+    assert (record.folder / "out.txt").is_file()
+
+
+def test_text_parameters_arrive_as_they_are(folder):
+    notebook = write_notebook(
+        folder.parent / "text.ipynb",
+        "from pathlib import Path\nPath(run_folder, 'out.txt').write_text(text, encoding='utf-8')",
+        parameters='run_folder: str = ""  # r\ntext: str = ""  # any\n',
+    )
+    text = '\'"\\ {alpha} \n\t\x07 é 漢 \u2028 """ # $(x)'
+    assert run_variant(flat_variant(notebook, "text", {"text": text}), "plan", folder).status == "finished"
+    assert (folder / "text" / "out.txt").read_text(encoding="utf-8") == text
+
+
+def test_a_kernel_is_this_python_in_the_notebooks_folder(folder, tmp_path, monkeypatch):
+    other = tmp_path / "home" / "kernels" / "python3"
+    other.mkdir(parents=True)
+    spec = {"argv": ["/bin/false"], "display_name": "Another Python", "language": "python"}
+    (other / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "home"))
+    code = "Path(run_folder, 'out.txt').write_text(f'{sys.executable} {os.getcwd()}')"
+    _, record = run(folder, f"import os, sys\nfrom pathlib import Path\n{code}")
+    assert (record.folder / "out.txt").read_text() == f"{sys.executable} {folder.parent}"
+
+
+def test_two_runners_never_share_a_run_and_a_dead_one_is_seen(folder):
+    place = Place(folder, "variant")
+    cells = (PID, "time.sleep(100)")
+    with start_cli(folder, *cells) as first:
+        pid = int(wait_for(place.attempt / "pid"))
+        with pytest.raises(RunError, match=rf"another runner is at work on it \(process {first.pid} "):
+            run(folder, *cells, seed=1)
+        assert load_runs(folder)[0].status == "running"
+        with start_cli(folder, *cells) as second:
+            _, told = second.communicate(timeout=60)
+        assert (second.returncode, "another runner is at work on it" in told) == (75, True)  # later, not never
+        first.kill()
+    (dead,) = load_runs(folder)
+    assert (dead.status, dead.manifest["error"]["type"]) == ("killed", "RunnerKilled")
+    deadline = time.monotonic() + 5
+    while is_alive(pid):  # a kernel looks for its runner every second
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    outcome, record = run(folder, "x = 1")
+    assert (outcome.status, [a["status"] for a in record.manifest["attempts"]]) == ("finished", ["killed", "finished"])
+
+
+RANKS = """
+from nbutils.training.launching import launch
+from pathlib import Path
+from threading import Thread
+def hold_the_lock():
+    while len([*Path(run_folder).glob("rank*.pid")]) < 2: time.sleep(0.05)
+    time.sleep(0.5)
+    sum(range(10**13))  # compiled code that never lets go of the interpreter
+Thread(target=hold_the_lock).start()
+launch(sum, range(10**13), processes=2, log_folder=Path(run_folder))
+"""
+
+
+def test_nothing_outlives_a_killed_runner(folder):
+    """Neither a kernel in compiled code nor its two ranks, nor what a cell has started."""
+    child = "import subprocess\nopen(run_folder + '/child', 'w').write(str(subprocess.Popen(['sleep', '300']).pid))"
+    with start_cli(folder, PID, child, RANKS) as runner:
+        attempt = folder / ".attempts" / "variant"
+        processes = [int(wait_for(attempt / name)) for name in ("pid", "child", "rank0.pid", "rank1.pid")]
+        time.sleep(1.5)
+        assert all(map(is_alive, processes))
+        runner.kill()
+        deadline = time.monotonic() + 5
+        while any(map(is_alive, processes)):
+            assert time.monotonic() < deadline, [*map(is_alive, processes)]
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    "busy", ["time.sleep(100)", "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**9)"]
+)
+def test_a_runner_asked_to_stop_ends_its_kernel_and_says_so(folder, busy):
+    """Also where the kernel is deep in C code and hears no interrupt."""
+    with start_cli(folder, PID, busy, "x = 1") as runner:
+        pid = int(wait_for(folder / ".attempts" / "variant" / "pid"))
+        time.sleep(0.3)
+        start = time.monotonic()
+        for _ in range(3):  # as schedulers do that signal each process of a job; all of it is one request
+            runner.terminate()
+            time.sleep(0.05)
+        _, told = runner.communicate(timeout=20)
+    assert runner.returncode == 75
+    assert time.monotonic() - start < 10
+    assert "asked to stop" in told
+    assert not is_alive(pid)
+    (record,) = load_runs(folder)
+    assert (record.status, record.manifest["exit_code"]) == ("preempted", 75)
+    assert [status for _, status in cells_of(record.folder)] == ["completed", "failed", "pending"]
+
+
+def test_a_runner_is_stopped_before_its_kernel_is_there(folder):
+    with start_cli(folder, "x = 1") as runner:
+        wait_for(folder / ".locks" / "variant")
+        runner.terminate()
+        runner.communicate(timeout=30)
+    assert runner.returncode == 75
+    assert not list(folder.glob("variant/result.json"))
+
+
+def test_a_need_that_is_not_finished_is_told(folder):
+    notebook = write_notebook(folder.parent / "study.ipynb")
+    variant = Variant("study", "study", notebook, {"seed": 1}, needs={"data_folder": "data"})
+    with pytest.raises(RunError, match=r"study needs data for data_folder, which is not run yet. Run data first"):
+        run_variant(variant, "plan", folder)
+    run(folder, "1 / 0", name="data")
+    with pytest.raises(RunError, match="which is failed"):
+        run_variant(variant, "plan", folder)
+    run(folder, "x = 1", name="data")
+    assert place_needs(variant, folder).params == {"seed": 1, "data_folder": str(folder / "data")}
+
+
+def test_parameters_are_refused_before_anything_is_made(folder):
+    notebook = write_notebook(folder.parent / "study.ipynb")
+    start = time.monotonic()
+    with pytest.raises(ParameterError, match="'alpha'"):
+        flat_variant(notebook, "study", {"alhpa": 1})
+    with pytest.raises(PlanError, match="run_folder is set by the runner"):
+        flat_variant(notebook, "study", {"run_folder": "here"})
+    assert time.monotonic() - start < 0.3
+    assert not folder.exists()

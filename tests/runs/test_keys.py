@@ -1,0 +1,145 @@
+"""When a run is the same run: what changes its key and what does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from functools import partial
+
+import pytest
+from tiny_notebooks import write_notebook
+
+from nbutils.foundation.errors import CorpusError
+from nbutils.foundation.places import ROOT
+from nbutils.interaction import prompts
+from nbutils.runs import keys
+from nbutils.runs.keys import read_inputs, run_key
+from nbutils.runs.manifest import begin
+from nbutils.runs.plans import Variant
+
+
+@pytest.fixture
+def notebook(tmp_path):
+    return write_notebook(tmp_path / "study.ipynb", "x = 1")
+
+
+def key(notebook, **params):
+    return run_key(notebook, params, read_inputs(params))
+
+
+def test_the_key_is_of_parameters_and_source(notebook):
+    base = key(notebook, alpha=0.5, seed=1)
+    assert base == key(notebook, seed=1, alpha=0.5)
+    assert base == key(notebook, seed=1, alpha=0.5, run_folder="somewhere/else")
+    assert base != key(notebook, alpha=0.5, seed=2)
+    assert base != key(notebook, alpha=0.5)
+    write_notebook(notebook, "x = 2")
+    assert base != key(notebook, alpha=0.5, seed=1)
+
+
+def test_the_key_is_of_the_nbutils_files_that_make_numbers(notebook, tmp_path, monkeypatch):
+    package = tmp_path / "nbutils"
+    (package / "objectives").mkdir(parents=True)
+    (package / "figures").mkdir()
+    (package / "harness").mkdir()
+    unseen = ("figures.py", "figures/style.py", "batch.py", "__main__.py", "harness/comparison.py")
+    seen = ("training.py", "objectives/head.py", "harness/evaluation.py", "harness/task.yaml")
+    for name in (*seen, *unseen):
+        (package / name).write_text("1")
+    monkeypatch.setattr(keys, "ROOT", tmp_path)
+    base = key(notebook, seed=1)
+    for name in unseen:
+        (package / name).write_text("2 changed")
+        assert key(notebook, seed=1) == base, name
+    for name in seen:
+        (package / name).write_text("2 changed")
+        assert key(notebook, seed=1) != base, name
+        (package / name).write_text("1")
+        assert key(notebook, seed=1) == base, name
+    (package / "new.py").write_text("")
+    assert key(notebook, seed=1) != base
+
+
+def test_what_is_left_out_of_the_key_exists_and_training_is_not_among_it():
+    modules = [path.relative_to(ROOT / "nbutils").with_suffix("") for path in (ROOT / "nbutils").rglob("*.py")]
+    assert {name for module in modules for name in (module.parts[0], module.as_posix())} >= NOT_IN_KEY
+    assert not NOT_IN_KEY & {"training", "objectives", "evaluation", "packing", "models", "documents", "corpora"}
+
+
+def test_the_key_is_of_the_content_of_data_files(notebook, tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("one")
+    params = {"dataset_name": "text", "data_files": str(tmp_path / "*.txt")}
+    base = key(notebook, **params)
+    text.write_text("two")
+    assert key(notebook, **params) != base
+    text.write_text("one")
+    os.utime(text, (1, 1))
+    assert key(notebook, **params) == base
+    (tmp_path / "b.txt").write_text("three")
+    assert key(notebook, **params) != base
+    with pytest.raises(CorpusError, match="matches no file"):
+        key(notebook, dataset_name="text", data_files=str(tmp_path / "*.md"))
+
+
+def test_the_key_is_of_what_lies_in_a_folder_and_not_of_where_it_lies(notebook, tmp_path):
+    for name, fingerprint in (("one", "abc"), ("two", "abc"), ("three", "def")):
+        (tmp_path / name / "data").mkdir(parents=True)
+        (tmp_path / name / "data" / "card.json").write_text(json.dumps({"fingerprint": fingerprint}))
+    one, two, three = (key(notebook, data_folder=str(tmp_path / name)) for name in ("one", "two", "three"))
+    assert one == two != three
+    model = tmp_path / "teacher" / "model"
+    model.mkdir(parents=True)
+    (model / "model.safetensors").write_bytes(b"1")
+    params = {"model_name": str(tmp_path / "teacher")}  # a folder under a name that does not end in _folder
+    base = key(notebook, **params)
+    (model / "model.safetensors").write_bytes(b"2")
+    assert key(notebook, **params) != base
+    assert read_inputs({"model_name": "distilgpt2", "text": "a/b"}) == {}
+
+
+def test_a_model_folder_beside_the_notebooks_counts_though_its_name_has_no_slash(tmp_path, monkeypatch):
+    monkeypatch.setattr("nbutils.foundation.places.ROOT", tmp_path)
+    (tmp_path / "rootmodel").mkdir()
+    (tmp_path / "rootmodel" / "config.json").write_text("{}")
+    assert list(read_inputs({"model_name": "rootmodel", "other": "micro"})) == ["model_name"]
+
+
+@pytest.mark.parametrize("who", ["judge", "second_judge", "correcting_teacher"])
+def test_the_model_of_a_server_is_part_of_the_key_and_the_manifest_says_it(notebook, tmp_path, monkeypatch, who):
+    params = {"rubric": "weekly", "judge": "rule", "second_judge": "rule_plain", "correcting_teacher": "human"}
+    keys_of = []
+    for model, url in (("judge-8b", "http://a/v1"), ("judge-8b", "http://b/v1"), ("judge-70b", "http://a/v1")):
+        monkeypatch.setenv("WORKBOOK_JUDGE_MODEL", model)
+        monkeypatch.setenv("WORKBOOK_JUDGE_URL", url)
+        keys_of.append((key(notebook, **params), key(notebook, **params | {who: "server"})))
+    assert len({without for without, _ in keys_of}) == 1
+    served = [each for _, each in keys_of]
+    assert served[0] == served[1] != served[2]
+    variant = Variant("variant", "stage", notebook, params | {who: "server"})
+    (tmp_path / "run").mkdir()
+    told = begin(tmp_path / "run", "plan", variant, [])["prompts"]
+    assert told["server_model"] == "judge-70b" and len(told["rubric"]) == 64
+
+
+@pytest.mark.parametrize("rubric", ["weekly", "story"])
+@pytest.mark.parametrize(
+    ("file", "word"),
+    [("judge-weekly", "careful"), ("judge-story", "strict"), ("story", "magical"), ("correction", "relevant")],
+)
+def test_the_key_is_of_every_prompt_that_is_asked_not_only_of_the_rubric_learned_by(
+    notebook, tmp_path, monkeypatch, rubric, file, word
+):
+    folder = shutil.copytree(prompts.FOLDER, tmp_path / "prompts")
+    for name in ("read_rubric", "read_correction", "read_story"):
+        monkeypatch.setattr(prompts, name, partial(getattr(prompts, name), folder=folder))
+    params = {"rubric": rubric, "judge": "rule"}
+    before = key(notebook, **params)
+    path = folder / f"{file}.yaml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text("# a remark\n" + text, encoding="utf-8")
+    assert key(notebook, **params) == before
+    assert word in text
+    path.write_text(text.replace(word, "other"), encoding="utf-8")
+    assert key(notebook, **params) != before

@@ -12,10 +12,10 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from nbutils.foundation.errors import CorpusError
-from nbutils.foundation.places import resolve
 from nbutils.data.sources import KEEPS_GIVEN_SPLITS, SPLITS, CorpusRequest, Document, Located, Source, listed
 from nbutils.data.text_corpora import join_lines, read_text
+from nbutils.foundation.errors import CorpusError
+from nbutils.foundation.places import resolve
 
 JOINED = {"train": "train_babylm.txt", "validation": "val_babylm.txt", "test": "test_babylm.txt"}
 FOLDERS = {

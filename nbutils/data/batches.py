@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 IGNORE_INDEX = -100  # a label that no term scores, as everywhere in PyTorch: padding
 UNLABELLED = -1  # a real token that cross entropy leaves out and distillation may score: prompts, the end of a block
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from nbutils.data.corpora import Document, corpus_versions, seen_by_base_model
 from nbutils.data.documents import Duplicate
-from nbutils.foundation.errors import CorpusError
 from nbutils.data.packing import Totals, unigram_cross_entropy
 from nbutils.data.token_bytes import token_bytes
+from nbutils.foundation.errors import CorpusError
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -15,8 +15,8 @@ from itertools import pairwise
 import numpy as np
 
 from nbutils.data.corpora import SPLITS, Document
-from nbutils.foundation.errors import CorpusError
 from nbutils.data.text_corpora import join_lines
+from nbutils.foundation.errors import CorpusError
 
 CLEAN = ("standard", "newlines", "none")
 DEDUP = ("near", "exact", "off")

@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.foundation.errors import CorpusError
-from nbutils.foundation.hub import HUB_SECONDS
 from nbutils.data.sources import (
     KEEPS_GIVEN_SPLITS,
     SPLITS,
@@ -28,6 +26,8 @@ from nbutils.data.sources import (
 )
 from nbutils.data.table_corpora import Rows, check_columns, documents_of_rows, nearest_name
 from nbutils.data.text_corpora import articles, find_wikitext_folder, read_wikitext_folder
+from nbutils.foundation.errors import CorpusError
+from nbutils.foundation.hub import HUB_SECONDS
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

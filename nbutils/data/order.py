@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-from nbutils.data.batches import Rows
-from nbutils.data.batches import (IGNORE_INDEX)
+from nbutils.data.batches import IGNORE_INDEX, Rows
 
 
 def permutation(length: int, seed: int, epoch: int) -> np.ndarray:

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbutils.data.arrow_blocks import ArrowWriter, read_arrow
-from nbutils.foundation.errors import CorpusError
 from nbutils.data.mds_blocks import INDEX, MdsBlocks, MdsWriter, missing_packages
+from nbutils.foundation.errors import CorpusError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -174,7 +174,7 @@ def pack_examples(
     prompts: Sequence[np.ndarray], answers: Sequence[np.ndarray], document_ids: Sequence[int], end_token_id: int
 ) -> Examples:
     """An example for each prompt and its answer, closed by the end token, which has a label as the answer has."""
-    from nbutils.data.batches import (UNLABELLED)
+    from nbutils.data.batches import UNLABELLED
 
     end = np.array([end_token_id], np.int32)
     unlabelled = [np.full(len(prompt), UNLABELLED, np.int32) for prompt in prompts]

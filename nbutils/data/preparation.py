@@ -25,9 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.foundation import places
 from nbutils.data.corpora import SPLITS, CorpusRequest, Document, read_corpus
-from nbutils.data.settings import DataConfig, check_config
 from nbutils.data.data_card import (
     EXAMPLE_CHARACTERS,
     Duplicates,
@@ -40,13 +38,15 @@ from nbutils.data.data_card import (
     token_ids,
 )
 from nbutils.data.documents import clean_documents, measure_leakage, remove_duplicates, split_documents
+from nbutils.data.packing import Blocks, load_blocks, pack, save_blocks
+from nbutils.data.question_preparation import clean_pairs, pack_questions, remove_pair_copies, split_questions
+from nbutils.data.settings import DataConfig, check_config
+from nbutils.data.streamed_preparation import prepare_streamed
+from nbutils.data.tokenization import load_tokenizer, make_tokenizer, tokenize
+from nbutils.foundation import places
 from nbutils.foundation.errors import CorpusError
 from nbutils.foundation.files import read_json, write_json
 from nbutils.foundation.locks import exclusively
-from nbutils.data.packing import Blocks, load_blocks, pack, save_blocks
-from nbutils.data.question_preparation import clean_pairs, pack_questions, remove_pair_copies, split_questions
-from nbutils.data.streamed_preparation import prepare_streamed
-from nbutils.data.tokenization import load_tokenizer, make_tokenizer, tokenize
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
-from nbutils.foundation.errors import CorpusError
 from nbutils.data.sources import CorpusRequest, Document
+from nbutils.foundation.errors import CorpusError
 
 logger = logging.getLogger(__name__)
 

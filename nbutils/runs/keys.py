@@ -10,19 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from nbutils.data.corpora import CorpusRequest, corpus_versions, locate_corpus
-from nbutils.foundation.errors import CorpusError, RunError
-from nbutils.foundation.files import read_json
+from nbutils.data.fingerprints import fingerprint, output_fingerprint
+from nbutils.foundation.files import file_sha256, sha256_of_hashes
+from nbutils.foundation.places import ROOT, relative, resolve
 from nbutils.runs.notebooks import source_sha256
 from nbutils.runs.params import RUN_FOLDER
-from nbutils.foundation.places import ROOT, relative, resolve
-from nbutils.foundation.files import (sha256_of_hashes, tree_sha256, file_sha256)
-from nbutils.data.fingerprints import (fingerprint, output_fingerprint)
 
 DECIDING = ("data", "models", "objectives", "training", "evaluation", "interaction")  # rooms that decide numbers
 FOLDER_SUFFIX = "_folder"  # a parameter that ends so names a folder the run reads
@@ -66,12 +63,6 @@ def _names_folder(name: str, value: Any) -> bool:
     if (name, value) in BROUGHT_ALONG:
         return False
     return name.endswith(FOLDER_SUFFIX) or (isinstance(value, str) and resolve(value).is_dir())
-
-
-
-
-
-
 
 
 def data_fingerprint(folder: Path, inputs: Mapping[str, Mapping[str, str]]) -> str | None:
@@ -123,15 +114,5 @@ def nbutils_sha256() -> str:
     found = sorted([*package.rglob("*.py"), *package.rglob("*.yaml")])  # the harness's task files are YAML
     files = {path.relative_to(package): path for path in found}
     return sha256_of_hashes(
-        (name.as_posix(), file_sha256(path))
-        for name, path in files.items()
-        if name.parts[0] in DECIDING
+        (name.as_posix(), file_sha256(path)) for name, path in files.items() if name.parts[0] in DECIDING
     )
-
-
-
-
-
-
-
-

@@ -11,15 +11,14 @@ from typing import Any
 
 import yaml
 
+from nbutils.data.fingerprints import output_fingerprint
 from nbutils.foundation import environment
 from nbutils.foundation.errors import RunError
-from nbutils.foundation.files import atomic_write, now, read_json, write_json
-from nbutils.runs.keys import (data_fingerprint, nbutils_sha256, prompts_content, read_inputs, run_key)
-from nbutils.data.fingerprints import (output_fingerprint)
-from nbutils.runs.notebooks import source_sha256
+from nbutils.foundation.files import MANIFEST, atomic_write, now, read_json, write_json
 from nbutils.foundation.places import relative
+from nbutils.runs.keys import data_fingerprint, nbutils_sha256, prompts_content, read_inputs, run_key
+from nbutils.runs.notebooks import source_sha256
 from nbutils.runs.plans import Variant
-from nbutils.foundation.files import (MANIFEST)
 
 RUNNING, FINISHED, FAILED, KILLED = "running", "finished", "failed", "killed"
 PREEMPTED = "preempted"  # asked to stop: it goes on from what it saved when it is run again

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.foundation.errors import ParameterError, did_you_mean
-from nbutils.runs.notebooks import read_cells, tags
 from nbutils.foundation.places import relative
+from nbutils.runs.notebooks import read_cells, tags
 
 RUN_FOLDER = "run_folder"  # where a run's results go; the runner sets it, so it says nothing about the result
 TRUE, FALSE = {"true", "yes", "on"}, {"false", "no", "off"}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_plans import PLAN, STUDY
 from tiny_notebooks import write_notebook, write_plan
 
 from nbutils.batch.listing import plan_listing
@@ -18,8 +19,6 @@ from nbutils.foundation.places import PARAMS
 from nbutils.runs.contrasts import contrasts_sha256
 from nbutils.runs.notebooks import find_notebook
 from nbutils.runs.plans import LONGEST_NAME, SLUG, find_plan, load_plan, variant_name
-from small_plans import PLAN, STUDY
-
 
 
 @pytest.fixture

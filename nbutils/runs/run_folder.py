@@ -8,7 +8,7 @@ In a notebook:
     ...
     run.write_result({"eval_loss": 3.2})
 
-The runner decides where the folder lies and records how the run ended (nbutils.runs.manifest, nbutils.runs.attempts). A notebook
+The runner decides where the folder lies and records how the run ended (manifest.py, attempts.py). A notebook
 opened by hand keeps its own record, in runs/interactive/<notebook>.
 """
 

@@ -11,7 +11,6 @@ import pytest
 from tiny_notebooks import write_notebook
 
 from nbutils.foundation.errors import CorpusError
-from nbutils.foundation.places import ROOT
 from nbutils.interaction import prompts
 from nbutils.runs import keys
 from nbutils.runs.keys import read_inputs, run_key
@@ -59,12 +58,6 @@ def test_the_key_is_of_the_nbutils_files_that_make_numbers(notebook, tmp_path, m
         assert key(notebook, seed=1) == base, name
     (package / "new.py").write_text("")
     assert key(notebook, seed=1) != base
-
-
-def test_what_is_left_out_of_the_key_exists_and_training_is_not_among_it():
-    modules = [path.relative_to(ROOT / "nbutils").with_suffix("") for path in (ROOT / "nbutils").rglob("*.py")]
-    assert {name for module in modules for name in (module.parts[0], module.as_posix())} >= NOT_IN_KEY
-    assert not NOT_IN_KEY & {"training", "objectives", "evaluation", "packing", "models", "documents", "corpora"}
 
 
 def test_the_key_is_of_the_content_of_data_files(notebook, tmp_path):

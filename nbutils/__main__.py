@@ -111,6 +111,8 @@ def batch(args: argparse.Namespace) -> int:
     folder = typed(args.out) if args.out else RUNS / plan.name
     work = Batch(plan, folder, select(plan, args.only), _engine(args, plan, folder), args.retries)
     work.check()
+    for line in work.stale_table():
+        print(visible(line))
     register_plan(plan, folder)
     try:
         work.run(make_display(plan.name))

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from nbutils.batch.engine import HELD, Engine
 from nbutils.batch.preflight import check_variant, place_of
@@ -26,8 +27,9 @@ from nbutils.foundation.stopping import stop_on_sigterm
 from nbutils.foundation.yaml_files import read_yaml
 from nbutils.runs.attempts import LOCKS, Place
 from nbutils.runs.contrasts import record_contrasts
-from nbutils.runs.keys import nbutils_sha256, read_inputs, run_key
-from nbutils.runs.manifest import FINISHED, PREEMPTED
+from nbutils.runs.dependencies import CodeOf
+from nbutils.runs.keys import made_of, run_key, what_changed
+from nbutils.runs.manifest import FINISHED, PREEMPTED, Manifest, was_made_of
 from nbutils.runs.plans import PLAN_FILE, Plan, Variant
 
 TICK_SECONDS = 0.5  # between looks at the running variants
@@ -111,22 +113,30 @@ def _nearest_pattern(plan: Plan, pattern: str) -> str:
     return f"Did you mean {near[0]!r}? " if near else ""
 
 
-def is_finished(variant: Variant, plan_folder: Path, code: str | None = None) -> bool:
+def is_finished(variant: Variant, plan_folder: Path, code: CodeOf | None = None) -> bool:
     """Whether a run of exactly this variant is published and finished, its needs included; starts nothing.
 
-    code: nbutils_sha256(), where many variants are looked at.
+    code: one for all, where many variants are looked at.
     """
-    key = current_key(variant, plan_folder, code)
-    return key is not None and Place(plan_folder, variant.name).is_finished(key)
+    made = made_now(variant, plan_folder, code)
+    return made is not None and Place(plan_folder, variant.name).is_finished(run_key(made))
 
 
-def current_key(variant: Variant, plan_folder: Path, code: str | None = None) -> str | None:
-    """The key of a run of this variant that was made now, None where something it reads is not there."""
+def made_now(variant: Variant, plan_folder: Path, code: CodeOf | None = None) -> dict[str, Any] | None:
+    """What a run of this variant would be made of now, None where something it reads is not there."""
     try:
         variant = place_needs(variant, plan_folder)
-        return run_key(variant.notebook, variant.params, read_inputs(variant.params), code)
+        return made_of(variant.notebook, variant.params, code=(code or CodeOf())(variant.notebook, variant.params))
     except WorkbookError:
         return None
+
+
+def stale_of(manifest: Manifest, variant: Variant, plan_folder: Path, code: CodeOf | None = None) -> str:
+    """What has changed since a finished run of this variant; empty where it is what would be made now."""
+    made = made_now(variant, plan_folder, code)
+    if made is None:
+        return "something it reads is not there any more"
+    return "" if run_key(made) == manifest["key"] else what_changed(was_made_of(manifest), made)
 
 
 def is_going_on(plan_folder: Path) -> bool:
@@ -155,20 +165,38 @@ class Batch:
     at_work: dict[str, Running] = field(default_factory=dict)
     retrying: dict[str, Retry] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)  # by runners that are not this batch's
+    stale: dict[str, str] = field(default_factory=dict)  # finished, to be made again, and what has changed
 
     def check(self) -> None:
         """Find what is finished and check the rest, before anything starts. Raises WorkbookError naming the variant."""
-        code = nbutils_sha256()
+        code = CodeOf()
         for variant in self.variants:
             done = all(self._is_done(needed) for needed in variant.needs.values())
             if done and is_finished(variant, self.plan_folder, code):
                 self.outcomes[variant.name] = Outcome(variant.name, FINISHED, DONE, skipped=True)
                 continue
+            self._note_stale(variant, done, code)
             try:
                 check_variant(place_needs(variant, self.plan_folder) if done else variant, self.plan)
             except WorkbookError as error:
                 raise type(error)(f"{place_of(variant, self.plan)}: {error}") from None
         self.engine.check(self._open())
+
+    def _note_stale(self, variant: Variant, needs_are_done: bool, code: CodeOf) -> None:
+        result = Place(self.plan_folder, variant.name).result()
+        if result and result["status"] == FINISHED:
+            again = "a run it needs is made again"
+            self.stale[variant.name] = stale_of(result, variant, self.plan_folder, code) if needs_are_done else again
+
+    def stale_table(self) -> list[str]:
+        """A line for each cause for which finished runs are made again."""
+        by_cause: dict[str, list[str]] = {}
+        for name, cause in self.stale.items():
+            by_cause.setdefault(cause, []).append(name)
+        return [
+            f"Made again: {names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}, for {cause}."
+            for cause, names in by_cause.items()
+        ]
 
     def run(self, display: Display) -> None:
         """Run all variants that are not finished. Ctrl-C and SIGTERM end the running ones, each with its record."""

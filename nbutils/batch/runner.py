@@ -28,7 +28,7 @@ from nbutils.foundation.plaintext import shortened, visible
 from nbutils.foundation.resources import Resources
 from nbutils.foundation.stopping import AGAIN, CELL_TIMEOUT, DRIVEN_FOLDER, Watch, kernel_stopped
 from nbutils.runs.attempts import Place
-from nbutils.runs.keys import read_inputs, run_key
+from nbutils.runs.keys import made_of, run_key
 from nbutils.runs.manifest import FAILED, FINISHED, KILLED, PREEMPTED, Manifest, begin, end
 from nbutils.runs.params import RUN_FOLDER, read_schema
 from nbutils.runs.plans import Variant
@@ -74,7 +74,7 @@ def run_variant(
     with _told_where(place), place.lock():
         place.mend()
         variant = place_needs(variant, place.plan_folder)
-        if place.is_finished(run_key(variant.notebook, variant.params, read_inputs(variant.params))):
+        if place.is_finished(run_key(made_of(variant.notebook, variant.params))):
             return Outcome(variant.name, FINISHED, DONE, skipped=True, folder=place.published)
         manifest, folder = _attempt(place, plan, variant, check)
     return Outcome(
@@ -131,7 +131,7 @@ def _attempt(place: Place, plan: str, variant: Variant, check: Callable[[Variant
         signal_kernel = import_module("nbutils.batch.kernels").signal_kernel  # imported late: it takes a second
         earlier = place.history()
         with _told_where(place):
-            place.clear(run_key(variant.notebook, variant.params, read_inputs(variant.params)))
+            place.clear(run_key(made_of(variant.notebook, variant.params)))
             manifest = begin(place.attempt, plan, variant, earlier)
             place.reserve()
         with kernel_stopped(place.attempt, signal_kernel, variant.resources) as watch:

@@ -18,11 +18,11 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nbutils.batch.batch import current_key, is_going_on
+from nbutils.batch.batch import is_going_on, stale_of
 from nbutils.batch.progress import BLOCKED, duration, read_steps, terminal_width, text_table
 from nbutils.batch.runner import summary
 from nbutils.foundation.errors import WorkbookError
-from nbutils.runs.keys import nbutils_sha256
+from nbutils.runs.dependencies import CodeOf
 from nbutils.runs.manifest import FAILED, FINISHED, KILLED, PREEMPTED, RUNNING, Manifest
 from nbutils.runs.plans import INTERACTIVE, PLAN_FILE, Plan, Variant, load_plan
 from nbutils.runs.run_folder import Run, load_runs
@@ -40,7 +40,7 @@ def plan_status(plan: Plan, plan_folder: Path, fit: int = 0) -> str:
     fit: leave out what a terminal has no room for, finished variants first, where so many tables share it; 0: nothing.
     """
     runs = {run.variant: run for run in load_runs(plan_folder)} if plan_folder.is_dir() else {}
-    code, going_on = nbutils_sha256(), is_going_on(plan_folder)
+    code, going_on = CodeOf(), is_going_on(plan_folder)
     rows: dict[str, Row] = {}
     for variant in plan.variants:
         run = runs.pop(variant.name, None)
@@ -114,9 +114,9 @@ def recorded_status(plan_folder: Path, fit: int = 0) -> str:
         return _table(plan_folder.name, list(map(_row, runs)), is_going_on(plan_folder), fit) if runs else ""
 
 
-def _planned_row(variant: Variant, run: Run, plan_folder: Path, code: str) -> Row:
-    stale = run.status == FINISHED and run.key != current_key(variant, plan_folder, code)
-    return _row(run, "parameters, code or data have changed since: batch makes it again" if stale else "")
+def _planned_row(variant: Variant, run: Run, plan_folder: Path, code: CodeOf) -> Row:
+    stale = stale_of(run.manifest, variant, plan_folder, code) if run.status == FINISHED else ""
+    return _row(run, f"stale, batch makes it again: {stale}" if stale else "")
 
 
 def _waiting(variant: Variant, rows: dict[str, Row], going_on: bool) -> Row:

@@ -18,6 +18,7 @@ from nbutils.report.page import code, frame_of, heading, table
 from nbutils.report.smoothing_results import cautions
 from nbutils.report.studies import Arm, Evidence, Judged, Study
 from nbutils.report.teachers import no_better
+from nbutils.runs.manifest import versions_of_code
 from nbutils.runs.metric_labels import UNKNOWN, Measure, measure, p_text, percent
 
 CLASSES = {
@@ -112,11 +113,11 @@ def warnings(evidence: Evidence) -> list[str]:
         borrowed = [run for arm in study.arms if arm.borrowed_from for run in arm.runs]
         runs += [run for run in borrowed if run.params.get("data_folder") in folders]
         data = {run.manifest.get("data_fingerprint") for run in runs}
-        code = {run.manifest.get("source", {}).get("nbutils_sha256") for run in runs}
-        for what, values in (("data", data), ("versions of the code", code)):
-            if len(values) > 1:
+        code = versions_of_code(run.manifest for run in runs)
+        for what, versions in (("data", len(data)), ("versions of the code", code)):
+            if versions > 1:
                 found.append(
-                    f"The runs of {study.name} used {len(values)} different {what}: their differences may have "
+                    f"The runs of {study.name} used {versions} different {what}: their differences may have "
                     "causes other than the arms. Run the batch again to repeat the outdated ones."
                 )
         found += _learned_nothing(study)

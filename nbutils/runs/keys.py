@@ -1,8 +1,8 @@
 """When is a run the same run? Its key is a hash of all that decides its numbers; a finished run with that key is kept.
 
 In the key: the notebook's code, the resolved parameters, the content of the files and folders the parameters name, and
-the nbutils files that prepare data, train and evaluate. Machine and package versions are in the manifest, not in the
-key: an upgrade repeats no run, except that of packages whose documentation is the embedded corpus.
+the nbutils files that the notebook imports (dependencies.py). Machine and package versions are in the manifest, not in
+the key: an upgrade repeats no run, except that of packages whose documentation is the embedded corpus.
 """
 
 from __future__ import annotations
@@ -18,31 +18,65 @@ from nbutils.data.corpora import CorpusRequest, corpus_versions, locate_corpus
 from nbutils.data.fingerprints import fingerprint, output_fingerprint
 from nbutils.foundation.files import file_sha256, sha256_of_hashes
 from nbutils.foundation.places import ROOT, relative, resolve
+from nbutils.runs.dependencies import code_hashes
 from nbutils.runs.notebooks import source_sha256
 from nbutils.runs.params import RUN_FOLDER
 
-DECIDING = ("data", "models", "objectives", "training", "evaluation", "interaction")  # rooms that decide numbers
 FOLDER_SUFFIX = "_folder"  # a parameter that ends so names a folder the run reads
+FILES_NAMED = 4  # of the code, where a message says what changed
 BROUGHT_ALONG = [("blimp_folder", "embedded")]  # what stands for a folder and is part of the workbook
 
 
-def run_key(
-    notebook: Path, params: Mapping[str, Any], inputs: Mapping[str, Mapping[str, str]], code: str | None = None
-) -> str:
-    """The key of `notebook` with `params`; `inputs` is what `read_inputs` found for them.
+def run_key(made_of: Mapping[str, Any]) -> str:
+    """The key of a run that is made of this: a hash of what `made_of` returns."""
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
 
-    code: nbutils_sha256(), given where many keys are wanted at once: a look at all files takes milliseconds.
+
+def made_of(
+    notebook: Path,
+    params: Mapping[str, Any],
+    inputs: Mapping[str, Mapping[str, str]] | None = None,
+    code: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """All that decides the numbers of `notebook` with `params`, by kind.
+
+    inputs: what `read_inputs` finds; code: what `code_hashes` finds. Give them where they are at hand already.
     """
-    told = {name: value for name, value in params.items() if name not in inputs and name != RUN_FOLDER}
-    content = {
+    inputs = read_inputs(params) if inputs is None else inputs
+    return {
         "notebook": source_sha256(notebook),
-        "params": told,
+        "params": {name: value for name, value in params.items() if name not in inputs and name != RUN_FOLDER},
         "inputs": {name: each["fingerprint"] for name, each in inputs.items()},
         "corpus": corpus_content(params),
         "prompts": prompts_content(params),
-        "nbutils": code or nbutils_sha256(),
+        "nbutils": dict(code_hashes(notebook, params) if code is None else code),
     }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def what_changed(recorded: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str:
+    """What a finished run is stale of, from what it was made of and what it would be made of now.
+
+    Names parameters with both values, files of the code, and data. recorded: None of a run by an earlier version.
+    """
+    if not recorded:
+        return "it was made by an earlier version of the workbook, which did not record of what"
+    found = [f"{name} was {old!r} and is {new!r}" for name, old, new in _apart(recorded["params"], now["params"])]
+    if recorded["notebook"] != now["notebook"]:
+        found.append("the notebook's code")
+    files = [name.removeprefix("nbutils/") for name, _, _ in _apart(recorded["nbutils"], now["nbutils"])]
+    if files:
+        more = f" and {len(files) - FILES_NAMED} more" if len(files) > FILES_NAMED else ""
+        found.append(f"code: {', '.join(files[:FILES_NAMED])}{more}")
+    found += [f"the content of {name}" for name, _, _ in _apart(recorded["inputs"], now["inputs"])]
+    found += [f"the corpus: {name}" for name, _, _ in _apart(recorded["corpus"], now["corpus"])]
+    found += [f"the prompt: {name}" for name, _, _ in _apart(recorded["prompts"], now["prompts"])]
+    return "; ".join(found)
+
+
+def _apart(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """(name, old, new) of what differs, in the order of names; None stands for what is not there."""
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
+    return [(name, old.get(name), new.get(name)) for name in names]
 
 
 def read_inputs(params: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -109,10 +143,6 @@ def prompts_content(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def nbutils_sha256() -> str:
-    """A hash of the nbutils files that decide a run's numbers: those of the rooms in DECIDING."""
-    package = ROOT / "nbutils"
-    found = sorted([*package.rglob("*.py"), *package.rglob("*.yaml")])  # the harness's task files are YAML
-    files = {path.relative_to(package): path for path in found}
-    return sha256_of_hashes(
-        (name.as_posix(), file_sha256(path)) for name, path in files.items() if name.parts[0] in DECIDING
-    )
+    """A hash of all nbutils files: whether two machines have the same workbook."""
+    files = sorted((ROOT / "nbutils").rglob("*.py"))
+    return sha256_of_hashes((path.relative_to(ROOT).as_posix(), file_sha256(path)) for path in files)

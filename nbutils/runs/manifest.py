@@ -6,6 +6,7 @@ completed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import yaml
 from nbutils.data.fingerprints import output_fingerprint
 from nbutils.foundation import environment
 from nbutils.foundation.errors import RunError
-from nbutils.foundation.files import MANIFEST, atomic_write, now, read_json, write_json
+from nbutils.foundation.files import MANIFEST, atomic_write, now, read_json, sha256_of_hashes, write_json
 from nbutils.foundation.places import relative
-from nbutils.runs.keys import data_fingerprint, nbutils_sha256, prompts_content, read_inputs, run_key
-from nbutils.runs.notebooks import source_sha256
+from nbutils.runs.keys import data_fingerprint, made_of, read_inputs, run_key
+from nbutils.runs.params import RUN_FOLDER
 from nbutils.runs.plans import Variant
 
 RUNNING, FINISHED, FAILED, KILLED = "running", "finished", "failed", "killed"
@@ -29,23 +30,24 @@ Manifest = dict[str, Any]
 def begin(folder: Path, plan: str, variant: Variant, earlier: list[dict[str, Any]]) -> Manifest:
     """Write params.yaml and the manifest of a run that starts now in `folder`, after the `earlier` attempts."""
     inputs = read_inputs(variant.params)
-    source = {"notebook_sha256": source_sha256(variant.notebook), "nbutils_sha256": nbutils_sha256()}
+    content = made_of(variant.notebook, variant.params, inputs)
     manifest = {
         "plan": plan,
         "stage": variant.stage,
         "variant": variant.name,
         "notebook": relative(variant.notebook),
-        "key": run_key(variant.notebook, variant.params, inputs),
+        "key": run_key(content),
+        "corpus": content["corpus"],
         "status": RUNNING,
         "exit_code": None,
         "error": None,
         "params": variant.params,
         "matrix": variant.matrix,
         "inputs": inputs,
-        "prompts": prompts_content(variant.params),  # and the model of a server that judges
+        "prompts": content["prompts"],  # and the model of a server that judges
         "fingerprint": None,  # of the data or model the run makes, once it is finished
         "data_fingerprint": data_fingerprint(folder, inputs),
-        "source": environment.git_state() | source,
+        "source": environment.git_state() | _code(content),
         "packages": environment.packages(),
         "hardware": environment.hardware(),
         "attempts": [*earlier, {"start": now(), "end": None, "exit_code": None, "status": RUNNING}],
@@ -53,6 +55,37 @@ def begin(folder: Path, plan: str, variant: Variant, earlier: list[dict[str, Any
     atomic_write(folder / "params.yaml", yaml.safe_dump(variant.params, sort_keys=False, allow_unicode=True))
     write_json(folder / MANIFEST, manifest)
     return manifest
+
+
+def _code(content: Mapping[str, Any]) -> dict[str, Any]:
+    files = content["nbutils"]
+    together = sha256_of_hashes(files.items())
+    return {"notebook_sha256": content["notebook"], "nbutils_sha256": together, "nbutils_files": files}
+
+
+def was_made_of(manifest: Manifest) -> dict[str, Any] | None:
+    """What `made_of` returned when this run began; None of a run by a version that did not record it."""
+    source, inputs = manifest.get("source", {}), manifest.get("inputs", {})
+    if "nbutils_files" not in source:
+        return None
+    return {
+        "notebook": source["notebook_sha256"],
+        "params": {name: value for name, value in manifest["params"].items() if name not in {*inputs, RUN_FOLDER}},
+        "inputs": {name: each["fingerprint"] for name, each in inputs.items()},
+        "corpus": manifest["corpus"],
+        "prompts": manifest["prompts"],
+        "nbutils": source["nbutils_files"],
+    }
+
+
+def versions_of_code(manifests: Iterable[Manifest]) -> int:
+    """How many versions of the code made these runs; where they are of several notebooks, of the files they share."""
+    sources = [each.get("source", {}) for each in manifests]
+    files = [each.get("nbutils_files") for each in sources]
+    if None in files:  # of a version that recorded one hash of all files
+        return len({each.get("nbutils_sha256") for each in sources})
+    shared = set.intersection(*(set(each) for each in files)) if files else set()
+    return len({tuple(each[name] for name in sorted(shared)) for each in files})
 
 
 def end(

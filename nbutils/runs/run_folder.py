@@ -34,7 +34,7 @@ from nbutils.foundation.files import MANIFEST, atomic_write, read_json, write_js
 from nbutils.foundation.places import RUNS, relative, resolve
 from nbutils.foundation.stopping import DRIVEN_FOLDER, leave_quickly, stop_at_once
 from nbutils.runs.attempts import ATTEMPTS, PREVIOUS, Place
-from nbutils.runs.keys import read_inputs, run_key
+from nbutils.runs.keys import made_of, run_key
 from nbutils.runs.manifest import FINISHED, Manifest, begin, end, find_manifest, read_manifest
 from nbutils.runs.notebooks import find_notebook
 from nbutils.runs.params import RUN_FOLDER, read_schema
@@ -130,7 +130,7 @@ def _goes_on(folder: Path, variant: Variant) -> bool:
     """Whether the folder has checkpoints of this very run, not finished."""
     if not (folder / CHECKPOINTS).is_dir() or (manifest := find_manifest(folder)) is None:
         return False
-    key = run_key(variant.notebook, variant.params, read_inputs(variant.params))
+    key = run_key(made_of(variant.notebook, variant.params))
     return manifest["status"] != FINISHED and manifest["key"] == key
 
 

@@ -27,7 +27,8 @@ from nbutils.foundation import environment
 from nbutils.foundation.errors import CorpusError, ModelError, PlanError, RunError
 from nbutils.foundation.files import now, read_json
 from nbutils.runs.attempts import Place
-from nbutils.runs.keys import nbutils_sha256, read_inputs, run_key
+from nbutils.runs.dependencies import CodeOf
+from nbutils.runs.keys import made_of, run_key
 from nbutils.runs.plans import load_plan
 from nbutils.runs.run_folder import load_runs
 
@@ -207,11 +208,10 @@ stages:
 
 def publish_finished(plan, folder: Path) -> None:
     """A finished run for every variant of the plan, with a manifest of the size they have, as if it had been made."""
-    code = nbutils_sha256()
+    code = CodeOf()
     for variant in plan.variants:
         made = place_needs(variant, folder)
-        inputs = read_inputs(made.params)
-        key = run_key(made.notebook, made.params, inputs, code)
+        key = run_key(made_of(made.notebook, made.params, code=code(made.notebook, made.params)))
         record = {"status": "finished", "key": key, "fingerprint": key, "plan": plan.name, "stage": variant.stage}
         record |= {"variant": variant.name, "error": None, "padding": "x" * 8000}
         record["attempts"] = [{"start": now(), "end": now(), "exit_code": 0, "status": "finished"}]

@@ -59,7 +59,10 @@ def test_an_exception_names_its_cell_and_the_last_lines(folder):
     assert [status for _, status in cells_of(record.folder)] == ["completed", "failed", "pending"]
 
 
-@pytest.mark.parametrize("module, kind", [("errors", "ModelError"), ("sources", "UnreachableCorpusError")])
+MISTAKES = [("foundation.errors", "ModelError"), ("data.sources", "UnreachableCorpusError")]
+
+
+@pytest.mark.parametrize("module, kind", MISTAKES)
 def test_a_mistake_of_any_module_is_the_users(folder, module, kind):
     outcome, _ = run(folder, f"from nbutils.{module} import {kind}\nraise {kind}('no such thing')")
     assert (outcome.exit_code, outcome.message) == (2, f"{kind}: no such thing (In [3])")

@@ -10,11 +10,12 @@ from small_batches import study_plan
 from terminal import in_a_terminal
 from tiny_notebooks import write_notebook
 
-from nbutils.batch.batch import BATCH_LOCK, current_key, is_going_on
+from nbutils.batch.batch import BATCH_LOCK, is_going_on, made_now
 from nbutils.batch.status import plan_folders, plan_status, watch
 from nbutils.foundation.files import now
 from nbutils.foundation.locks import shared
 from nbutils.runs.attempts import LOCKS, Place
+from nbutils.runs.keys import run_key
 
 STUDY = """\
 run_folder: str = ""  # where results go
@@ -40,7 +41,7 @@ def record(plan, name: str, status: str, attempts: int = 1, message: str = "") -
     error = {"type": "KernelDied", "message": message, "cell": None, "log": []} if message else None
     end = None if status == "running" else now()
     manifest = {"status": status, "plan": "p", "variant": name, "stage": name.split("-")[0], "error": error}
-    manifest["key"] = current_key(plan.variant(name), place.plan_folder)
+    manifest["key"] = run_key(made_now(plan.variant(name), place.plan_folder))
     manifest["attempts"] = [{"start": now(), "end": end, "exit_code": None, "status": status}] * attempts
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return place

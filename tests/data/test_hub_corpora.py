@@ -21,7 +21,7 @@ from nbutils.data import corpora
 from nbutils.data.corpora import Corpus, check_corpus
 from nbutils.data.sources import CorpusRequest
 from nbutils.foundation.errors import CorpusError, ParameterError
-from nbutils.runs.keys import run_key
+from nbutils.runs.keys import made_of, run_key
 
 FINEPDFS = CorpusRequest("HuggingFaceFW/finepdfs", dataset_config_name="eng_Latn")
 ARTICLES = {
@@ -337,7 +337,7 @@ def test_the_key_is_of_name_configuration_and_commit(
     params = {"dataset_name": "owner/set", "data_files": "", "dataset_config_name": "", "fallback_datasets": ["pydoc"]}
 
     def key(**changes: object) -> str:
-        return run_key(notebook, params | changes, {})
+        return run_key(made_of(notebook, params | changes, {}))
 
     fallback = key()
     answers(monkeypatch, info())

@@ -11,10 +11,12 @@ import pytest
 from tiny_notebooks import write_notebook
 
 from nbutils.foundation.errors import CorpusError
+from nbutils.foundation.places import ROOT
 from nbutils.interaction import prompts
-from nbutils.runs import keys
-from nbutils.runs.keys import read_inputs, run_key
+from nbutils.runs import dependencies
+from nbutils.runs.keys import made_of, read_inputs, run_key, what_changed
 from nbutils.runs.manifest import begin
+from nbutils.runs.notebooks import find_notebook
 from nbutils.runs.plans import Variant
 
 
@@ -24,7 +26,7 @@ def notebook(tmp_path):
 
 
 def key(notebook, **params):
-    return run_key(notebook, params, read_inputs(params))
+    return run_key(made_of(notebook, params))
 
 
 def test_the_key_is_of_parameters_and_source(notebook):
@@ -37,27 +39,97 @@ def test_the_key_is_of_parameters_and_source(notebook):
     assert base != key(notebook, alpha=0.5, seed=1)
 
 
-def test_the_key_is_of_the_nbutils_files_that_make_numbers(notebook, tmp_path, monkeypatch):
-    package = tmp_path / "nbutils"
-    (package / "objectives").mkdir(parents=True)
-    (package / "figures").mkdir()
-    (package / "harness").mkdir()
-    unseen = ("figures.py", "figures/style.py", "batch.py", "__main__.py", "harness/comparison.py")
-    seen = ("training.py", "objectives/head.py", "harness/evaluation.py", "harness/task.yaml")
-    for name in (*seen, *unseen):
-        (package / name).write_text("1")
-    monkeypatch.setattr(keys, "ROOT", tmp_path)
-    base = key(notebook, seed=1)
-    for name in unseen:
-        (package / name).write_text("2 changed")
-        assert key(notebook, seed=1) == base, name
-    for name in seen:
-        (package / name).write_text("2 changed")
-        assert key(notebook, seed=1) != base, name
-        (package / name).write_text("1")
-        assert key(notebook, seed=1) == base, name
-    (package / "new.py").write_text("")
-    assert key(notebook, seed=1) != base
+PACKAGE = {
+    "__init__.py": "",
+    "objectives/__init__.py": "import lazy_loader\n\n__getattr__, __dir__, __all__ = lazy_loader.attach(\n"
+    '    __name__, submod_attrs={"head": ["Head"], "terms.cosine": ["Cosine"]}\n)\n',
+    "objectives/head.py": "from nbutils.models import products\n",
+    "objectives/terms/__init__.py": "",
+    "objectives/terms/cosine.py": "from nbutils.objectives.head import Head\n",
+    "objectives/terms/mine.py": "",
+    "models/__init__.py": "",
+    "models/products.py": "from nbutils.foundation.files import now\n",
+    "evaluation/harness/__init__.py": "from nbutils.evaluation.harness.run import tasks\n",
+    "evaluation/harness/run.py": "",
+    "evaluation/harness/tasks/one.yaml": "a: 1\n",
+    "interaction/__init__.py": "",
+    "interaction/rounds.py": "from nbutils.objectives.head import Head\n",
+    "foundation/files.py": "",
+    "report/figures.py": "from nbutils.interaction import rounds\n",
+    "batch/batch.py": "",
+}
+STUDY = """%matplotlib inline
+from typing import TYPE_CHECKING
+from nbutils.objectives import Cosine
+from nbutils.report import figures
+def later():
+    from nbutils.evaluation.harness import tasks
+if TYPE_CHECKING:
+    from nbutils.interaction.rounds import Round
+"""
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A small nbutils with rooms, a door, a term that nobody imports, and tasks beside their reader."""
+    monkeypatch.setattr(dependencies, "ROOT", tmp_path)
+    for name, text in PACKAGE.items():
+        path = tmp_path / "nbutils" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return tmp_path / "nbutils"
+
+
+def test_only_what_the_notebook_imports_and_decides_numbers_is_in_the_key(package, tmp_path):
+    study = write_notebook(tmp_path / "study.ipynb", STUDY)
+    decides = {
+        "objectives/head.py",
+        "objectives/terms/cosine.py",
+        "models/products.py",
+        "evaluation/harness/run.py",
+        "evaluation/harness/tasks/one.yaml",
+    }
+    assert dependencies.code_hashes(study).keys() == {f"nbutils/{name}" for name in decides}
+    before = made_of(study, {"seed": 1})
+    (package / "objectives" / "new.py").write_text("x = 1")
+    for name in PACKAGE.keys() - decides:
+        (package / name).write_text(PACKAGE[name] + "\n# edited")
+    assert made_of(study, {"seed": 1}) == before
+    for name in decides:
+        (package / name).write_text(PACKAGE[name] + "# edited")
+        assert what_changed(before, made_of(study, {"seed": 1})) == f"code: {name}"
+        (package / name).write_text(PACKAGE[name])
+
+
+def test_a_term_that_the_parameters_name_is_in_the_key(package, tmp_path):
+    study = write_notebook(tmp_path / "study.ipynb", STUDY)
+    plain = dependencies.code_hashes(study)
+    named = dependencies.code_hashes(study, {"terms": ["cosine 0.5", "mine 0.1"]})
+    assert named.keys() - plain.keys() == {"nbutils/objectives/terms/mine.py"}
+
+
+def test_what_changed_is_said_by_name(notebook, tmp_path):
+    text = tmp_path / "a.txt"
+    text.write_text("one")
+    params = {"dataset_name": "text", "data_files": str(text), "alpha": 0.5}
+    before = made_of(notebook, params)
+    assert what_changed(before, made_of(notebook, params)) == ""
+    assert what_changed(before, made_of(notebook, params | {"alpha": 0.7})) == "alpha was 0.5 and is 0.7"
+    text.write_text("two")
+    assert what_changed(before, made_of(notebook, params)) == "the corpus: files"
+    assert "earlier version" in what_changed(None, before)
+
+
+@pytest.mark.parametrize(("edited", "stale"), [("objectives/head.py", True), ("interaction/rounds.py", False)])
+def test_an_edit_of_the_real_head_is_named_and_of_another_study_is_not(tmp_path, monkeypatch, edited, stale):
+    shutil.copytree(ROOT / "nbutils", tmp_path / "nbutils", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(dependencies, "ROOT", tmp_path)
+    study = find_notebook("04_cosine_mixing")
+    before = made_of(study, {})
+    path = tmp_path / "nbutils" / edited
+    path.write_text(path.read_text() + "# edited\n")
+    (tmp_path / "nbutils" / "objectives" / "terms" / "brand_new.py").write_text("")
+    assert what_changed(before, made_of(study, {})) == (f"code: {edited}" if stale else "")
 
 
 def test_the_key_is_of_the_content_of_data_files(notebook, tmp_path):

@@ -29,7 +29,7 @@ from nbutils.foundation.plaintext import visible
 from nbutils.foundation.stopping import Stopped, stop_on_sigterm
 
 if TYPE_CHECKING:
-    from nbutils.batch.engine import Engine
+    from nbutils.batch.batch import Engine
     from nbutils.foundation.resources import Resources
     from nbutils.runs.plans import Plan, Variant
 
@@ -234,7 +234,7 @@ def _existing(option: str, folder: Path) -> Path:
 
 def _engine(args: argparse.Namespace, plan: Plan, folder: Path) -> Engine:
     """The engine that `batch` was asked for. Raises PlanError for options that fit no other."""
-    from nbutils.batch.hosting import PRELOADED
+    from nbutils.batch.fork_server import PRELOADED
     from nbutils.batch.local_engine import LocalEngine, default_workers
 
     if args.retries < 0:

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import nbformat
 import yaml
+from batch_processes import is_alive, wait_until
 from tiny_notebooks import write_notebook
 
 from nbutils.runs.attempts import Place
@@ -182,7 +183,7 @@ class Scene:
             self._words(notebook, ending), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         if ending.signal:
-            _wait_for(lambda: (self.folder / "pid").exists() and (self.folder / "trace").exists())
+            wait_until(lambda: (self.folder / "pid").exists() and (self.folder / "trace").exists())
             time.sleep(1)  # so that the second cell is at work
             process.send_signal(ending.signal)
             process.wait(WAIT_SECONDS)
@@ -224,9 +225,9 @@ class Scene:
             return False
         kernel = int((self.folder / "pid").read_text())
         deadline = time.monotonic() + ORPHAN_SECONDS
-        while _is_alive(kernel) and time.monotonic() < deadline:
+        while is_alive(kernel) and time.monotonic() < deadline:
             time.sleep(0.1)
-        if left := _is_alive(kernel):
+        if left := is_alive(kernel):
             os.kill(kernel, signal.SIGKILL)
         return left
 
@@ -253,20 +254,6 @@ def may_mount() -> bool:
                 return True
         except (OSError, subprocess.CalledProcessError):
             return False
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def _wait_for(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not holds():
-        assert time.monotonic() < deadline, "the second cell was never reached"
-        time.sleep(0.1)
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------

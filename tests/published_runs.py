@@ -25,7 +25,6 @@ STEPS, SAVED_EVERY = 8, 3
 ROWS = 500
 MODEL_BYTES = 1 << 18
 MODULUS = 2**31
-PIDS = "pids"  # a file beside the notebooks: each kernel's process and its runner's
 FILES = {"manifest.json", "params.yaml", "notebook.ipynb", "result.json", "metrics.csv", "per_document.parquet"}
 FOLDERS = {"model"}
 PARAMETERS = """\
@@ -35,15 +34,13 @@ seed: int = 0  # at least 0
 generation: int = 0  # which edition of the parameters this is, at least 0
 pause: float = 0.03  # seconds in a step, at least 0
 """
-SETTINGS = "pids, notebook, resumes, steps, saved_every, modulus, model_bytes, length = {!r}\n"
+SETTINGS = "notebook, resumes, steps, saved_every, modulus, model_bytes, length = {!r}\n"
 BEGIN = """\
 import json, os, random, time
 import pyarrow, pyarrow.parquet
 from nbutils.foundation.files import atomic_write
 from nbutils.foundation.places import resolve
 from nbutils.runs.run_folder import start_run
-with open(pids, "a") as file:
-    file.write(f"{os.getpid()} {os.environ['JPY_PARENT_PID']}\\n")
 run = start_run(notebook, globals())
 upstream = json.loads((resolve(data_folder) / "result.json").read_text())["state"] if data_folder else 0
 """
@@ -96,8 +93,7 @@ class Published:
 def write_study(folder: Path, name: str, resumes: bool) -> Path:
     """A notebook of a quarter of a second's work in `STEPS` parts; one that `resumes` goes on from what it saved."""
     path = folder / f"{name}.ipynb"
-    pids = str(folder / PIDS)
-    settings = SETTINGS.format((pids, str(path), resumes, STEPS, SAVED_EVERY, MODULUS, MODEL_BYTES, ROWS))
+    settings = SETTINGS.format((str(path), resumes, STEPS, SAVED_EVERY, MODULUS, MODEL_BYTES, ROWS))
     return write_notebook(path, settings + BEGIN, TRAIN, SAVE, END, parameters=PARAMETERS)
 
 

@@ -2,8 +2,7 @@
 
 It honours what params/cluster/slurm.sh relies on: #SBATCH lines and options of the command line, dependencies,
 requeues, steps that srun starts, and the signal before the time limit, which comes as soon as a task writes `waiting`:
-to the step, or with B: to the script's shell alone. A task that writes `cancelled` is cancelled: SIGTERM comes to all
-its processes. As the real one srun passes no SIGTERM on to its step, it kills it.
+to the step, or with B: to the script's shell alone. As the real one srun passes no SIGTERM on to its step, it kills it.
 `install` makes the commands; what was run is in `tasks`.
 """
 
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 
 FOLDER = "STAND_IN_SLURM"  # environment variable: where jobs are noted
-WAITING, CANCELLED = "waiting", "cancelled"
+WAITING = "waiting"
 STEP = "step"  # file: the process of the step that runs
 
 
@@ -76,28 +75,23 @@ def _run(folder: Path, job: int, task: int, options: dict[str, str], command: li
         while process.poll() is None:
             _signal(folder, process, options["signal"])
             time.sleep(0.05)
-        (folder / CANCELLED).unlink(missing_ok=True)
         codes.append(process.returncode)
     with (folder / "tasks.jsonl").open("a") as file:
         file.write(json.dumps({"job": job, "task": task, "codes": codes, "options": options}) + "\n")
 
 
 def _signal(folder: Path, process: subprocess.Popen, given: str) -> None:
-    """Send what a running task has to hear now: its time is nearly over, or it is cancelled."""
+    """Send what a running task has to hear now: its time is nearly over."""
     if (folder / WAITING).exists():
         (folder / WAITING).unlink()
         number = signal.Signals[f"SIG{given.removeprefix('B:').split('@')[0]}"]
         os.kill(process.pid if given.startswith("B:") else int((folder / STEP).read_text()), number)
-    if (folder / CANCELLED).exists() and not (folder / CANCELLED).read_text():
-        (folder / CANCELLED).write_text("told")
-        os.kill(int((folder / STEP).read_text()), signal.SIGTERM)
-        os.killpg(process.pid, signal.SIGTERM)  # the shell and srun
 
 
 def squeue(words: list[str]) -> None:
     assert words[0] == "--noheader"
     assert words[2] == "--format=%T"
-    print("COMPLETING" if (Path(os.environ[FOLDER]) / CANCELLED).exists() else "RUNNING")
+    print("RUNNING")
 
 
 def scontrol(words: list[str]) -> None:

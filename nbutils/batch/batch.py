@@ -13,12 +13,11 @@ import time
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from nbutils.batch.engine import HELD, Engine
 from nbutils.batch.preflight import check_variant, place_of
 from nbutils.batch.progress import BLOCKED, Display, Retry, Running, Tally, duration, terminal_width, text_table
-from nbutils.batch.runner import BROKEN, DONE, RUN_AGAIN, Outcome, place_needs
+from nbutils.batch.runner import BROKEN, DONE, HELD, RUN_AGAIN, Outcome, place_needs
 from nbutils.foundation.errors import PlanError, RunError, WorkbookError, nearest
 from nbutils.foundation.files import atomic_write, read_json, write_json
 from nbutils.foundation.locks import is_held, shared
@@ -143,6 +142,38 @@ def is_going_on(plan_folder: Path) -> bool:
     """Whether a batch or a runner is at work over the runs of a plan."""
     locks = plan_folder / LOCKS
     return is_held(locks / BATCH_LOCK, by_anyone=True) or any(map(is_held, locks.glob("[!.]*")))
+
+
+class Engine(Protocol):
+    """Runs variants, several at a time. Within `with` its processes are there; after it none is.
+
+    Every engine does the work of `python -m nbutils run`, so the record in the run folder is the same.
+    """
+
+    workers: int  # variants at a time, for the time that is left
+    counts_preemption: bool  # against the retries; not where nodes come and go, and tell their runners before
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def check(self, variants: list[Variant]) -> None:
+        """Raise WorkbookError where one of them could never start here, as for want of GPUs; before `with`."""
+
+    def has_room(self, variant: Variant) -> bool:
+        """Whether `start` may be called for it now. An engine with a queue of its own always has."""
+
+    def start(self, variant: Variant) -> None:
+        """Begin the variant, or queue it."""
+
+    def is_at_work(self, name: str) -> bool:
+        """Whether a started variant has begun and is not only queued."""
+
+    def wait(self, seconds: float) -> list[Outcome]:
+        """What has ended since the last call, after at most so many seconds; empty where nothing has."""
+
+    def stop(self) -> None:
+        """Ask all that was started to stop as SIGTERM does, and return when it has ended, each with its record."""
 
 
 @dataclass

@@ -1,30 +1,26 @@
 """The variants of a batch on this machine: several at a time, each in a process of its own with its GPUs to itself.
 
-Runners are forked from a process that has imported papermill once, which takes over a second, and their kernels from
-one that has imported what notebooks do, which takes many (nbutils/batch/kernel_host.py).
+Runners are forked from a process that has imported what they and their kernels need (nbutils/batch/fork_server.py).
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nbutils.batch.engine import run_in_batch, runner_died
-from nbutils.batch.gpu_ids import VISIBLE, check_gpu_ids, machine_gpus
-from nbutils.batch.hosting import PRELOADED, kernel_host, use_host
-from nbutils.batch.runner import BROKEN, Outcome
+from nbutils.batch.fork_server import PRELOADED, ForkServer
+from nbutils.batch.kernel_keeper import fork_keeper
+from nbutils.batch.runner import BROKEN, Outcome, run_in_batch, runner_killed
 from nbutils.foundation import environment
 from nbutils.foundation.errors import PlanError, RunError
 from nbutils.foundation.places import relative
@@ -34,8 +30,24 @@ from nbutils.runs.manifest import FAILED
 from nbutils.runs.plans import Variant
 
 STOP_SECONDS = SAVE_SECONDS + 15  # a runner has to end its kernel and write its record; then it is killed
-FORKS, FORK_SECONDS = 5, 0.2  # tries at a runner, and what lies between them
-HOST_LOG = ".kernel-host"  # beside the logs of the runners
+SERVER_LOG = ".fork-server"  # beside the logs of the runners
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+UUIDS = ("GPU-", "MIG-")  # what ids of GPUs that are no numbers begin with
+DEVICES = Path("/dev")
+
+
+def machine_gpus() -> tuple[str, ...]:
+    """Ids of the GPUs this process may use, as CUDA_VISIBLE_DEVICES names them: numbers, or UUIDs kept as they are."""
+    there = [str(number) for number in range(len(environment.gpus()))]
+    given = os.environ.get(VISIBLE)
+    if given is None or not there:
+        return tuple(there)
+    visible = []
+    for each in (word.strip() for word in given.split(",")):
+        if each not in there and not each.startswith(UUIDS):
+            break  # as CUDA does: what stands behind an id that is none does not count
+        visible.append(each)
+    return tuple(visible)
 
 
 def default_workers(gpus: Sequence[str] | None = None) -> int:
@@ -65,29 +77,37 @@ class Share:
 
 @dataclass
 class Runner:
-    """A process at work on a variant; `connection` brings its outcome."""
+    """A process at work on a variant; `connection` brings its number, then the outcome."""
 
     variant: Variant
-    process: BaseProcess
     connection: Connection
     share: Share
     gpus: tuple[str, ...]
     start: float
+    process: int = 0
 
+    def told(self) -> Outcome | None:
+        """The outcome, once the process has ended; None where it has told its number. Raises EOFError of one killed."""
+        with suppress(OSError):
+            outcome = self.connection.recv()
+            if isinstance(outcome, Outcome):
+                with suppress(EOFError):
+                    self.connection.recv()
+                return outcome
+            self.process = outcome
+            return None
+        raise EOFError
 
-@dataclass
-class NextInLine:
-    """The first variant that found no room. It waits for runners `awaited` alone; what else becomes free is others'."""
-
-    variant: str
-    share: Share
-    awaited: set[str]
-    asked: bool = True  # since the last wait
+    def signal(self, number: int) -> None:
+        """Send it a signal, unless it has ended."""
+        with suppress(EOFError, ProcessLookupError):
+            if self.process or self.told() is None:
+                os.kill(self.process, number)
 
 
 @dataclass
 class LocalEngine:
-    """Runs variants of `plan` here; results lie in `plan_folder` (nbutils/batch/engine.py says what its methods do).
+    """Runs variants of `plan` here; results lie in `plan_folder` (batch.Engine says what its methods do).
 
     workers: variants at a time. gpus: ids to share out; None: those of the machine, within CUDA_VISIBLE_DEVICES.
     Kernels find the `preloaded` modules imported; where there are none, each kernel is a fresh process.
@@ -100,9 +120,8 @@ class LocalEngine:
     preloaded: tuple[str, ...] = PRELOADED
     counts_preemption: ClassVar[bool] = True
     _runners: dict[str, Runner] = field(default_factory=dict, init=False)
-    _next: NextInLine | None = field(default=None, init=False)
-    _expected: list[Variant] | None = field(default=None, init=False)
-    _open: ExitStack = field(default_factory=ExitStack, init=False)
+    _next: Share | None = field(default=None, init=False)  # of the first variant that found no room since the last wait
+    _expected: list[Variant] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self._named_gpus = self.gpus is not None
@@ -110,56 +129,57 @@ class LocalEngine:
         self.gpus = machine_gpus() if self.gpus is None else tuple(self.gpus)
 
     def __enter__(self) -> LocalEngine:
-        """Runners are multiprocessing's: a script that comes here does so behind `if __name__ == "__main__":`."""
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["nbutils.batch.runner", "nbutils.batch.kernels"])
         self._variables = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
-        self._host = None
-        few = self._expected is not None and len(self._expected) < 2  # no second kernel to gain by a host
-        if self.preloaded and not few and sys.platform == "linux":
-            threads = Counter(map(self._threads, self._expected or ()))  # a kernel with others imports for itself
-            variables = self._variables | _thread_variables(max(threads, key=threads.get, default=self._cores_each()))
-            log = self.plan_folder / LOGS / HOST_LOG
-            self._host = self._open.enter_context(kernel_host(self.preloaded, variables, log))
+        self._server = self._new_server()
         return self
 
     def __exit__(self, *error: object) -> None:
-        with self._open:
-            self.stop()
+        self.stop()
 
     def check(self, variants: list[Variant]) -> None:
         """Raise PlanError where one asks for more than this machine has, or an id is no GPU's or given twice.
 
         `variants` are all that will be started.
         """
-        check_gpu_ids(self.gpus, self._named_gpus)
+        self._check_gpu_ids()
         self._expected = variants
         for variant in variants:
             share, cores = self._share(variant), environment.cores()
-            if share.gpus > len(self.gpus):
-                asked = f"{share.gpus} GPU{'s' * (share.gpus > 1)}"
-                there = f"{_count(len(self.gpus))} ({', '.join(self.gpus)})" if self.gpus else "there is none"
+            for asked, there, what, key in (
+                (share.gpus, len(self.gpus), "GPUs", "gpus"),
+                (share.cores, cores, "cores", "cpus"),
+            ):
+                if asked > there:
+                    raise PlanError(
+                        f"{variant.name} asks for {asked} {what}, and there are {there} here. Let its stage ask for "
+                        f"fewer, with `resources: {{{key}: ...}}`, or run it where there are as many."
+                    )
+
+    def _check_gpu_ids(self) -> None:
+        """Raise PlanError where an id is empty, given twice or, as somebody named them, no GPU of this machine."""
+        told, cure = f"The GPUs to share out are {','.join(self.gpus)!r}, and", "Name each once, with --gpus"
+        twice = [each for each, times in Counter(self.gpus).items() if times > 1]
+        if not all(each.strip() for each in self.gpus):
+            raise PlanError(f"{told} an id is empty. {cure} or {VISIBLE}, as 0,1.")
+        if twice:
+            raise PlanError(f"{told} {twice[0]} is there twice. {cure} or {VISIBLE}, as 0,1.")
+        there = [str(number) for number in range(len(environment.gpus()))]
+        if not self._named_gpus or (not there and any(DEVICES.glob("nvidia[0-9]*"))):  # the driver without its tool
+            return
+        for each in self.gpus:
+            if each not in there and not (there and each.startswith(UUIDS)):
+                has = f"it has {', '.join(there)}. Name some of those with --gpus" if there else "it has none"
                 raise PlanError(
-                    f"{variant.name} asks for {asked} and here {there}. Let its stage ask for fewer, with processes or "
-                    "`resources: {gpus: ...}`, or run it where there are as many."
-                )
-            if share.cores > cores:
-                raise PlanError(
-                    f"{variant.name} asks for {share.cores} cores and here {_count(cores)}. Let its stage ask for "
-                    "fewer, with `resources: {cpus: ...}`, or run it where there are as many."
+                    f"There is no GPU {each} on this machine; {has}{'' if there else '. Leave --gpus out'}."
                 )
 
     def has_room(self, variant: Variant) -> bool:
-        """Whether it can start now. Where not, the first to ask gets what those that now run longest give back."""
+        """Whether it can start now. The first that cannot is next: for it is kept what the oldest runners give back."""
         share = self._share(variant)
-        if self._next and self._next.variant == variant.name:
-            self._next.asked = True
         if not share.fits(self._left()):
-            self._next = self._next or self._line_up(variant.name, share)
+            self._next = self._next or share
             return False
-        if self._next is None or self._next.variant == variant.name:
-            return True
-        return (share + self._next.share).fits(self._left(without=self._next.awaited))
+        return self._next is None or (share + self._next).fits(self._left(without=self._awaited(self._next)))
 
     def start(self, variant: Variant) -> None:
         """Fork a runner for it. Ctrl-C and SIGTERM are heard when it is known."""
@@ -170,10 +190,8 @@ class LocalEngine:
         if self._told_gpus:
             variables[VISIBLE] = ",".join(gpus)
         with signals_held_back():
-            process, ours = self._fork(variant, variables)
-            self._runners[variant.name] = Runner(variant, process, ours, share, gpus, time.monotonic())
-        if self._next and self._next.variant == variant.name:
-            self._next = None
+            connection = self._fork(variant, self.plan, self.plan_folder, variables)
+            self._runners[variant.name] = Runner(variant, connection, share, gpus, time.monotonic())
 
     def is_at_work(self, name: str) -> bool:
         """Whether its runner is there."""
@@ -181,52 +199,54 @@ class LocalEngine:
 
     def wait(self, seconds: float) -> list[Outcome]:
         """What has ended since the last call, after at most so many seconds."""
-        if self._next:
-            if not self._next.asked:
-                self._next = None  # it is nobody's any more, as where another batch has begun it
-            else:
-                self._next.asked = False
-        names = {runner.connection: name for name, runner in self._runners.items()}
-        return [self._collect(names[connection]) for connection in wait(list(names), seconds)]
+        self._next = None
+        runners = {runner.connection: runner for runner in self._runners.values()}
+        ended = []
+        for runner in map(runners.get, wait(list(runners), seconds)):
+            name = runner.variant.name
+            try:
+                outcome = runner.told()
+            except EOFError:
+                outcome = runner_killed(name, self.plan_folder, time.monotonic() - runner.start)
+            if outcome:
+                self._runners.pop(name).connection.close()
+                ended.append(outcome)
+        return ended
 
     def stop(self) -> None:
         """Ask every runner to stop; kill what has not after STOP_SECONDS, or at a second Ctrl-C."""
-        for runner in self._runners.values():
-            runner.process.terminate()
-        left = {runner.connection: runner.process for runner in self._runners.values()}
-        deadline = time.monotonic() + STOP_SECONDS
         try:
-            while left and (seconds := deadline - time.monotonic()) > 0:
-                for connection in wait(list(left), seconds):
-                    try:
-                        connection.recv()
-                    except (EOFError, OSError):  # the end of the process, also where multiprocessing knows of none
-                        left.pop(connection).join()
+            self._server.close()
+            for runner in self._runners.values():
+                runner.signal(signal.SIGTERM)
+            deadline = time.monotonic() + STOP_SECONDS
+            while self._runners and (seconds := deadline - time.monotonic()) > 0:
+                self.wait(seconds)
         finally:
-            for process in left.values():
-                with suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
-                process.join()
+            for runner in self._runners.values():
+                runner.signal(signal.SIGKILL)
+                with suppress(EOFError):
+                    runner.told()
             self._runners.clear()
 
-    def _fork(self, variant: Variant, variables: Mapping[str, str]) -> tuple[BaseProcess, Connection]:
-        """A runner's process and what brings its outcome. Raises RunError where none can be had."""
-        left = FORKS
-        while True:
-            ours, theirs = self._context.Pipe(duplex=False)
-            arguments = (theirs, variant, self.plan, self.plan_folder, variables, self._host)
-            process = self._context.Process(target=_work, args=arguments, name=variant.name)
-            left -= 1
-            try:
-                process.start()
-                return process, ours
-            except (OSError, EOFError) as error:  # the process that runners are forked from was killed
-                ours.close()
-                if not left:
-                    raise RunError(f"No runner can be started ({error}). Run the batch again, to go on.") from None
-                time.sleep(FORK_SECONDS)  # once the system knows that it has ended, the next start makes another
-            finally:
-                theirs.close()  # so that the end of the process is the end of the pipe
+    def _new_server(self) -> ForkServer:
+        """The process to fork runners from. It imports for kernels where there will be more than one."""
+        modules = self.preloaded if len(self._expected) != 1 and sys.platform == "linux" else ()
+        threads = Counter(map(self._threads, self._expected))  # a kernel with others imports for itself
+        variables = self._variables | _thread_variables(max(threads, key=threads.get, default=self._cores_each()))
+        return ForkServer(modules, variables, self.plan_folder / LOGS / SERVER_LOG)
+
+    def _fork(self, *arguments: Any) -> Connection:
+        """A runner's connection. Raises RunError where none can be had."""
+        try:
+            return self._server.fork(_work, *arguments)
+        except OSError:  # it was killed
+            self._server.close()
+        try:
+            self._server = self._new_server()
+            return self._server.fork(_work, *arguments)
+        except OSError as error:
+            raise RunError(f"No runner can be started ({error}). Run the batch again, to go on.") from None
 
     def _cores_each(self) -> int:
         return max(1, environment.cores() // self.workers)
@@ -245,28 +265,14 @@ class LocalEngine:
         cores = environment.cores() - taken.cores
         return Share(self.workers - taken.workers, len(self.gpus) - taken.gpus, cores)
 
-    def _line_up(self, variant: str, share: Share) -> NextInLine:
+    def _awaited(self, share: Share) -> set[str]:
+        """The oldest runners, as many as have to end until there is room for `share`."""
         awaited: set[str] = set()
-        for runner in sorted(self._runners.values(), key=lambda each: each.start):
+        for name in self._runners:  # in the order of their starts
             if share.fits(self._left(without=awaited)):
                 break
-            awaited.add(runner.variant.name)
-        return NextInLine(variant, share, awaited)
-
-    def _collect(self, name: str) -> Outcome:
-        runner = self._runners.pop(name)
-        with runner.connection as connection:
-            try:
-                outcome = connection.recv()
-            except (EOFError, OSError):  # it ended before it could say how, or while it did
-                outcome = None
-        runner.process.join()
-        seconds = time.monotonic() - runner.start
-        return outcome or runner_died(name, self.plan_folder, runner.process.exitcode, seconds)
-
-
-def _count(number: int) -> str:
-    return f"is {number}" if number == 1 else f"are {number}"
+            awaited.add(name)
+        return awaited
 
 
 def _thread_variables(threads: int) -> dict[str, str]:
@@ -292,16 +298,8 @@ def signals_held_back() -> Iterator[None]:
         signal.raise_signal(number)
 
 
-def _work(
-    connection: Connection,
-    variant: Variant,
-    plan: str,
-    plan_folder: Path,
-    variables: Mapping[str, str],
-    host: Path | None,
-) -> None:
+def _work(connection: Connection, variant: Variant, plan: str, plan_folder: Path, variables: Mapping[str, str]) -> None:
     """The life of a runner's process: one variant, its outcome sent to the batch."""
-    os.setsid()  # Ctrl-C in the terminal reaches the batch alone, which asks its runners to stop
     log = Place(plan_folder, variant.name).log
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -309,13 +307,10 @@ def _work(
             os.dup2(file.fileno(), sys.stdout.fileno())
             os.dup2(file.fileno(), sys.stderr.fileno())
     except OSError as error:
-        message = (
-            f"{relative(log)} cannot be written ({error.strerror or error}). Make room or mend it, then run again."
-        )
-        connection.send(Outcome(variant.name, FAILED, BROKEN, message))
+        told = f"{relative(log)} cannot be written ({error.strerror or error}). Make room or mend it, then run again."
+        connection.send(Outcome(variant.name, FAILED, BROKEN, told))
         return
     os.environ.clear()  # the environment of the process this one was forked from may be an older one
     os.environ.update(variables)
-    if host:
-        use_host(host)
+    fork_keeper()
     connection.send(run_in_batch(variant, plan, plan_folder))

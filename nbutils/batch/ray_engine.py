@@ -3,46 +3,58 @@
     python -m nbutils batch params/quick.yaml --engine ray --address 10.0.0.5:6379 --out /shared/runs/quick
 
 The nodes share the folder of the runs and have the same checkout and packages; the batch itself runs on one of them.
-Ray finds a place for each variant (GPUs, cores), and ray_worker.py runs it there. A variant whose node is lost
-is queued again, however often that happens, and goes on from its newest checkpoint.
+Ray finds a place for each variant (GPUs, cores), and ray_node.py runs it there. A variant whose node is lost is queued
+again, however often that happens, and goes on from its newest checkpoint.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
+import socket
+import subprocess
+import sys
+import tempfile
 import time
 import uuid
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
-from nbutils.batch.engine import runner_died
-from nbutils.batch.local_engine import signals_held_back
-from nbutils.batch.ray_cluster import LOCAL, Cluster, cluster_now, connected, first_line, import_ray, look_at
-from nbutils.batch.ray_worker import STOP_SECONDS, Ended, Task, work
+from nbutils.batch.local_engine import machine_gpus, signals_held_back
+from nbutils.batch.ray_node import STOP_SECONDS, Task, work
 from nbutils.batch.runner import KERNEL_DIED, Outcome
+from nbutils.foundation import environment
 from nbutils.foundation.errors import PlanError, RunError
-from nbutils.foundation.places import relative
+from nbutils.foundation.places import ROOT, relative
 from nbutils.runs.keys import nbutils_sha256
 from nbutils.runs.manifest import KILLED
 from nbutils.runs.plans import Plan, Variant
 
+LOCAL = "local"  # the address of a cluster of this machine alone
 MARKS = ".ray"  # in the plan's folder: a folder for each batch at work, which its nodes must see
-NODES_SECONDS = 30.0  # between looks at the nodes, for what none of them can run
-NO_GPUS = "Where it is to train on cores, let its stage say `resources: {gpus: 0}`."
+CONNECT_SECONDS = 5.0
+LOOK_SECONDS = 60.0  # to import Ray and ask a cluster, on a busy machine
 FORCE_SECONDS = 10.0  # for Ray to end what does not stop
-SAME_PLACES = "Every node needs the same checkout, at the same path, and the same packages as the batch."
+STORE_BYTES = 80 << 20  # about the least Ray takes; nothing of a run goes through its object store
+LONGEST_FOLDER = 20  # characters; with ours and what Ray adds a socket's path has 86 more, and may have 107
+QUIET = {"log_to_driver": False, "logging_level": "error"}
+WHICH = (
+    "Give host:port of its head, the port being that of `ray start --head` (6379 where none was said), and let this "
+    "machine have its versions of Ray and Python; or leave out --address and RAY_ADDRESS to use this machine alone."
+)
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class RayEngine:
-    """Runs variants of `plan` on a Ray cluster; results lie in `plan_folder` (engine.py says what methods do).
+    """Runs variants of `plan` on a Ray cluster; results lie in `plan_folder` (batch.Engine says what methods do).
 
     address: `host:port` of the cluster's head, `auto` for one that this machine belongs to, `local` for one of this
     machine alone; empty: what RAY_ADDRESS says, else `local`.
@@ -52,11 +64,9 @@ class RayEngine:
     plan_folder: Path
     address: str = ""
     counts_preemption: ClassVar[bool] = False  # a node that goes asks its runners to stop, if there is time
-    _cluster: Cluster | None = field(default=None, init=False)
+    _nodes: list[tuple[int, int]] = field(default_factory=list, init=False)  # (GPUs, cores) of each
     _tasks: dict[Any, Task] = field(default_factory=dict, init=False)  # by Ray's reference to what they return
     _begun: set[str] = field(default_factory=set, init=False)
-    _stuck: bool = field(default=False, init=False)  # and the user knows
-    _looked: float = field(default=0.0, init=False)  # at the nodes
     _ray: ModuleType | None = field(default=None, init=False)
     _open: ExitStack = field(default_factory=ExitStack, init=False)
 
@@ -71,8 +81,6 @@ class RayEngine:
 
     def __enter__(self) -> RayEngine:
         self._ray = import_ray()
-        self._cluster = self._cluster or look_at(self.address)
-        self._code = nbutils_sha256()
         with ExitStack() as stack:
             stack.callback(self._remove_marks)
             try:
@@ -80,8 +88,7 @@ class RayEngine:
             except OSError as error:
                 reason = error.strerror or error
                 raise RunError(f"{relative(self._marks)} cannot be made ({reason}). Mend it, then run again.") from None
-            stack.enter_context(connected(self._ray, self.address, self._cluster))
-            self._looked = time.monotonic()
+            stack.enter_context(_connected(self._ray, self.address))
             self._function = self._ray.remote(max_retries=0, retry_exceptions=False)(work)
             self._open = stack.pop_all()
         return self
@@ -91,37 +98,33 @@ class RayEngine:
             self.stop()
 
     def check(self, variants: list[Variant]) -> None:
-        """Raise PlanError where one asks for more than any node has, unless the cluster may start others.
+        """Raise PlanError where one asks for more than any node has.
 
         Raises RunError where Ray is not installed or the cluster does not answer. Asks nobody for no variants.
         """
         if not variants:
             return
         import_ray()
-        self._cluster = look_at(self.address)
+        self._nodes = look_at(self.address)
         for variant in variants:
             gpus, cpus = self._request(variant)
-            if self._cluster.has_node_for(gpus, cpus):
-                continue
-            told = f"{variant.name} asks for {gpus} GPUs and {cpus} cores on one machine, and the Ray cluster at "
-            told += f"{self.address} has machines with {self._cluster.told()}."
-            if not self._cluster.grows:
+            if not any(node[0] >= gpus and node[1] >= cpus for node in self._nodes):
+                nodes = " or ".join(f"{gpus} GPUs and {cpus} cores" for gpus, cpus in sorted(set(self._nodes))[::-1])
                 raise PlanError(
-                    f"{told} Let its stage ask for fewer, with processes or `resources: {{gpus: ..., cpus: ...}}`, or "
-                    "start Ray on a larger machine first."
+                    f"{variant.name} asks for {gpus} GPUs and {cpus} cores on one machine, and the Ray cluster at "
+                    f"{self.address} has machines with {nodes or 'nothing'}. Let its stage ask for fewer, with "
+                    "processes or `resources: {gpus: ..., cpus: ...}`, or start Ray on a larger machine first."
                 )
-            self._stuck = True
-            logger.warning("%s It waits until the cluster starts one that has. %s", told, NO_GPUS if gpus else "")
 
     def has_room(self, variant: Variant) -> bool:
-        """Always: Ray has a queue, and a cluster that grows does so by what it finds there."""
+        """Always: Ray has a queue."""
         return True
 
     def start(self, variant: Variant) -> None:
         """Queue it."""
         gpus, cpus = self._request(variant)
-        folder = self.plan_folder.resolve()
-        self._submit(Task(variant, self.plan.name, folder, self._marks.resolve(), self._code, gpus, cpus))
+        folder, marks = self.plan_folder.resolve(), self._marks.resolve()
+        self._submit(Task(variant, self.plan.name, folder, marks, nbutils_sha256(), gpus, cpus))
 
     def is_at_work(self, name: str) -> bool:
         """Whether it has begun on a node, as known since the last `wait`."""
@@ -134,9 +137,6 @@ class RayEngine:
             outcomes = [self._take(reference) for reference in ended]
         at_work = {task.variant.name for task in self._tasks.values()}
         self._begun = at_work & {each.name for each in self._marks.iterdir()}
-        if time.monotonic() - self._looked > NODES_SECONDS:
-            self._looked = time.monotonic()
-            self.tell_stuck(cluster_now(self._ray))
         return [outcome for outcome in outcomes if outcome]
 
     def stop(self) -> None:
@@ -151,19 +151,6 @@ class RayEngine:
             self._await_end(FORCE_SECONDS)
             self._tasks.clear()
             self._begun.clear()
-
-    def tell_stuck(self, cluster: Cluster) -> None:
-        """Warn, once until it is over, where no node of the `cluster` is large enough for something queued."""
-        queued = [task for task in self._tasks.values() if task.variant.name not in self._begun]
-        stuck = [task for task in queued if not cluster.has_node_for(task.gpus, task.cpus)]
-        if stuck and not self._stuck:
-            others = f" and {len(stuck) - 1} more wait" if len(stuck) > 1 else " waits"
-            logger.warning(
-                "Nothing in the Ray cluster at %s can run %s now, which asks for %d GPUs and %d cores on one machine; "
-                "there is %s. It%s until there is such a node. Start one, or end the batch by Ctrl-C and go on later.",
-                *(self.address, stuck[0].variant.name, stuck[0].gpus, stuck[0].cpus, cluster.told(), others),
-            )
-        self._stuck = bool(stuck)
 
     def _await_end(self, seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -184,7 +171,8 @@ class RayEngine:
 
     def _request(self, variant: Variant) -> tuple[int, int]:
         """(GPUs, cores) to ask Ray for."""
-        return variant.resources.gpus_for(variant.params, self._cluster.has_gpus()), variant.resources.cpus or 1
+        there_are_gpus = any(gpus for gpus, _ in self._nodes)
+        return variant.resources.gpus_for(variant.params, there_are_gpus), variant.resources.cpus or 1
 
     def _submit(self, task: Task) -> None:
         function = self._function.options(num_gpus=task.gpus, num_cpus=task.cpus, name=task.variant.name)
@@ -197,26 +185,116 @@ class RayEngine:
         name, errors = task.variant.name, self._ray.exceptions
         (self._marks / name).unlink(missing_ok=True)
         try:
-            ended: Ended = self._ray.get(reference)
+            ended: Outcome | str = self._ray.get(reference)
         except errors.NodeDiedError:
-            logger.warning("%s: its node was lost. It is queued again and goes on from its newest checkpoint.", name)
+            logger.warning(
+                "%s: its node was lost. It is queued again, for a node of %d GPUs and %d cores, and goes on from its "
+                "newest checkpoint.",
+                *(name, task.gpus, task.cpus),
+            )
             self._submit(task)
-            self._looked = 0.0
             return None
         except (errors.WorkerCrashedError, errors.OutOfMemoryError) as error:
-            message = f"Ray's worker ended while it ran, as where memory is short: {first_line(error)}"
+            message = f"Ray's worker ended while it ran, as where memory is short: {_first_line(error)}"
             return Outcome(name, KILLED, KERNEL_DIED, message, again=True)
         except errors.RayError as error:
-            raise RunError(f"Ray failed to run {name}: {first_line(error)} {SAME_PLACES}") from None
-        if ended.other_code and nbutils_sha256() != task.code:  # somebody edits the checkout, which is not the node's
-            self._code = nbutils_sha256()
-            self._submit(replace(task, code=self._code))
-            return None
-        if ended.problem:
-            raise RunError(ended.problem)
-        return ended.outcome or runner_died(name, self.plan_folder, ended.exit_code, ended.seconds)
+            cure = "Every node needs the same checkout, at the same path, and the same packages as the batch."
+            raise RunError(f"Ray failed to run {name}: {_first_line(error)} {cure}") from None
+        if isinstance(ended, str):
+            raise RunError(ended)
+        return ended
 
     def _remove_marks(self) -> None:
         with suppress(OSError):
             shutil.rmtree(self._marks)
             self._marks.parent.rmdir()  # another batch may have its own there
+
+
+# ---- the cluster -----------------------------------------------------------------------------------------------------
+
+
+def import_ray() -> ModuleType:
+    """The module `ray`. Raises RunError where it is not installed."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+    except ImportError as error:
+        reason = "is not installed" if error.name == "ray" else f"cannot be imported ({error})"
+        raise RunError(f"Ray {reason}. Install it with `make ray`, or leave --engine ray out.") from None
+    return ray
+
+
+def look_at(address: str) -> list[tuple[int, int]]:
+    """(GPUs, cores) of each node of the cluster at `address`; of this machine where it is `local`.
+
+    Ray tries for two minutes to reach a cluster that is not there and then kills the process, so a process of its own
+    looks. Raises RunError where the cluster cannot be reached, has another version of Ray or Python, or lets nobody in.
+    """
+    if address == LOCAL:
+        return [(len(machine_gpus()), environment.cores())]
+    if address != "auto":
+        _check_address(address)
+    command = [sys.executable, "-c", "from nbutils.batch.ray_engine import tell; tell()", address]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LOOK_SECONDS, cwd=ROOT)
+        found = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.TimeoutExpired, IndexError, ValueError):
+        raise RunError(f"Nothing at {address} answers as a Ray cluster does. {WHICH}") from None
+    if isinstance(found, str):
+        raise RunError(f"The Ray cluster at {address} cannot be used: {found} {WHICH}")
+    return [(gpus, cpus) for gpus, cpus in found]
+
+
+def _check_address(address: str) -> None:
+    """Raises RunError for an address of another kind, or where nothing listens."""
+    if "://" in address:
+        raise RunError(
+            f"{address} is an address for clients outside the cluster. The batch runs on a machine of the cluster, "
+            "which sees the folder of the runs. Start it there, with --address auto."
+        )
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise RunError(f"No Ray cluster at {address}: {getattr(error, 'strerror', '') or error}. {WHICH}") from None
+
+
+def tell() -> None:
+    """For `look_at`, in a process of its own: print what the cluster at the address of the command line has."""
+    try:
+        ray = import_ray()
+        ray.init(address=sys.argv[1], **QUIET)
+        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        found = [(int(node.get("GPU", 0)), int(node.get("CPU", 0))) for node in alive]
+    except Exception as error:
+        found = _first_line(error)
+    print(json.dumps(found), flush=True)
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error of Ray says, without the pages that follow."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+@contextmanager
+def _connected(ray: ModuleType, address: str) -> Iterator[None]:
+    """Within, Ray can be used. Afterwards a cluster of this machine alone has ended, with all its processes.
+
+    Raises RunError where Ray does not start.
+    """
+    settings: dict[str, Any] = {"address": address, **QUIET}
+    with ExitStack() as stack:
+        if address == LOCAL:
+            base = tempfile.gettempdir()
+            base = base if len(base) <= LONGEST_FOLDER else "/tmp"
+            folder = tempfile.TemporaryDirectory(prefix="ray-", dir=base, ignore_cleanup_errors=True)
+            settings |= {"_temp_dir": stack.enter_context(folder), "object_store_memory": STORE_BYTES}
+            settings |= {"num_gpus": len(machine_gpus()), "num_cpus": environment.cores(), "include_dashboard": False}
+        stack.callback(ray.shutdown, wait_for_processes=True)
+        try:
+            with signals_held_back():  # Ray sets a handler of its own for SIGTERM, which would end the batch at once
+                ray.init(**settings)
+        except Exception as error:
+            raise RunError(f"Ray does not start for {address}: {_first_line(error)} Try again.") from None
+        ray._private.worker.print_to_stdstream = lambda *said, **how: None  # pages about each node that is lost
+        yield

@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from nbutils.batch.hosting import hosted
-from nbutils.batch.preflight import check_variant
-from nbutils.foundation.errors import PlanError, Preempted, RankKilled, RunError, WorkbookError
+from nbutils.batch.preflight import check_inputs, check_variant
+from nbutils.foundation.errors import LockedRunError, PlanError, Preempted, RankKilled, RunError, WorkbookError
 from nbutils.foundation.files import flush_tree
 from nbutils.foundation.places import relative, resolve
 from nbutils.foundation.plaintext import shortened, visible
@@ -37,7 +35,7 @@ from nbutils.training.checkpoints import CHECKPOINTS
 DONE, BROKEN, REFUSED, RUN_AGAIN, KERNEL_DIED = 0, 1, 2, 75, 138
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a folder that is full, or not to be written
 CANNOT_WRITE = ("OSError", "SafetensorError", "RuntimeError")  # what a notebook raises then, by who writes
-ALMOST_FULL = 1 << 20  # bytes left on the disk of the run's folder: then that is the one that is full
+HELD = "held"  # no ending: another runner, not of this batch, is at work on the variant
 NOTEBOOK = "notebook.ipynb"
 LONGEST_CELL = 100  # characters of the line that failed, in a message
 
@@ -112,6 +110,28 @@ def flat_variant(notebook: Path, name: str, params: dict[str, Any]) -> Variant:
     return Variant(name, "", notebook, resolved)
 
 
+def run_in_batch(variant: Variant, plan: str, plan_folder: Path) -> Outcome:
+    """`run_variant`, for an engine's runners, of a variant that its batch has checked: a refusal is an outcome, too."""
+    start = time.monotonic()
+    try:
+        outcome = run_variant(variant, plan, plan_folder, check_inputs)
+    except LockedRunError as error:
+        outcome = Outcome(variant.name, HELD, REFUSED, str(error))
+    except WorkbookError as error:
+        outcome = Outcome(variant.name, FAILED, REFUSED, f"{type(error).__name__}: {error}")
+    except Exception:
+        traceback.print_exc()
+        message = f"the runner itself failed; its log is {relative(Place(plan_folder, variant.name).log)}"
+        outcome = Outcome(variant.name, FAILED, BROKEN, message)
+    return replace(outcome, seconds=time.monotonic() - start)
+
+
+def runner_killed(name: str, plan_folder: Path, seconds: float) -> Outcome:
+    """Of a runner that ended without a word: somebody has killed it."""
+    message = f"the runner itself was killed; its log is {relative(Place(plan_folder, name).log)}"
+    return Outcome(name, KILLED, KERNEL_DIED, message, seconds, again=True)
+
+
 def summary(manifest: Manifest) -> str:
     """Why a run is not finished, in one line; empty where it is, or still runs."""
     error = manifest["error"]
@@ -127,49 +147,37 @@ def summary(manifest: Manifest) -> str:
 
 def _attempt(place: Place, plan: str, variant: Variant, check: Callable[[Variant], None]) -> tuple[Manifest, Path]:
     """One attempt, from an empty folder or checkpoints to the published run; returns its manifest and where it lies."""
-    with hosted(place.host_log):
-        signal_kernel = import_module("nbutils.batch.kernels").signal_kernel  # imported late: it takes a second
-        earlier = place.history()
+    from nbutils.batch.kernels import signal_kernel  # it takes a second
+
+    earlier = place.history()
+    with _told_where(place):
+        place.clear(run_key(made_of(variant.notebook, variant.params)))
+        manifest = begin(place.attempt, plan, variant, earlier)
+        place.reserve()
+    with kernel_stopped(place.attempt, signal_kernel, variant.resources) as watch:
+        watch.make_room = place.use_reserve
+        status, exit_code, error = _ending(place, variant, check, watch)
+        watch.ended = True
         with _told_where(place):
-            place.clear(run_key(made_of(variant.notebook, variant.params)))
-            manifest = begin(place.attempt, plan, variant, earlier)
-            place.reserve()
-        with kernel_stopped(place.attempt, signal_kernel, variant.resources) as watch:
-            watch.make_room = place.use_reserve
-            status, exit_code, error = _ending(place, variant, check, watch)
-            watch.ended = True
-            with _told_where(place):
-                place.use_reserve()
-                flush_tree(place.attempt, {CHECKPOINTS})
-                manifest = end(place.attempt, manifest, status, exit_code, error, watch.peak_memory_mib)
-                published = place.publish()
+            place.use_reserve()
+            flush_tree(place.attempt, {CHECKPOINTS})
+            manifest = end(place.attempt, manifest, status, exit_code, error, watch.peak_memory_mib)
+            published = place.publish()
     return manifest, place.published if published else place.attempt
 
 
 @contextmanager
 def _told_where(place: Place) -> Iterator[None]:
+    """RunError in place of an OSError, which says what to do about the file."""
     try:
         yield
     except OSError as error:
-        path, reason = Path(error.filename or place.attempt), error.strerror or str(error)
-        if error.errno not in UNWRITABLE and not _writes(place, path):
-            raise RunError(
-                f"{relative(path)} cannot be read ({reason}). Mend it or name another, then run again."
-            ) from None
-        raise RunError(_not_writable(path, reason)) from None
+        raise RunError(_not_writable(Path(error.filename or place.attempt), error)) from None
 
 
-def _writes(place: Place, path: Path) -> bool:
-    """Whether a runner writes there, or makes that folder; all other files it only reads."""
-    folder, path = place.plan_folder.resolve(), path.resolve()
-    if not path.is_relative_to(folder):
-        return folder.is_relative_to(path)
-    first = next(iter(path.relative_to(folder).parts), "")
-    return first in ("", place.variant) or first.startswith(".")
-
-
-def _not_writable(path: str | Path, reason: str) -> str:
-    return f"{relative(Path(path))} cannot be written ({reason}). Make room or mend it, then run again."
+def _not_writable(path: Path, error: OSError) -> str:
+    what = "written" if error.errno in UNWRITABLE else "read or written"
+    return f"{relative(path)} cannot be {what} ({error.strerror or error}). Make room or mend it, then run again."
 
 
 def _ending(
@@ -194,7 +202,7 @@ def _ending(
         if watch.asked:
             return _interrupted(variant, watch)
         if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            return FAILED, REFUSED, _outside(RunError(_not_writable(place.attempt, error.strerror)))
+            return FAILED, REFUSED, _outside(RunError(_not_writable(place.attempt, error)))
         return FAILED, BROKEN, _outside(error)
     return FINISHED, DONE, None
 
@@ -209,13 +217,14 @@ def _interrupted(variant: Variant, watch: Watch) -> tuple[str, int, dict[str, An
 
 def _failed(place: Place, variant: Variant, failure: Any, watch: Watch) -> tuple[str, int, dict[str, Any]]:
     """(status, exit code, error) of a notebook that came to no good end: `failure` is a kernels.NotebookFailed."""
-    from nbutils.batch.kernels import KernelDied, mark_ending
+    from nbutils.batch.executed_notebook import mark_ending
+    from nbutils.batch.kernels import KernelDied
 
     record = failure.record
     if watch.limit:
         status, exit_code, told = _interrupted(variant, watch)
         record = record | {"type": told["type"], "message": told["message"]}
-        mark_ending(place.attempt / NOTEBOOK, watch, record)
+        mark_ending(place.attempt / NOTEBOOK, record, watch.make_room)
         return status, exit_code, record
     if record["type"] == Preempted.__name__:
         return PREEMPTED, RUN_AGAIN, record
@@ -223,12 +232,9 @@ def _failed(place: Place, variant: Variant, failure: Any, watch: Watch) -> tuple
         return PREEMPTED, RUN_AGAIN, record | _told(Preempted(AGAIN))
     if isinstance(failure, KernelDied) or record["type"] == RankKilled.__name__:
         return KILLED, KERNEL_DIED, record
-    reason = next((os.strerror(each) for each in UNWRITABLE if os.strerror(each) in record["message"]), "")
-    if record["type"] in CANNOT_WRITE and reason:
-        full = shutil.disk_usage(place.attempt).free < ALMOST_FULL
-        cure = _not_writable(place.attempt, reason) if full else "Make room or mend it, then run again."
-        told = RunError(cure if full else f"{record['message'].rstrip('.')}. {cure}")
-        return FAILED, REFUSED, record | _told(told)
+    if record["type"] in CANNOT_WRITE and any(os.strerror(each) in record["message"] for each in UNWRITABLE):
+        told = f"{record['message'].rstrip('.')}. Make room or mend it, then run again."
+        return FAILED, REFUSED, record | _told(RunError(told))
     return FAILED, REFUSED if record["type"] in _mistakes(WorkbookError) else BROKEN, record
 
 

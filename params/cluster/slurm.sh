@@ -7,7 +7,6 @@
 #SBATCH --signal=TERM@360
 # All variants of a plan on a Slurm cluster: an array of jobs for each stage, and each task runs one variant.
 #
-#     python -m nbutils check params/cluster/slurm.sh
 #     bash params/cluster/slurm.sh params/babylm.yaml --partition=gpu --account=mine
 #
 # Type it in the repository's root, on a node that may submit; what follows the plan goes to sbatch. It assumes that all

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from stand_in_slurm import CANCELLED, WAITING, install, tasks
+from stand_in_slurm import WAITING, install, tasks
 from tiny_notebooks import write_notebook, write_plan
 
-from nbutils.batch.listing import variant_names
+from nbutils.__main__ import parser
 from nbutils.foundation.places import PARAMS, ROOT
 from nbutils.foundation.yaml_files import read_yaml
 from nbutils.runs.attempts import Place
@@ -49,19 +50,6 @@ def plan(tmp_path):
     write_notebook(tmp_path / "study.ipynb", CELL.format(folder=tmp_path / "slurm", waiting=WAITING), parameters=STUDY)
     write_notebook(tmp_path / "after.ipynb", "x = 1", parameters=STUDY)
     return write_plan(tmp_path / "p.yaml", PLAN)
-
-
-def test_names_are_told_at_once_and_in_order(plan):
-    rows = [line.split("\t") for line in variant_names(load_plan(plan)).splitlines()]
-    assert [row[2] for row in rows] == ["data", "study-seed1", "study-seed2", "after-seed1", "after-seed2"]
-    assert rows[0] == ["data", str(plan.parent / "data.ipynb"), "data", "-", "2", "3", "runs/p"]
-    assert (rows[1][0], rows[1][3:6]) == ("study", ["data", "0", "-"])
-    start = time.perf_counter()
-    command = [sys.executable, "-X", "importtime", "-m", "nbutils", "check", str(plan), "--names"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert time.perf_counter() - start < 2
-    assert done.stdout.splitlines()[0].split("\t") == rows[0]
-    assert not {"torch", "pandas", "numpy"} & {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
 
 
 @pytest.mark.slow
@@ -125,64 +113,32 @@ def test_a_task_is_requeued_by_its_exit_code(tmp_path, codes, requeued):
         assert done.stdout == (f"study-seed1: exit code {code}, back into the queue\n" if again else "")
 
 
-def test_a_task_that_was_cancelled_stays_away(tmp_path):
-    environment = install(tmp_path / "slurm") | {"SLURM_JOB_ID": "1"}
-    python = tmp_path / "slurm" / "bin" / "python"
-    again = f"{tmp_path}/again"
-    cancelled = tmp_path / "slurm" / CANCELLED
-    python.write_text(f"#!/bin/sh\n[ ! -e {again} ] || exit 0\ntouch {again}\nsleep 0.5\ntouch {cancelled}\nsleep 9\n")
-    python.chmod(0o755)
-    (tmp_path / "study.names").write_text("study\tstudy.ipynb\tstudy-seed1\t-\t0\t-\n")
-    options = ["--array=1-1", f"--output={tmp_path}/log"]
-    command = ["sbatch", *options, str(SLURM), "p.yaml", "", str(tmp_path / "study.names")]
-    subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=20)
-    assert [task["codes"] for task in tasks(tmp_path / "slurm")] in ([[137]], [[143]])
-    assert "back into the queue" not in (tmp_path / "log").read_text()
-
-
-def test_a_signal_to_the_shell_leaves_the_step_alone(tmp_path):
-    """SIGTERM to the shell that waits neither ends the task nor reaches srun, which would kill the step."""
-    install(tmp_path / "slurm")
-    # the shell is the parent of the stand-in of srun, which is this process's
-    runner = "kill -TERM $(ps -o ppid= -p $PPID); sleep 0.3; echo saved; exit 75"
-    done = one_task(tmp_path, runner)
-    assert (done.returncode, done.stdout) == (75, "saved\nstudy-seed1: exit code 75, back into the queue\n")
-
-
-def test_the_folder_of_a_plan_is_asked_of_its_reader(plan, tmp_path):
-    """Its name may stand in quotation marks, before a comment, in a file of Windows."""
-    text = plan.read_text().replace("name: p\n", 'name:   "p"  # of all\n').replace("\n", "\r\n")
-    plan.write_bytes(text.encode())
-    environment = install(tmp_path / "slurm") | {"OUT": ""}
-    sbatch = tmp_path / "slurm" / "bin" / "sbatch"
-    sbatch.write_text('#!/bin/sh\nshift $(($# - 3))\necho "$@" >&2\necho 1\n')
-    (tmp_path / "nbutils").symlink_to(ROOT / "nbutils")
-    done = subprocess.run(
-        ["bash", str(SLURM), str(plan)], env=environment, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    names = sorted(path.name for path in tmp_path.glob("runs/p/.slurm/*/*"))
-    assert names == ["after.names", "data.names", "names", "study.names"]
-    assert done.stderr.startswith(f"{plan}  runs/p/.slurm/")  # no folder: `run` decides
-
-
-def test_a_script_without_a_plan_tells_its_usage(tmp_path):
-    done = subprocess.run(["bash", str(SLURM), "none.yaml"], env=install(tmp_path), capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "usage: bash params/cluster/slurm.sh PLAN.yaml" in done.stderr
-
-
-def test_an_index_of_the_job_is_a_variant_of_its_stage(plan, tmp_path):
-    container = read_yaml(CLUSTER / "job.yaml")["spec"]["template"]["spec"]["containers"][0]
-    runner = tmp_path / "bin" / "python"
-    runner.parent.mkdir()
-    runner.write_text(f'#!/bin/sh\n[ "$3" = run ] && echo "$@" || exec "{sys.executable}" "$@"\n')
-    runner.chmod(0o755)
-    variables = {"PLAN": str(plan), "STAGE": "after", "JOB_COMPLETION_INDEX": "1"}
-    variables |= {"PATH": f"{runner.parent}:{os.environ['PATH']}"}
-    done = subprocess.run(container["command"], env=os.environ | variables, cwd=ROOT, capture_output=True, text=True)
-    given = f"-m nbutils run {tmp_path}/after.ipynb --params {plan} --variant after-seed2\n"
-    assert (done.stdout, done.stderr) == (given, "")
+@pytest.mark.parametrize("name", ["job", "kuberay", "runai"])
+def test_each_yaml_loads_and_its_command_is_one_of_ours(plan, tmp_path, name):
+    """As the real parser reads it; a pod of job.yaml runs the variant of its index."""
+    content = read_yaml(CLUSTER / f"{name}.yaml")
+    if "entrypoint" in content["spec"]:
+        words = shlex.split(content["spec"]["entrypoint"])
+    else:
+        container = content["spec"]["template"]["spec"]["containers"][0]
+        runner = tmp_path / "bin" / "python"
+        runner.parent.mkdir()
+        runner.write_text(f'#!/bin/sh\n[ "$3" = run ] && echo python "$@" || exec "{sys.executable}" "$@"\n')
+        runner.chmod(0o755)
+        variables = {"PLAN": str(plan), "STAGE": "after", "JOB_COMPLETION_INDEX": "1"}
+        variables |= {"PATH": f"{runner.parent}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            container["command"], env=os.environ | variables, cwd=ROOT, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        words = shlex.split(done.stdout)
+        assert words[-1] == "after-seed2" and words[4] == f"{tmp_path}/after.ipynb"
+        file, stage = (each["value"] for each in container["env"][:2])
+        stages = [variant.stage for variant in load_plan(ROOT / file).variants]
+        assert content["spec"]["completions"] == stages.count(stage)
+    assert words[:3] == ["python", "-m", "nbutils"]
+    args = parser().parse_args(words[3:])
+    assert args.command.__name__ == ("run" if name == "job" else "batch")
 
 
 @pytest.mark.slow
@@ -209,35 +165,3 @@ def test_a_pod_that_goes_stops_its_own_runners_and_waits_for_them(tmp_path):
         assert other.poll() is None
         other.kill()
     assert place.result()["status"] == "preempted"
-
-
-def test_a_runner_that_starts_while_a_pod_goes_is_asked_too(tmp_path):
-    """Ray goes on giving work to the pod; and a second SIGTERM would end a runner that saves its state."""
-    locks = tmp_path / "runs" / "p" / ".locks"
-    locks.mkdir(parents=True)
-    holder = tmp_path / "holder.sh"
-    holder.write_text(
-        'exec 9>>"$1"; flock 9; echo "process $$ on $(uname -n)" >"$1"\n'
-        "ended=; trap 'echo asked; ended=$((SECONDS + 2))' TERM\n"
-        'until [ -n "$ended" ] && [ "$SECONDS" -ge "$ended" ]; do sleep 0.1; done\n'
-    )
-
-    def start(name: str) -> subprocess.Popen:
-        return subprocess.Popen(["bash", str(holder), str(locks / name)], stdout=subprocess.PIPE, text=True)
-
-    with start("first") as first:
-        while not (locks / "first").exists() or not (locks / "first").read_text():
-            time.sleep(0.05)
-        hook = subprocess.Popen(["bash", str(CLUSTER / "stop_runners.sh"), str(tmp_path / "runs")])
-        assert first.stdout.readline() == "asked\n"
-        with start("second") as second:
-            assert hook.wait(30) == 0
-            assert (first.poll(), second.poll()) == (0, 0)
-            assert (first.stdout.read(), second.stdout.read()) == ("", "asked\n")
-            assert second.wait(5) == 0
-        start_of_wait = time.monotonic()
-        with start("third") as third:
-            command = ["bash", str(CLUSTER / "stop_runners.sh"), str(tmp_path / "runs"), "1"]
-            subprocess.run(command, check=True, timeout=10)
-            assert time.monotonic() - start_of_wait < 4  # the pod's time is over, whoever is still at work
-            third.kill()

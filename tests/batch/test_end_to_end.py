@@ -1,7 +1,4 @@
-"""The whole way: documents in, two arms trained through papermill, a report out; and nanoGPT's known answer.
-
-python -m pytest tests/test_end_to_end.py
-"""
+"""The whole way: documents in, arms trained through papermill, a report out; and nanoGPT's known answer."""
 
 import json
 import random
@@ -22,12 +19,18 @@ name: small
 stages:
   - name: data
     notebook: 01_data_prep
-    params: {dataset_name: text, data_files: "FOLDER/*.txt", vocab_size: 300, block_size: 32, dedup: "off"}
+    params:
+      {dataset_name: text, data_files: "FOLDER/*.txt", vocab_size: 320, block_size: 32, dedup: "off", ascii_only: true}
   - name: cosine
     notebook: 04_cosine_mixing
     needs: {data_folder: data}
     params: {max_steps: 12, eval_steps: 6, learning_rate: 3e-3, samples: 2}
     matrix: {alpha: [0.0, 0.5], seed: [1, 2]}
+  - name: prefix
+    notebook: 05_prefix_smoothing
+    needs: {data_folder: data}
+    params: {max_steps: 6, eval_steps: 3, per_device_train_batch_size: 4, learning_rate: 3e-3, samples: 1, processes: 2,
+             tasks: [piqa], tasks_folder: "FOLDER/tasks", harness_steps: 3, words: [" the"]}
 contrasts:
   - name: mixing
     question: Is it worse?
@@ -41,48 +44,28 @@ contrasts:
     primary: true
 """
 
-PREFIX_PLAN = """
-name: small-prefix
-stages:
-  - name: data
-    notebook: 01_data_prep
-    params:
-      {dataset_name: text, data_files: "FOLDER/*.txt", vocab_size: 320, block_size: 32, dedup: "off", ascii_only: true}
-  - name: prefix
-    notebook: 05_prefix_smoothing
-    needs: {data_folder: data}
-    params: {max_steps: 6, eval_steps: 3, per_device_train_batch_size: 4, learning_rate: 3e-3, samples: 1, processes: 2,
-             tasks: [piqa], tasks_folder: "FOLDER/tasks", harness_steps: 3, words: [" the"]}
-    matrix: {smoothing: [none, normalised], seed: [1]}
-contrasts:
-  - name: prefixes
-    question: Are prefixes good company?
-    stage: prefix
-    metric: test_unsmoothed_bits_per_byte
-    treatment: {smoothing: normalised}
-    control: {smoothing: none}
-    better: lower
-    claim: better
-    smallest_effect: 0.01
-    primary: true
-"""
-
 
 def command(*words):
     return subprocess.run([sys.executable, "-m", "nbutils", *map(str, words)], capture_output=True, text=True)
 
 
 def write_documents(folder, number=60):
-    """Sentences of few words, in documents of some 400 characters that are all different."""
+    """Sentences of few words, in documents of some 400 characters that are all different, and a task."""
     generator = random.Random(0)
     words = ["the", "a", "small", "large", "model", "reads", "writes", "text", "token", "cat", "sees", "of", "every"]
     for i in range(number):
         text = " ".join(generator.choice(words) for _ in range(80)) + f" number {i}."
         (folder / f"document{i:03d}.txt").write_text(text)
+    items = folder / "tasks" / "piqa"
+    items.mkdir(parents=True)
+    item = json.dumps({"goal": "the cat", "sol1": "reads text", "sol2": "writes text"})
+    (items / "valid.jsonl").write_text(f"{item}\n" * 4)
+    (items / "valid-labels.lst").write_text("0\n1\n" * 2)
 
 
 @pytest.mark.slow
 def test_documents_become_a_report(tmp_path):
+    """Five trainings, one of them in two processes; every number of a run is the one its documents say."""
     write_documents(tmp_path)
     plan = tmp_path / "small.yaml"
     plan.write_text(PLAN.replace("FOLDER", str(tmp_path)))
@@ -90,16 +73,25 @@ def test_documents_become_a_report(tmp_path):
     done = command("batch", plan, "--out", runs / "small")
     assert done.returncode == 0, done.stdout + done.stderr
     finished = {run.variant: run for run in load_runs(runs)}
-    assert len(finished) == 5 and all(run.status == "finished" for run in finished.values())
+    assert len(finished) == 6 and all(run.status == "finished" for run in finished.values())
     for name, run in finished.items():
         assert run.result.keys() <= known_results(Path(run.manifest["notebook"]).stem)
-        if name != "data":
+        if run.stage == "cosine":
             assert run.result["steps"] == 12 and run.result["tokens_seen"] == 12 * 8 * 32
             assert run.metrics()["step"].max() == 12 and len(run.samples()) == 2
-            sums = run.per_document().query("split == 'test'")
-            assert sums["ce_sum"].sum() / sums["tokens"].sum() == pytest.approx(run.result["test_ce_loss"])
             assert (run.folder / "model" / "model.safetensors").is_file()
             assert (run.folder / "model_best" / "model.safetensors").is_file()
+        if name != "data":
+            sums = run.per_document().query("split == 'test'")
+            assert sums["ce_sum"].sum() / sums["tokens"].sum() == pytest.approx(run.result["test_ce_loss"])
+    run = finished["prefix"]
+    assert run.result["tokens_seen"] == 6 * 2 * 4 * 32  # steps, processes, blocks, tokens
+    assert sorted(path.name for path in (run.folder / "ranks").glob("*.log")) == ["rank0.log", "rank1.log"]
+    assert run.metrics()["loss"].notna().sum() == 6, "the step with tasks has its loss, too"
+    assert run.metrics()["eval_piqa_acc"].notna().sum() == 1 and run.result["piqa_acc"] == 0.5
+    sums = run.per_document().query("split == 'test'")
+    assert sums["unsmoothed_ce_sum"].sum() / sums["tokens"].sum() == pytest.approx(run.result["test_unsmoothed_ce"])
+    assert 0 < run.result["effective_smoothing"] < 1
 
     again = command("batch", plan, "--out", runs / "small")
     assert again.returncode == 0 and "start" not in again.stdout
@@ -111,37 +103,7 @@ def test_documents_become_a_report(tmp_path):
     assert "Is it worse?" in text and "<script" not in text and "http://" not in text.replace("http://www.w3.org", "")
 
 
-@pytest.mark.slow
-def test_two_processes_train_from_a_notebook_and_the_prefix_study_is_reported(tmp_path):
-    write_documents(tmp_path)
-    items = tmp_path / "tasks" / "piqa"
-    items.mkdir(parents=True)
-    item = json.dumps({"goal": "the cat", "sol1": "reads text", "sol2": "writes text"})
-    (items / "valid.jsonl").write_text(f"{item}\n" * 4)
-    (items / "valid-labels.lst").write_text("0\n1\n" * 2)
-    plan = tmp_path / "small-prefix.yaml"
-    plan.write_text(PREFIX_PLAN.replace("FOLDER", str(tmp_path)))
-    done = command("batch", plan, "--out", tmp_path / "runs" / "small-prefix")
-    assert done.returncode == 0, done.stdout + done.stderr
-    runs = {run.matrix.get("smoothing"): run for run in load_runs(tmp_path / "runs") if run.stage == "prefix"}
-    for run in runs.values():
-        assert run.result.keys() <= known_results("05_prefix_smoothing")
-        assert run.result["tokens_seen"] == 6 * 2 * 4 * 32  # steps, processes, blocks, tokens
-        assert sorted(path.name for path in (run.folder / "ranks").glob("*.log")) == ["rank0.log", "rank1.log"]
-        assert run.metrics()["loss"].notna().sum() == 6, "the step with tasks has its loss, too"
-        assert run.metrics()["eval_piqa_acc"].notna().sum() == 1 and run.result["piqa_acc"] == 0.5
-        sums = run.per_document().query("split == 'test'")
-        unsmoothed = sums["unsmoothed_ce_sum"].sum() / sums["tokens"].sum()
-        assert unsmoothed == pytest.approx(run.result["test_unsmoothed_ce"])
-    assert 0 < runs["normalised"].result["effective_smoothing"] < 1
-    assert runs["none"].result["effective_smoothing"] == 0
-    report = command("report", "--runs", tmp_path / "runs", "--plan", plan, "--out", tmp_path / "report.html")
-    assert report.returncode == 0, report.stdout + report.stderr
-    text = (tmp_path / "report.html").read_text()
-    assert "Are prefixes good company?" in text and "ffective smoothing" in text and "<script" not in text
-
-
-@pytest.mark.slow
+@pytest.mark.soak
 @needs_real_data
 def test_nanogpts_cpu_setting_reaches_its_published_loss(tmp_path):
     """4 layers, 128 wide, 2,000 steps on tinyshakespeare's characters: about 1.88 nats, as nanoGPT's README reports."""

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from unittest.mock import Mock
 
 import pytest
-from batch_processes import MARK, processes_of
+from batch_processes import processes_of, start_marked, wait_until
 from kill_many import write_data
 from small_batches import STUDY, endings, run_batch, study_plan
 from tiny_notebooks import write_notebook
 
-from nbutils.batch import ray_cluster, ray_engine, ray_worker
+from nbutils.batch import ray_engine, ray_node
 from nbutils.batch.batch import Batch
 from nbutils.batch.local_engine import LocalEngine
 from nbutils.batch.progress import LogDisplay, Tally
 from nbutils.batch.ray_engine import MARKS, RayEngine
-from nbutils.batch.ray_worker import Task, work
+from nbutils.batch.ray_node import Task, work
 from nbutils.foundation.errors import PlanError, RunError
 from nbutils.foundation.files import read_json
 from nbutils.runs.attempts import Place
@@ -50,7 +46,7 @@ PLAN = (
     "resources: {cpus: 1}}",
     "{name: after, notebook: {here}/study.ipynb, needs: {data_folder: study}, matrix: {seed: [2]}}",
 )
-ALONE = {"num_cpus": 1, "object_store_memory": ray_cluster.STORE_BYTES, "include_dashboard": False}
+ALONE = {"num_cpus": 1, "object_store_memory": ray_engine.STORE_BYTES, "include_dashboard": False}
 GPU_NODE = ALONE | {"num_cpus": 3, "num_gpus": 2}  # as far as Ray knows
 
 
@@ -60,16 +56,11 @@ def ray():
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_data(tmp_path_factory.mktemp("prepared"))
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory, data) -> tuple[Plan, Batch]:
-    """The plan of the conformance test and of the lost node, run by this machine's engine."""
+def here(tmp_path_factory) -> tuple[Plan, Batch]:
+    """A plan, and a batch of it by this machine's engine."""
     folder = tmp_path_factory.mktemp("here")
     write_notebook(folder / "study.ipynb", NOTE, "if seed == 2: raise ValueError('diverged')", parameters=NEEDS)
-    plan = study_plan(folder, *PLAN, TRAINING % data)
+    plan = study_plan(folder, *PLAN)
     return plan, run_batch(plan, LocalEngine(plan.name, folder / "local", 2, preloaded=()))
 
 
@@ -121,8 +112,9 @@ def test_both_engines_come_to_the_same(here, ray):
         other = local.outcomes[name]
         assert (outcome.exit_code, outcome.message) == (other.exit_code, other.message)
         assert (outcome.again, outcome.log) == (other.again, other.log)
-        one, two = (Place(each, name).published for each in (engine.plan_folder, local.plan_folder))
-        assert artefacts(one) == artefacts(two)
+        if outcome.status != "blocked":
+            notes = [(each / name / "note").read_text() for each in (engine.plan_folder, local.plan_folder)]
+            assert notes[0] == notes[1]
     assert len(read_manifest(engine.plan_folder / "study-seed2")["attempts"]) == 1  # a mistake is not tried again
     assert not (engine.plan_folder / MARKS).exists()
 
@@ -142,8 +134,9 @@ def test_a_finished_plan_starts_no_ray(here, monkeypatch):
 
 LOST = """\
 import os, signal, time
-runner = int(os.environ["JPY_PARENT_PID"])
-worker = int(open(f"/proc/{runner}/stat").read().rsplit(")", 1)[1].split()[1])
+parent = lambda process: int(open(f"/proc/{process}/stat").read().rsplit(")", 1)[1].split()[1])
+runner = parent(os.getppid())
+worker = parent(runner)
 first = not os.path.exists(f"{here}/tried{seed}")
 open(f"{here}/tried{seed}", "w").write(f"{os.getpid()} {runner}")
 if first and seed < 3:
@@ -154,7 +147,7 @@ if seed == 3:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_what_was_killed_is_tried_again_and_a_mistake_is_not(cluster, tmp_path):
     write_notebook(tmp_path / "study.ipynb", f"here = {str(tmp_path)!r}", LOST, parameters=STUDY)
     plan = study_plan(tmp_path, "{name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 2, 3]}}")
@@ -165,7 +158,7 @@ def test_what_was_killed_is_tried_again_and_a_mistake_is_not(cluster, tmp_path):
     assert attempts == [["killed", "finished"], ["killed", "finished"], ["failed"]]
     told = (tmp_path / "display").read_text()
     assert re.search(r"killed   study-seed1: Ray's worker ended while it ran, .*; retry in", told)
-    assert re.search(r"killed   study-seed2: the runner itself ended \(exit code -9\); .*; retry in", told)
+    assert re.search(r"killed   study-seed2: the runner itself was killed; .*; retry in", told)
 
 
 class Thief(LogDisplay):
@@ -185,28 +178,31 @@ class Thief(LogDisplay):
             add_node(self.cluster, GPU_NODE)
 
 
-@pytest.mark.slow
-def test_a_node_is_lost_and_every_variant_finishes_with_its_numbers(here, cluster, data, tmp_path, caplog):
+@pytest.mark.soak
+def test_a_node_is_lost_and_every_variant_finishes_with_its_numbers(cluster, tmp_path, caplog):
     write_notebook(tmp_path / "study.ipynb", NOTE, parameters=NEEDS)
-    training = TRAINING.replace("cpus: 1", "cpus: 1, gpus: 1") % data
+    (tmp_path / "prepared").mkdir()
+    training = TRAINING % write_data(tmp_path / "prepared")
+    calm = study_plan(tmp_path, training)
+    run_batch(calm, LocalEngine(calm.name, tmp_path / "calm", 1, preloaded=()))
+    training = training.replace("cpus: 1", "cpus: 1, gpus: 1")
     plan = study_plan(tmp_path, PLAN[0], PLAN[1].replace("[1, 2]", "[1, 3]"), training)
     place = Place(tmp_path / "runs", "training")
     work = Batch(plan, place.plan_folder, list(plan.variants), RayEngine(plan, place.plan_folder, cluster.address), 0)
     work.check()
-    told = "can run training now, which asks for 1 GPUs and 1 cores"
+    told = "training: its node was lost. It is queued again, for a node of 1 GPUs and 1 cores"
     work.run(Thief(cluster, place, lambda: told in caplog.text))
     assert caplog.text.count(told) == 1
     assert set(endings(work).values()) == {"finished"}, work.table()
     assert [each["status"] for each in read_manifest(place.published)["attempts"]] == ["killed", "finished"]
     assert re.search(r"Training goes on from step \d", (place.published / "notebook.ipynb").read_text())
-    _, calm = here
-    assert artefacts(place.published) == artefacts(calm.plan_folder / "training")
+    assert artefacts(place.published) == artefacts(tmp_path / "calm" / "training")
 
 
 # ---- what variants ask for ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_variant_sees_the_gpus_it_asked_for(cluster, tmp_path):
     note = "import os\nopen(run_folder + '/seen', 'w').write(os.environ['CUDA_VISIBLE_DEVICES'])"
     write_notebook(tmp_path / "study.ipynb", note, parameters=STUDY)
@@ -218,56 +214,38 @@ def test_a_variant_sees_the_gpus_it_asked_for(cluster, tmp_path):
     assert seen[0] == "" and seen[1] in ("0", "1") and seen[2] == "0,1"
 
 
-@pytest.mark.slow
-def test_what_no_node_could_give_is_refused_unless_more_may_be_started(cluster, tmp_path, monkeypatch, caplog):
+def test_what_no_node_could_give_is_refused(ray, tmp_path):
     write_notebook(tmp_path / "study.ipynb", parameters=STUDY)
     plan = study_plan(tmp_path, "{name: large, notebook: {here}/study.ipynb, resources: {gpus: 3, cpus: 2}}")
-    told = rf"^large asks for 3 GPUs and 2 cores on one machine, and the Ray cluster at {cluster.address} has machines "
-    with pytest.raises(PlanError, match=told + "with 2 GPUs and 3 cores or 0 GPUs and 1 cores. Let its stage ask for"):
-        RayEngine(plan, tmp_path / "runs", cluster.address).check(list(plan.variants))
-    with pytest.raises(
-        PlanError, match=r"at local has machines with 0 GPUs and \d+ cores\. Let its stage ask for fewer"
-    ):
+    told = (
+        r"^large asks for 3 GPUs and 2 cores on one machine, and the Ray cluster at local has machines with 0 GPUs and"
+    )
+    with pytest.raises(PlanError, match=rf"{told} and \d+ cores\. Let its stage ask for fewer"):
         RayEngine(plan, tmp_path / "runs", "local").check(list(plan.variants))
-    monkeypatch.setenv("RAY_NODE_TYPE_NAME", "small")  # as KubeRay says of a node it has started
-    managed = add_node(cluster, ALONE)
-    RayEngine(plan, tmp_path / "runs", cluster.address).check(list(plan.variants))
-    assert "It waits until the cluster starts one that has." in caplog.text
-    cluster.remove_node(managed)
 
 
 # ---- stopping -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)])
 def test_a_batch_that_is_stopped_or_killed_leaves_no_process(ray, tmp_path, number):
     write_notebook(tmp_path / "study.ipynb", "import time\ntime.sleep(100)", parameters=STUDY)
-    study_plan(tmp_path, "{name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 2, 3, 4, 5, 6, 7, 8, 9]}}")
-    runs, log = tmp_path / "runs", tmp_path / "log"
-    words = ["batch", str(tmp_path / "p.yaml"), "--out", str(runs), "--engine", "ray", "--address", "local"]
-    with log.open("w") as file:
-        variables = os.environ | {MARK: str(tmp_path)}
-        batch = subprocess.Popen([sys.executable, "-m", "nbutils", *words], stdout=file, stderr=file, env=variables)
-    wait_for(lambda: list(runs.glob(".attempts/*/notebook.ipynb")), 120)
-    batch.send_signal(number)
-    code = batch.wait(20)
-    wait_for(lambda: not processes_of(str(tmp_path)), 90)  # ours in some 2 s; agents of Ray itself look once a minute
-    told, ended = log.read_text(), {run.status for run in load_runs(runs)}
+    study_plan(tmp_path, "{name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 2]}}")
+    runs = tmp_path / "runs"
+    with start_marked(tmp_path, "batch", str(tmp_path / "p.yaml"), "--out", str(runs), "--engine", "ray") as batch:
+        wait_until(lambda: len([*runs.glob(".attempts/*/notebook.ipynb")]) == 2, 180)
+        batch.send_signal(number)
+        told = batch.stdout.read() if number == signal.SIGTERM else ""
+    wait_until(lambda: not processes_of(str(tmp_path)), 120)  # ours in 2 s; agents of Ray itself look once a minute
+    ended = {run.status for run in load_runs(runs)}
     if number == signal.SIGTERM:
-        assert (code, ended) == (75, {"preempted"}), told
+        assert (batch.returncode, ended) == (75, {"preempted"}), told
         assert "Finished variants are kept; go on with: python -m nbutils batch" in told
         assert not any(word in told for word in ("Traceback", "raylet", "WARNING")), told
         assert not (runs / MARKS).exists()
     else:
         assert ended == {"killed"}
-
-
-def wait_for(condition: Callable[[], object], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 # ---- what is told ---------------------------------------------------------------------------------------------------
@@ -291,56 +269,39 @@ def test_ray_that_is_missing(tiny, tmp_path, monkeypatch):
     ("address", "told"),
     [
         ("127.0.0.1:1", "^No Ray cluster at 127.0.0.1:1: Connection refused. Give host:port of its head"),
-        ("head.invalid:6379", "^No Ray cluster at head.invalid:6379: .* Give host:port of its head"),
         ("ray://head:10001", "^ray://head:10001 is an address for clients outside the cluster. The batch runs on a"),
-        ("http://head:8265", "^http://head:8265 is an address for clients outside the cluster. The batch runs on a"),
-        ("head", "^'head' is no address of a Ray cluster. Give host:port, as 10.0.0.5:6379, or auto."),
-        ("head:99999", "^No Ray cluster at head:99999: "),
+        ("head", "^No Ray cluster at head: .* Give host:port of its head"),
     ],
 )
 def test_addresses_of_no_cluster(ray, tiny, tmp_path, address, told):
-    start = time.monotonic()
     with pytest.raises(RunError, match=told):
         RayEngine(tiny, tmp_path / "runs", address).check(list(tiny.variants))
-    assert time.monotonic() - start < 8
 
 
 def test_something_else_listens_there(ray, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_cluster, "LOOK_SECONDS", 5.0)
+    monkeypatch.setattr(ray_engine, "LOOK_SECONDS", 5.0)
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         with pytest.raises(RunError, match=f"^Nothing at {address} answers as a Ray cluster does. Give host:port"):
             RayEngine(tiny, tmp_path / "runs", address).check(list(tiny.variants))
 
 
-def test_what_the_cluster_says_is_passed_on(tiny, tmp_path, monkeypatch, capsys):
-    refused = SimpleNamespace(init=Mock(side_effect=RuntimeError("Version mismatch: the cluster has 2.9.\nMore.")))
-    monkeypatch.setitem(sys.modules, "ray", refused)
-    monkeypatch.setattr(sys, "argv", ["", "head:6379"])
-    ray_cluster.tell()
-    said = subprocess.CompletedProcess([], 0, capsys.readouterr().out)
-    monkeypatch.setattr(ray_cluster.subprocess, "run", lambda *given, **settings: said)
-    with pytest.raises(
-        RunError, match=r"^The Ray cluster at auto cannot be used: Version mismatch: the cluster has 2.9. "
-    ):
-        RayEngine(tiny, tmp_path / "runs", "auto").check(list(tiny.variants))
-
-
-def test_a_node_that_shares_no_folder_runs_nothing(ray, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_worker, "SHARED_SECONDS", 0.1)
-    (variant,) = tiny.variants
-    task = Task(variant, "p", tmp_path / "elsewhere", tmp_path / "elsewhere" / MARKS / "1", nbutils_sha256(), 0, 1)
-    assert "does not see the batch's folder" in work(task).problem
-    assert not (tmp_path / "elsewhere").exists()
+def test_a_node_without_the_folder_or_with_other_code_runs_nothing(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_node, "SHARED_SECONDS", 0.1)
+    task = Task(tiny.variants[0], "p", tmp_path / "runs", tmp_path / "runs" / MARKS / "1", "another", 0, 1)
+    assert "does not see the batch's folder" in work(task)
+    task.marks.mkdir(parents=True)
+    assert "has another nbutils in" in work(task)
+    assert not (tmp_path / "runs" / "study").exists()
 
 
 @pytest.mark.slow
-def test_a_node_that_cannot_be_used_ends_the_batch(cluster, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(ray_engine, "nbutils_sha256", lambda: "another")
-    engine = RayEngine(tiny, tmp_path / "runs", cluster.address)
-    told = r"a node of the Ray cluster, has another nbutils in .* Give all nodes the same"
-    with pytest.raises(RunError, match=told), engine:
-        engine.start(tiny.variants[0])
-        while not engine.wait(1):
-            pass
-    assert not (tmp_path / "runs" / "study").exists()
+def test_a_runners_log_keeps_what_stands_there(tiny, tmp_path):
+    """The message of the attempt before points to it, and another batch's runner may be at work."""
+    task = Task(tiny.variants[0], "p", tmp_path / "runs", tmp_path / "runs" / MARKS / "1", nbutils_sha256(), 0, 1)
+    task.marks.mkdir(parents=True)
+    log = Place(task.plan_folder, "study").log
+    log.parent.mkdir(parents=True)
+    log.write_text("an earlier attempt\n")
+    assert work(task).status == "finished"
+    assert log.read_text().startswith("an earlier attempt\n")

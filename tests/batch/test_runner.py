@@ -14,7 +14,7 @@ from tiny_notebooks import write_notebook
 
 from nbutils.batch.runner import flat_variant, place_needs, run_variant
 from nbutils.batch.status import folder_status
-from nbutils.foundation.errors import ParameterError, PlanError, RunError
+from nbutils.foundation.errors import RunError
 from nbutils.foundation.files import read_json
 from nbutils.runs.attempts import Place
 from nbutils.runs.plans import Variant
@@ -36,10 +36,8 @@ def test_a_finished_run_is_recorded_and_not_run_again(folder):
     assert record.params == {"alpha": 1e-4, "seed": 0}
     assert record.folder == folder / "variant"
     modified = (record.folder / "out.txt").stat().st_mtime_ns
-    start = time.monotonic()
     outcome, record = run(folder, WRITE, "print('hello')", alpha=0.0001)
     assert (outcome.status, outcome.exit_code, outcome.skipped) == ("finished", 0, True)
-    assert time.monotonic() - start < 0.5
     assert (record.folder / "out.txt").stat().st_mtime_ns == modified
     outcome, record = run(folder, WRITE, "print('hello')", alpha=0.25)
     assert not outcome.skipped
@@ -59,55 +57,25 @@ def test_an_exception_names_its_cell_and_the_last_lines(folder):
     assert [status for _, status in cells_of(record.folder)] == ["completed", "failed", "pending"]
 
 
-MISTAKES = [("foundation.errors", "ModelError"), ("data.sources", "UnreachableCorpusError")]
-
-
-@pytest.mark.parametrize("module, kind", MISTAKES)
-def test_a_mistake_of_any_module_is_the_users(folder, module, kind):
-    outcome, _ = run(folder, f"from nbutils.{module} import {kind}\nraise {kind}('no such thing')")
-    assert (outcome.exit_code, outcome.message) == (2, f"{kind}: no such thing (In [3])")
+def test_a_mistake_of_any_module_is_the_users(folder):
+    cell = "from nbutils.data.sources import UnreachableCorpusError as Mistake\nraise Mistake('no such thing')"
+    outcome, record = run(folder, cell)
+    assert (outcome.exit_code, outcome.message) == (2, "UnreachableCorpusError: no such thing (In [3])")
+    assert record.status == "failed"
 
 
 @pytest.mark.parametrize(
-    ("path", "number", "told"),
-    [
-        ("elsewhere/data/card.json", errno.EACCES, "cannot be read (Permission denied). Mend it or name another"),
-        ("runs/other/model/config.json", errno.EIO, "cannot be read (Input/output error). Mend it or name another"),
-        ("runs/variant/manifest.json", errno.EACCES, "cannot be written (Permission denied). Make room or mend it"),
-        ("runs/.attempts/variant", errno.EACCES, "cannot be written (Permission denied). Make room or mend it"),
-        ("", errno.EACCES, "cannot be written (Permission denied). Make room or mend it"),
-        ("elsewhere", errno.ENOSPC, "cannot be written (No space left on device). Make room or mend it"),
-    ],
+    ("number", "told"), [(errno.EACCES, "read or written (Perm"), (errno.ENOSPC, "written (No space")]
 )
-def test_what_cannot_be_read_is_not_said_to_be_unwritable(tmp_path, monkeypatch, path, number, told):
+def test_a_file_that_cannot_be_had_is_told(tmp_path, monkeypatch, number, told):
     def look(place: Place, key: str) -> bool:
-        raise OSError(number, os.strerror(number), str(tmp_path / path))
+        raise OSError(number, os.strerror(number), str(tmp_path / "data" / "card.json"))
 
     monkeypatch.setattr(Place, "is_finished", look)
     with pytest.raises(RunError) as refusal:
         run(tmp_path / "runs", WRITE)
-    assert str(refusal.value) == f"{tmp_path / path} {told}, then run again."
-
-
-def test_a_kernel_that_is_slow_at_the_end_of_its_last_answer_says_nothing(folder, capfd):
-    """nbclient asks it who it is, last of all; an interrupt before it is done with that would be told as an error."""
-    slow = """\
-import time
-kernel = get_ipython().kernel
-answer = kernel.shell_handlers["kernel_info_request"]
-async def slow(*request):
-    await answer(*request)
-    time.sleep(0.7)
-kernel.shell_handlers["kernel_info_request"] = slow"""
-    outcome, _ = run(folder, slow, "1 + 1")
-    assert outcome.status == "finished" and capfd.readouterr() == ("", "")
-
-
-def test_terminal_codes_are_stripped(folder):
-    code = "print('\\x1b[31mred\\x1b[0m \\x1b]8;;http://a\\x07link\\x1b[K')\nraise ValueError('\\x1b[1mbold\\x1b[0m')"
-    _, record = run(folder, code)
-    assert record.manifest["error"]["message"] == "bold"
-    assert record.manifest["error"]["log"] == ["red link"]
+    assert str(refusal.value).startswith(f"{tmp_path / 'data' / 'card.json'} cannot be {told}")
+    assert "Make room or mend it, then run again." in str(refusal.value)
 
 
 def test_what_an_error_says_cannot_take_over_a_terminal(folder):
@@ -146,15 +114,6 @@ def test_a_killed_kernel_is_killed_in_the_record_and_in_the_notebook(folder):
     assert error["ename"] == "KernelDied"
 
 
-def test_what_a_dead_kernel_left_behind_is_ended(folder):
-    start = "import subprocess, os\nchild = subprocess.Popen(['sleep', '300'])"
-    note = "open(run_folder + '/pid', 'w').write(str(child.pid))"
-    outcome, record = run(folder, start, note, "os._exit(3)")
-    assert (outcome.status, outcome.exit_code) == ("killed", 138)
-    assert "exit code 3" in outcome.message
-    assert not is_alive(int((record.folder / "pid").read_text()))
-
-
 @pytest.mark.parametrize("code", ["", "0", "3"])
 def test_sys_exit_is_a_failure(folder, code):
     """papermill calls a notebook that left by sys.exit(0) a success, with the cells after it never run."""
@@ -162,15 +121,6 @@ def test_sys_exit_is_a_failure(folder, code):
     assert (outcome.status, outcome.exit_code) == ("failed", 1)
     assert record.manifest["error"]["type"] == "SystemExit"
     assert "ends nothing well" in outcome.message
-
-
-def test_a_mistake_told_by_the_workbook_is_exit_code_2(folder):
-    outcome, record = run(
-        folder, "from nbutils.foundation.errors import CorpusError\nraise CorpusError('No text. Add some.')"
-    )
-    assert (outcome.status, outcome.exit_code) == ("failed", 2)
-    assert outcome.message.startswith("CorpusError: No text. Add some.")
-    assert record.status == "failed"
 
 
 def test_a_good_result_survives_a_failed_rerun(folder):
@@ -237,34 +187,6 @@ def test_two_runners_never_share_a_run_and_a_dead_one_is_seen(folder):
     assert (outcome.status, [a["status"] for a in record.manifest["attempts"]]) == ("finished", ["killed", "finished"])
 
 
-RANKS = """
-from nbutils.training.launching import launch
-from pathlib import Path
-from threading import Thread
-def hold_the_lock():
-    while len([*Path(run_folder).glob("rank*.pid")]) < 2: time.sleep(0.05)
-    time.sleep(0.5)
-    sum(range(10**13))  # compiled code that never lets go of the interpreter
-Thread(target=hold_the_lock).start()
-launch(sum, range(10**13), processes=2, log_folder=Path(run_folder))
-"""
-
-
-def test_nothing_outlives_a_killed_runner(folder):
-    """Neither a kernel in compiled code nor its two ranks, nor what a cell has started."""
-    child = "import subprocess\nopen(run_folder + '/child', 'w').write(str(subprocess.Popen(['sleep', '300']).pid))"
-    with start_cli(folder, PID, child, RANKS) as runner:
-        attempt = folder / ".attempts" / "variant"
-        processes = [int(wait_for(attempt / name)) for name in ("pid", "child", "rank0.pid", "rank1.pid")]
-        time.sleep(1.5)
-        assert all(map(is_alive, processes))
-        runner.kill()
-        deadline = time.monotonic() + 5
-        while any(map(is_alive, processes)):
-            assert time.monotonic() < deadline, [*map(is_alive, processes)]
-            time.sleep(0.05)
-
-
 @pytest.mark.parametrize(
     "busy", ["time.sleep(100)", "import hashlib; hashlib.pbkdf2_hmac('sha256', b'a', b'b', 10**9)"]
 )
@@ -273,13 +195,11 @@ def test_a_runner_asked_to_stop_ends_its_kernel_and_says_so(folder, busy):
     with start_cli(folder, PID, busy, "x = 1") as runner:
         pid = int(wait_for(folder / ".attempts" / "variant" / "pid"))
         time.sleep(0.3)
-        start = time.monotonic()
         for _ in range(3):  # as schedulers do that signal each process of a job; all of it is one request
             runner.terminate()
             time.sleep(0.05)
         _, told = runner.communicate(timeout=20)
     assert runner.returncode == 75
-    assert time.monotonic() - start < 10
     assert "asked to stop" in told
     assert not is_alive(pid)
     (record,) = load_runs(folder)
@@ -306,14 +226,3 @@ def test_a_need_that_is_not_finished_is_told(folder):
         run_variant(variant, "plan", folder)
     run(folder, "x = 1", name="data")
     assert place_needs(variant, folder).params == {"seed": 1, "data_folder": str(folder / "data")}
-
-
-def test_parameters_are_refused_before_anything_is_made(folder):
-    notebook = write_notebook(folder.parent / "study.ipynb")
-    start = time.monotonic()
-    with pytest.raises(ParameterError, match="'alpha'"):
-        flat_variant(notebook, "study", {"alhpa": 1})
-    with pytest.raises(PlanError, match="run_folder is set by the runner"):
-        flat_variant(notebook, "study", {"run_folder": "here"})
-    assert time.monotonic() - start < 0.3
-    assert not folder.exists()

@@ -20,7 +20,6 @@ LOG_LINES = 20
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 PRINTED = "printed.txt"  # beside the notebook: all that its cells printed, where the notebook has not all of it
 BUDGET, SHORT = 80_000, 2_000  # characters of all long printed outputs together; those that are never shortened
-FLOOD, ENDS = 30, 5  # outputs of a cell above which figures and tables are left out, but for so many at either end
 
 
 # ---- what failed -----------------------------------------------------------------------------------------------------
@@ -113,35 +112,25 @@ def plain(text: str) -> str:
 
 
 def shorten_printed(notebook: Path) -> None:
-    """Leave the middle of long printed outputs, and of floods of figures, out of `notebook`; PRINTED has it all then.
+    """Leave the middle of long printed outputs out of `notebook`; PRINTED beside it then has them whole.
 
-    What a cell printed becomes one text for stdout and one for stderr. Errors stay. Raises OSError where there is no
-    room for PRINTED; the notebook is then as it was.
+    What a cell printed becomes one text for stdout and one for stderr. Raises OSError where there is no room for
+    PRINTED; the notebook is then as it was.
     """
     saved = nbformat.read(notebook, as_version=4)
     before, cells = nbformat.writes(saved), [cell for cell in saved.cells if cell.get("outputs")]
-    printed = "".join(_in_words(output) for cell in cells for output in cell.outputs)
+    printed = "".join(each.text for cell in cells for each in cell.outputs if each.output_type == "stream")
     for cell in cells:
         cell.outputs = _merged(cell.outputs)
     streams = [each for cell in cells for each in cell.outputs if each.output_type == "stream"]
     share = max(SHORT, BUDGET // max(1, sum(len(each.text) > SHORT for each in streams)))
-    long, floods = [each for each in streams if len(each.text) > share], [c for c in cells if len(c.outputs) > FLOOD]
+    long = [each for each in streams if len(each.text) > share]
     for stream in long:
         stream.text = _ends_of_text(stream.text, share)
-    for cell in floods:
-        cell.outputs = _ends_of_flood(cell.outputs)
-    if long or floods:
+    if long:
         atomic_write(notebook.with_name(PRINTED), printed)
     if (after := nbformat.writes(saved)) != before:
         atomic_write(notebook, after)
-
-
-def _in_words(output: NotebookNode) -> str:
-    """What PRINTED has of an output: what was printed, and the text of tables and figures."""
-    if output.output_type == "stream":
-        return output.text
-    text = output.get("data", {}).get("text/plain", "")
-    return f"{text}\n" if text else ""
 
 
 def _merged(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
@@ -168,13 +157,3 @@ def _ends_of_text(text: str, characters: int) -> str:
     missing = len(text) - len(head) - len(tail)
     between = "" if head.endswith("\n") else "\n"
     return f"{head}{between}[... {missing:,} characters are left out here; {PRINTED} has all ...]\n{tail}"
-
-
-def _ends_of_flood(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
-    """The first and the last figures and tables, and all that was printed or went wrong."""
-    shown = [number for number, each in enumerate(outputs) if each.output_type not in ("stream", "error")]
-    left_out = shown[ENDS:-ENDS]
-    told = f"[... {len(left_out)} outputs are left out here ...]"
-    note = nbformat.v4.new_output("display_data", {"text/plain": told})
-    gone = set(left_out[1:])
-    return [note if n in left_out[:1] else each for n, each in enumerate(outputs) if n not in gone]

@@ -111,24 +111,18 @@ class Keeper:
             self.returncode = -signal.SIGKILL
             raise KeeperGone from None
 
-    def poll(self) -> int | None:
-        """The kernel's exit code, -N where signal N ended it, None while it runs."""
-        return self._end(0)
-
-    def wait(self, timeout: float | None = None) -> int:
-        """Wait for the exit code. Raises subprocess.TimeoutExpired after `timeout` seconds."""
-        code = self._end(timeout)
-        if code is None:
-            raise subprocess.TimeoutExpired("kernel", timeout)
-        return code
-
-    def _end(self, seconds: float | None) -> int | None:
+    def poll(self, seconds: float | None = 0) -> int | None:
+        """The kernel's exit code, -N where signal N ended it; None where it still runs after so long (None: waits)."""
         if self.returncode is None and self._connection.poll(seconds):
             try:
                 self.returncode, self.peak_memory_mib = self._connection.recv()
             except (OSError, EOFError):
                 self.returncode = -signal.SIGKILL  # the keeper was killed, and with it the kernel
         return self.returncode
+
+    def wait(self) -> int:
+        """The exit code, when the kernel has ended."""
+        return self.poll(None)
 
     def send_signal(self, number: int) -> None:
         """Send a signal, SIGKILL to all the kernel's group; nothing where the kernel has ended."""

@@ -144,34 +144,29 @@ class LocalEngine:
         self._check_gpu_ids()
         self._expected = variants
         for variant in variants:
-            share, cores = self._share(variant), environment.cores()
-            for asked, there, what, key in (
-                (share.gpus, len(self.gpus), "GPUs", "gpus"),
-                (share.cores, cores, "cores", "cpus"),
-            ):
-                if asked > there:
-                    raise PlanError(
-                        f"{variant.name} asks for {asked} {what}, and there are {there} here. Let its stage ask for "
-                        f"fewer, with `resources: {{{key}: ...}}`, or run it where there are as many."
-                    )
+            share, gpus, cores = self._share(variant), len(self.gpus), environment.cores()
+            short = f"{share.gpus} GPUs, and there are {gpus}" if share.gpus > gpus else ""
+            short = short or (f"{share.cores} cores, and there are {cores}" if share.cores > cores else "")
+            if short:
+                raise PlanError(
+                    f"{variant.name} asks for {short} here. Let its stage ask for fewer, with `resources: {{gpus: ..., "
+                    "cpus: ...}`, or run it where there are as many."
+                )
 
     def _check_gpu_ids(self) -> None:
         """Raise PlanError where an id is empty, given twice or, as somebody named them, no GPU of this machine."""
-        told, cure = f"The GPUs to share out are {','.join(self.gpus)!r}, and", "Name each once, with --gpus"
         twice = [each for each, times in Counter(self.gpus).items() if times > 1]
-        if not all(each.strip() for each in self.gpus):
-            raise PlanError(f"{told} an id is empty. {cure} or {VISIBLE}, as 0,1.")
-        if twice:
-            raise PlanError(f"{told} {twice[0]} is there twice. {cure} or {VISIBLE}, as 0,1.")
+        if twice or not all(each.strip() for each in self.gpus):
+            wrong = f"{twice[0]} is there twice" if twice else "an id is empty"
+            told = f"The GPUs to share out are {','.join(self.gpus)!r}, and {wrong}."
+            raise PlanError(f"{told} Name each once, with --gpus or {VISIBLE}, as 0,1.")
         there = [str(number) for number in range(len(environment.gpus()))]
         if not self._named_gpus or (not there and any(DEVICES.glob("nvidia[0-9]*"))):  # the driver without its tool
             return
         for each in self.gpus:
             if each not in there and not (there and each.startswith(UUIDS)):
-                has = f"it has {', '.join(there)}. Name some of those with --gpus" if there else "it has none"
-                raise PlanError(
-                    f"There is no GPU {each} on this machine; {has}{'' if there else '. Leave --gpus out'}."
-                )
+                cure = "Name some of those with --gpus" if there else "Leave --gpus out"
+                raise PlanError(f"There is no GPU {each} on this machine; it has {', '.join(there) or 'none'}. {cure}.")
 
     def has_room(self, variant: Variant) -> bool:
         """Whether it can start now. The first that cannot is next: for it is kept what the oldest runners give back."""

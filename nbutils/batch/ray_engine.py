@@ -9,13 +9,10 @@ again, however often that happens, and goes on from its newest checkpoint.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -31,7 +28,7 @@ from nbutils.batch.ray_node import STOP_SECONDS, Task, work
 from nbutils.batch.runner import KERNEL_DIED, Outcome
 from nbutils.foundation import environment
 from nbutils.foundation.errors import PlanError, RunError
-from nbutils.foundation.places import ROOT, relative
+from nbutils.foundation.places import relative
 from nbutils.runs.keys import nbutils_sha256
 from nbutils.runs.manifest import KILLED
 from nbutils.runs.plans import Plan, Variant
@@ -39,7 +36,6 @@ from nbutils.runs.plans import Plan, Variant
 LOCAL = "local"  # the address of a cluster of this machine alone
 MARKS = ".ray"  # in the plan's folder: a folder for each batch at work, which its nodes must see
 CONNECT_SECONDS = 5.0
-LOOK_SECONDS = 60.0  # to import Ray and ask a cluster, on a busy machine
 FORCE_SECONDS = 10.0  # for Ray to end what does not stop
 STORE_BYTES = 80 << 20  # about the least Ray takes; nothing of a run goes through its object store
 LONGEST_FOLDER = 20  # characters; with ours and what Ray adds a socket's path has 86 more, and may have 107
@@ -65,6 +61,7 @@ class RayEngine:
     address: str = ""
     counts_preemption: ClassVar[bool] = False  # a node that goes asks its runners to stop, if there is time
     _nodes: list[tuple[int, int]] = field(default_factory=list, init=False)  # (GPUs, cores) of each
+    _expected: list[Variant] = field(default_factory=list, init=False)
     _tasks: dict[Any, Task] = field(default_factory=dict, init=False)  # by Ray's reference to what they return
     _begun: set[str] = field(default_factory=set, init=False)
     _ray: ModuleType | None = field(default=None, init=False)
@@ -89,6 +86,7 @@ class RayEngine:
                 reason = error.strerror or error
                 raise RunError(f"{relative(self._marks)} cannot be made ({reason}). Mend it, then run again.") from None
             stack.enter_context(_connected(self._ray, self.address))
+            self._check_room()
             self._function = self._ray.remote(max_retries=0, retry_exceptions=False)(work)
             self._open = stack.pop_all()
         return self
@@ -98,15 +96,17 @@ class RayEngine:
             self.stop()
 
     def check(self, variants: list[Variant]) -> None:
-        """Raise PlanError where one asks for more than any node has.
+        """Raise RunError where Ray is not installed or nothing listens at the address. Asks nobody for no variants."""
+        self._expected = variants
+        if variants:
+            import_ray()
+            _check_address(self.address)
 
-        Raises RunError where Ray is not installed or the cluster does not answer. Asks nobody for no variants.
-        """
-        if not variants:
-            return
-        import_ray()
-        self._nodes = look_at(self.address)
-        for variant in variants:
+    def _check_room(self) -> None:
+        """Raise PlanError where a variant asks for more than any node has."""
+        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        self._nodes = [(int(node.get("GPU", 0)), int(node.get("CPU", 0))) for node in alive]
+        for variant in self._expected:
             gpus, cpus = self._request(variant)
             if not any(node[0] >= gpus and node[1] >= cpus for node in self._nodes):
                 nodes = " or ".join(f"{gpus} GPUs and {cpus} cores" for gpus, cpus in sorted(set(self._nodes))[::-1])
@@ -224,29 +224,10 @@ def import_ray() -> ModuleType:
     return ray
 
 
-def look_at(address: str) -> list[tuple[int, int]]:
-    """(GPUs, cores) of each node of the cluster at `address`; of this machine where it is `local`.
-
-    Ray tries for two minutes to reach a cluster that is not there and then kills the process, so a process of its own
-    looks. Raises RunError where the cluster cannot be reached, has another version of Ray or Python, or lets nobody in.
-    """
-    if address == LOCAL:
-        return [(len(machine_gpus()), environment.cores())]
-    if address != "auto":
-        _check_address(address)
-    command = [sys.executable, "-c", "from nbutils.batch.ray_engine import tell; tell()", address]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LOOK_SECONDS, cwd=ROOT)
-        found = json.loads(done.stdout.splitlines()[-1])
-    except (subprocess.TimeoutExpired, IndexError, ValueError):
-        raise RunError(f"Nothing at {address} answers as a Ray cluster does. {WHICH}") from None
-    if isinstance(found, str):
-        raise RunError(f"The Ray cluster at {address} cannot be used: {found} {WHICH}")
-    return [(gpus, cpus) for gpus, cpus in found]
-
-
 def _check_address(address: str) -> None:
-    """Raises RunError for an address of another kind, or where nothing listens."""
+    """Raise RunError for the address of another kind, or where nothing listens: Ray would try for two minutes."""
+    if address in (LOCAL, "auto"):
+        return
     if "://" in address:
         raise RunError(
             f"{address} is an address for clients outside the cluster. The batch runs on a machine of the cluster, "
@@ -257,18 +238,6 @@ def _check_address(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError, ValueError) as error:
         raise RunError(f"No Ray cluster at {address}: {getattr(error, 'strerror', '') or error}. {WHICH}") from None
-
-
-def tell() -> None:
-    """For `look_at`, in a process of its own: print what the cluster at the address of the command line has."""
-    try:
-        ray = import_ray()
-        ray.init(address=sys.argv[1], **QUIET)
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        found = [(int(node.get("GPU", 0)), int(node.get("CPU", 0))) for node in alive]
-    except Exception as error:
-        found = _first_line(error)
-    print(json.dumps(found), flush=True)
 
 
 def _first_line(error: BaseException) -> str:
@@ -295,6 +264,6 @@ def _connected(ray: ModuleType, address: str) -> Iterator[None]:
             with signals_held_back():  # Ray sets a handler of its own for SIGTERM, which would end the batch at once
                 ray.init(**settings)
         except Exception as error:
-            raise RunError(f"Ray does not start for {address}: {_first_line(error)} Try again.") from None
+            raise RunError(f"Ray does not start for {address}: {_first_line(error)} {WHICH}") from None
         ray._private.worker.print_to_stdstream = lambda *said, **how: None  # pages about each node that is lost
         yield

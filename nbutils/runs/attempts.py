@@ -71,11 +71,6 @@ class Place:
     def log(self) -> Path:
         return self.plan_folder / LOGS / self.variant
 
-    @property
-    def host_log(self) -> Path:
-        """What the process that forks its kernel printed, where that is not the batch's."""
-        return self.plan_folder / LOGS / f".{self.variant}.kernel-host"
-
     def reserve(self) -> None:
         """Take the room that the record of the end will need, before the disk can be full."""
         (self.attempt / RESERVE).write_bytes(bytes(RESERVED))

@@ -17,7 +17,7 @@ from tiny_notebooks import write_notebook, write_plan
 
 from nbutils.batch.batch import Batch, register_plan, select
 from nbutils.batch.local_engine import LocalEngine, default_workers
-from nbutils.batch.progress import LogDisplay, Retry, Running, Tally, duration
+from nbutils.batch.progress import LogDisplay, Retry, Running, Tally
 from nbutils.batch.runner import Outcome, place_needs
 from nbutils.batch.status import folder_status, plan_status
 from nbutils.foundation import environment
@@ -220,13 +220,6 @@ with make_display("quick") as display:
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
     assert "quick: 0 of 4 finished, about 8 h 20 min left" in text  # (3 + 3 * 4) times 4000 s of work for two
     assert re.search(r"study-\[red\]1 +step 100 of 400 +1 h 06 min", text)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")]
-)
-def test_durations(seconds, words):
-    assert duration(seconds) == words
 
 
 @pytest.mark.parametrize(

@@ -26,10 +26,6 @@ def stream(name: str, text: str) -> nbformat.NotebookNode:
     return nbformat.v4.new_output("stream", name=name, text=text)
 
 
-def shown(text: str) -> nbformat.NotebookNode:
-    return nbformat.v4.new_output("display_data", {"text/plain": text, "text/html": f"<b>{text}</b>"})
-
-
 def shortened(folder: Path, *cells: list[nbformat.NotebookNode]) -> list[list[nbformat.NotebookNode]]:
     """The outputs of the cells of a notebook, shortened."""
     made = [nbformat.v4.new_code_cell("work()", outputs=outputs) for outputs in cells]
@@ -75,17 +71,6 @@ def test_long_texts_are_shortened_and_kept_whole_beside(tmp_path):
     assert one.startswith("ééé")
     assert sum(map(len, (short, many, one, again))) < 1.1 * BUDGET
     assert (tmp_path / PRINTED).read_text(encoding="utf-8") == "".join(given)
-
-
-def test_of_a_flood_of_tables_the_first_and_last_stay_and_every_error(tmp_path):
-    error = nbformat.v4.new_output("error", ename="ValueError", evalue="diverged")
-    flood = [stream("stdout", "begin\n"), *(shown(f"table {n}") for n in range(200)), error, shown("late")]
-    few = [shown(f"figure {n}") for n in range(30)]
-    calm, thinned = shortened(tmp_path, few, flood)
-    assert calm == few and error in thinned and len(thinned) == 13
-    told = [each.data["text/plain"] for each in thinned if "data" in each]
-    assert (told[0], told[5], told[-1]) == ("table 0", "[... 191 outputs are left out here ...]", "late")
-    assert "table 199\nlate\n" in (tmp_path / PRINTED).read_text()
 
 
 def test_a_notebook_is_as_it_was_where_the_rest_cannot_be_kept(tmp_path):

@@ -122,23 +122,20 @@ def test_more_than_there_is_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("gpus", "told"),
-    [
-        (("0", "1", "0"), "The GPUs to share out are '0,1,0', and 0 is there twice."),
-        (("0", ""), "The GPUs to share out are '0,', and an id is empty."),
-        ((" ",), "The GPUs to share out are ' ', and an id is empty."),
-    ],
-)
-def test_a_gpu_is_named_once(tmp_path, gpus, told):
-    """The second variant would find none."""
-    with pytest.raises(PlanError) as refusal:
-        LocalEngine("p", tmp_path / "runs", 2, gpus).check([])
-    assert str(refusal.value) == f"{told} Name each once, with --gpus or CUDA_VISIBLE_DEVICES, as 0,1."
-
-
-@pytest.mark.parametrize(
     ("there", "gpus", "told"),
     [
+        (
+            2,
+            ("0", "1", "0"),
+            "The GPUs to share out are '0,1,0', and 0 is there twice. Name each once, with --gpus or "
+            "CUDA_VISIBLE_DEVICES, as 0,1.",
+        ),
+        (
+            2,
+            ("0", ""),
+            "The GPUs to share out are '0,', and an id is empty. Name each once, with --gpus or "
+            "CUDA_VISIBLE_DEVICES, as 0,1.",
+        ),
         (0, ("0",), "There is no GPU 0 on this machine; it has none. Leave --gpus out."),
         (0, ("GPU-8932f937",), "There is no GPU GPU-8932f937 on this machine; it has none. Leave --gpus out."),
         (2, ("0", "2"), "There is no GPU 2 on this machine; it has 0, 1. Name some of those with --gpus."),

@@ -13,7 +13,6 @@ from one_run import PID, WRITE, cells_of, is_alive, run, start_cli, wait_for
 from tiny_notebooks import write_notebook
 
 from nbutils.batch.runner import flat_variant, place_needs, run_variant
-from nbutils.batch.status import folder_status
 from nbutils.foundation.errors import RunError
 from nbutils.foundation.files import read_json
 from nbutils.runs.attempts import Place
@@ -78,16 +77,6 @@ def test_a_file_that_cannot_be_had_is_told(tmp_path, monkeypatch, number, told):
     assert "Make room or mend it, then run again." in str(refusal.value)
 
 
-def test_what_an_error_says_cannot_take_over_a_terminal(folder):
-    told = "\\x1b[31m\\x00 \\x9d \\u202eback " + "long " * 1000
-    outcome, record = run(folder, f'raise ValueError("{told}")')
-    assert all(character.isprintable() for character in outcome.message)
-    assert "\\u202eback" in outcome.message and len(outcome.message) < 1000
-    assert record.manifest["error"]["type"] == "ValueError"
-    table = folder_status(folder.parent)
-    assert "\x1b" not in table and "\r" not in table
-
-
 def test_an_error_that_cannot_be_sent_is_a_failure_all_the_same(folder):
     """Half a character: the kernel's message about it never arrives, and papermill sees a notebook without an error."""
     outcome, record = run(folder, "raise ValueError('\\ud800')")
@@ -114,10 +103,9 @@ def test_a_killed_kernel_is_killed_in_the_record_and_in_the_notebook(folder):
     assert error["ename"] == "KernelDied"
 
 
-@pytest.mark.parametrize("code", ["", "0", "3"])
-def test_sys_exit_is_a_failure(folder, code):
+def test_sys_exit_is_a_failure(folder):
     """papermill calls a notebook that left by sys.exit(0) a success, with the cells after it never run."""
-    outcome, record = run(folder, f"import sys; sys.exit({code})", "never = 1")
+    outcome, record = run(folder, "import sys; sys.exit(0)", "never = 1")
     assert (outcome.status, outcome.exit_code) == ("failed", 1)
     assert record.manifest["error"]["type"] == "SystemExit"
     assert "ends nothing well" in outcome.message
@@ -133,14 +121,6 @@ def test_a_good_result_survives_a_failed_rerun(folder):
     assert (folder / ".attempts" / "variant" / "notebook.ipynb").is_file()
     outcome, record = run(folder, "x = 1")
     assert (record.status, record.newer, len(record.manifest["attempts"])) == ("finished", None, 3)
-
-
-def test_a_folder_name_with_braces_is_a_folder_name(tmp_path):
-    """papermill would fill {alpha} in from the parameters."""
-    folder = tmp_path / "runs {alpha} {x}"
-    outcome, record = run(folder, WRITE)
-    assert outcome.status == "finished"
-    assert (record.folder / "out.txt").is_file()
 
 
 def test_text_parameters_arrive_as_they_are(folder):

@@ -75,60 +75,47 @@ ENDINGS = (
 
 
 @dataclass(frozen=True)
-class Claim:
-    """What a saved notebook says of its cells. `completed`: their numbers; None where it cannot be read."""
-
-    completed: frozenset[int] | None = frozenset()
-    running: int = 0
-    exception: bool = False
-    saved: bool = True
-
-
-@dataclass(frozen=True)
 class Told:
     """How a tool told of an ending."""
 
     exit_code: int
-    claim: Claim
+    completed: frozenset[int] | None  # cells that its notebook calls so; None where that cannot be read
     done: frozenset[int]  # the cells that did end
     kept: bool  # the good result is there: the earlier one or, of a run that finished, its own
     status: str = ""  # as recorded, by ours alone
     message: str = ""
-    orphan: bool = False
+    orphan: bool = False  # the kernel lives on
 
     @property
     def is_right(self) -> bool:
         """Whether all it says is so."""
         finished = len(self.done) == CELLS
         recorded = not self.status or (self.status == "finished") == finished
-        claimed = self.claim.completed is not None and self.claim.completed <= self.done
+        claimed = self.completed is not None and self.completed <= self.done
         return recorded and claimed and (self.exit_code == 0) == finished
 
-    def claims(self) -> str:
-        """What the notebook says, in words."""
-        if not self.claim.saved:
-            return "nothing is saved"
-        if self.claim.completed is None:
-            return "cannot be read"
-        count = len(self.claim.completed)
-        truly = f" ({len(self.done)} did)" if self.claim.completed != self.done else ""
-        running = ", one runs" if self.claim.running else ""
-        return f"{count} of {CELLS} cells completed{truly}{running}, {'an' if self.claim.exception else 'no'} exception"
+    def cells(self) -> str:
+        """What is told, for the table: exit code as a shell has it, what is claimed, whether the result is there."""
+        code = self.exit_code if self.exit_code >= 0 else 128 - self.exit_code
+        claims = "its notebook cannot be read"
+        if self.completed is not None:
+            claims = f"{len(self.completed)} of {CELLS} cells completed ({len(self.done)} did)"
+        told = f"{self.status or 'not recorded'}: {shortened(self.message)}" if self.message or self.status else claims
+        wrong, orphan = "" if self.is_right else "**wrong**: ", "; its kernel lives on" if self.orphan else ""
+        return f"{code} | {wrong}{told}{orphan} | {'yes' if self.kept else '**no**'}"
 
 
-def read_claim(notebook: Path) -> Claim:
-    """What papermill's metadata say in the saved `notebook`; cells are numbered without those of parameters."""
+def read_claim(notebook: Path) -> frozenset[int] | None:
+    """The cells that the saved `notebook` calls completed, numbered without those of parameters; none without it."""
     if not notebook.is_file():
-        return Claim(saved=False)
+        return frozenset()
     try:
         saved = nbformat.read(notebook, as_version=4)
     except Exception:  # half of it, or nothing
-        return Claim(completed=None)
+        return None
     cells = [cell for cell in saved.cells if cell.cell_type == "code" and not cell.metadata.get("tags")]
     statuses = [cell.metadata.get("papermill", {}).get("status") for cell in cells]
-    completed = frozenset(number for number, status in enumerate(statuses, 1) if status == "completed")
-    exception = bool(saved.metadata.get("papermill", {}).get("exception"))
-    return Claim(completed, statuses.count("running"), exception)
+    return frozenset(number for number, status in enumerate(statuses, 1) if status == "completed")
 
 
 def holds_good(notebook: Path) -> bool:
@@ -203,7 +190,7 @@ class Scene:
 
     def _told_by_papermill(self, out: Path, code: int, earlier: bytes, done: frozenset[int], orphan: bool) -> Told:
         notebook = out / "study.ipynb"
-        claim = Claim(saved=False) if notebook.read_bytes() == earlier else read_claim(notebook)
+        claim = frozenset() if notebook.read_bytes() == earlier else read_claim(notebook)
         return Told(code, claim, done, holds_good(notebook), orphan=orphan)
 
     def _told_by_us(self, out: Path, code: int, errors: str, done: frozenset[int], orphan: bool) -> Told:
@@ -211,7 +198,7 @@ class Scene:
         latest = run.newer or run.manifest
         attempted = len(latest["attempts"]) > 1
         notebook = (Place(out, "study").attempt if run.newer else run.folder) / "notebook.ipynb"
-        claim = read_claim(notebook) if attempted else Claim(saved=False)
+        claim = read_claim(notebook) if attempted else frozenset()
         said = re.findall(r"^error: (.*)", errors, re.MULTILINE)
         error = latest["error"] if attempted else None
         message = f"{error['type']}: {error['message']}" if error else (said[-1] if said else "")
@@ -259,28 +246,17 @@ def may_mount() -> bool:
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-HEADER = ("what happened", "papermill: exit code", "its notebook says", "a good result is there")
-HEADER += ("`nbutils run`: recorded, exit code", "its message", "a good result is there")
+HEADER = "| what happened | papermill exits with | its notebook | a good result is there | `nbutils run` exits with "
+HEADER += "| its record | a good result is there |\n|---|---|---|---|---|---|---|"
 
 
-def table(rows: list[str], theirs: list[Told], ours: list[Told]) -> str:
-    """The whole table in Markdown, with how often each was right and kept the result."""
-    marks, results = ([f"{sum(count)} of {len(count)}" for count in counts] for counts in _counts(theirs, ours))
-    total = f"| **right** | | **{marks[0]}** | **{results[0]}** | | **{marks[1]}** | **{results[1]}** |"
-    return "\n".join([f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|", *rows, total])
-
-
-def _counts(*tools: list[Told]) -> tuple[list[list[bool]], list[list[bool]]]:
-    return [[each.is_right for each in told] for told in tools], [[each.kept for each in told] for told in tools]
-
-
-def row(ending: Ending, theirs: Told, ours: Told) -> str:
-    """One line of the table."""
-    options = " ".join([*ending.before, *ending.options.get(PAPERMILL, [])])
-    happened = ending.name + (f" (`{options}`)" if options else "")
-    cells = [happened, _code(theirs), _marked(theirs, theirs.claims()), _kept(theirs)]
-    cells += [f"{ours.status or 'not recorded'}, {_code(ours)}", _marked(ours, shortened(ours.message)), _kept(ours)]
-    return "| " + " | ".join(cells) + " |"
+def total(*tools: list[Told]) -> str:
+    """The last line of the table: how often each was right and kept the result."""
+    told = (
+        f"{sum(e.is_right for e in each)} of {len(each)} | | {sum(e.kept for e in each)} of {len(each)}"
+        for each in tools
+    )
+    return f"| **right** | {' | '.join(told)} |"
 
 
 def shortened(message: str) -> str:
@@ -289,31 +265,17 @@ def shortened(message: str) -> str:
     return first if len(first) <= LONGEST_MESSAGE else f"{first[: LONGEST_MESSAGE - 1].rstrip()}…"
 
 
-def _code(told: Told) -> str:
-    return f"{told.exit_code if told.exit_code >= 0 else 128 - told.exit_code}"  # as a shell has it
-
-
-def _marked(told: Told, text: str) -> str:
-    orphan = "; the kernel lives on" if told.orphan else ""
-    return f"{'' if told.is_right else '**wrong**: '}{text}{orphan}"
-
-
-def _kept(told: Told) -> str:
-    return "yes" if told.kept else "**no**"
-
-
 def main() -> None:
     mounting = may_mount()
-    played = [ending for ending in ENDINGS if mounting or not ending.folder]
-    rows, all_told = [], {PAPERMILL: [], OURS: []}
+    all_told: tuple[list[Told], list[Told]] = ([], [])
+    print(HEADER)
     with tempfile.TemporaryDirectory(prefix="endings-") as folder:
-        for number, ending in enumerate(played):
+        for number, ending in enumerate(each for each in ENDINGS if mounting or not each.folder):
             told = [Scene(tool, ending, Path(folder) / f"{number}-{tool}").play() for tool in (PAPERMILL, OURS)]
-            rows.append(row(ending, *told))
-            print(rows[-1], file=sys.stderr, flush=True)
-            for tool, each in zip((PAPERMILL, OURS), told, strict=True):
-                all_told[tool].append(each)
-    print(table(rows, *all_told.values()))
+            print(f"| {ending.name} | {told[0].cells()} | {told[1].cells()} |", flush=True)
+            for each, kept in zip(told, all_told, strict=True):
+                kept.append(each)
+    print(total(*all_told))
     if not mounting:
         print("\nLeft out, for want of the right to mount: a full folder, one that cannot be written.")
 

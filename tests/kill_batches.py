@@ -53,6 +53,7 @@ PRELOADED = ("nbutils.runs.run_folder", "pyarrow.parquet")
 RETRIES, BACKOFF_SECONDS = 20, 0.0005  # it doubles with every retry
 LONGEST_PAUSE = 1.5  # seconds between two kills
 BATCH_SECONDS = 300.0  # for a batch that nobody kills any more, and for what a killed one leaves at work
+BATCH_ITSELF = 0.1  # how often it is the batch that is killed
 LOOK_SECONDS = 0.02
 
 
@@ -97,10 +98,12 @@ class Hunt:
         words = [sys.executable, __file__, "--batch", str(self.plan_file), str(self.runs)]
         with log.open("w") as output:
             batch = subprocess.Popen(words, stdout=output, stderr=output, env=os.environ | {MARK: mark})
+        begun = self._locks()
+        self._look_until(lambda: self._locks() != begun or batch.poll() is not None)
         while batch.poll() is None and self.made < self.kills:
             until = time.monotonic() + self.chance.uniform(0, LONGEST_PAUSE)
             self._look_until(lambda until=until: time.monotonic() > until or batch.poll() is not None)
-            self._kill_one(mark)
+            self._kill_one(mark, batch.pid)
         self._look_until(lambda: batch.poll() is not None)
         if batch.returncode not in (0, -signal.SIGKILL):
             raise Fault(f"a batch ended with {batch.returncode}:\n{log.read_text()[-3000:]}")
@@ -109,10 +112,14 @@ class Hunt:
         if batch.returncode == 0:
             self._must_be_finished()
 
-    def _kill_one(self, mark: str) -> None:
-        victims = processes_of(mark)
-        if not victims:
-            return
+    def _locks(self) -> list[int]:
+        """When a runner last took each lock."""
+        return [path.stat().st_mtime_ns for path in sorted((self.runs / LOCKS).glob("[!.]*"))]
+
+    def _kill_one(self, mark: str, batch: int) -> None:
+        victims = [each for each in processes_of(mark) if each != batch]
+        if not victims or self.chance.random() < BATCH_ITSELF:
+            victims = [batch]
         try:
             os.kill(self.chance.choice(victims), signal.SIGKILL)
         except ProcessLookupError:

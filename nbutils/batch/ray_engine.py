@@ -23,6 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
+import psutil
+
 from nbutils.batch.local_engine import machine_gpus, signals_held_back
 from nbutils.batch.ray_node import STOP_SECONDS, Task, work
 from nbutils.batch.runner import KERNEL_DIED, Outcome
@@ -37,6 +39,7 @@ LOCAL = "local"  # the address of a cluster of this machine alone
 MARKS = ".ray"  # in the plan's folder: a folder for each batch at work, which its nodes must see
 CONNECT_SECONDS = 5.0
 FORCE_SECONDS = 10.0  # for Ray to end what does not stop
+STARTS = 3  # tries at a cluster of this machine: Ray waits only half a minute for its processes
 STORE_BYTES = 80 << 20  # about the least Ray takes; nothing of a run goes through its object store
 LONGEST_FOLDER = 20  # characters; with ours and what Ray adds a socket's path has 86 more, and may have 107
 QUIET = {"log_to_driver": False, "logging_level": "error"}
@@ -252,18 +255,35 @@ def _connected(ray: ModuleType, address: str) -> Iterator[None]:
     Raises RunError where Ray does not start.
     """
     settings: dict[str, Any] = {"address": address, **QUIET}
+    folder, tries = "", 1
     with ExitStack() as stack:
         if address == LOCAL:
             base = tempfile.gettempdir()
             base = base if len(base) <= LONGEST_FOLDER else "/tmp"
-            folder = tempfile.TemporaryDirectory(prefix="ray-", dir=base, ignore_cleanup_errors=True)
-            settings |= {"_temp_dir": stack.enter_context(folder), "object_store_memory": STORE_BYTES}
-            settings |= {"num_gpus": len(machine_gpus()), "num_cpus": environment.cores(), "include_dashboard": False}
-        stack.callback(ray.shutdown, wait_for_processes=True)
-        try:
-            with signals_held_back():  # Ray sets a handler of its own for SIGTERM, which would end the batch at once
-                ray.init(**settings)
-        except Exception as error:
-            raise RunError(f"Ray does not start for {address}: {_first_line(error)} {WHICH}") from None
+            temporary = tempfile.TemporaryDirectory(prefix="ray-", dir=base, ignore_cleanup_errors=True)
+            folder, tries = stack.enter_context(temporary), STARTS
+            settings |= {"_temp_dir": folder, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+            settings |= {"num_gpus": len(machine_gpus()), "num_cpus": environment.cores()}
+        stack.callback(_shut_down, ray, folder)
+        for left in reversed(range(tries)):
+            try:
+                with (
+                    signals_held_back()
+                ):  # Ray sets a handler of its own for SIGTERM, which would end the batch at once
+                    ray.init(**settings)
+                break
+            except Exception as error:
+                _shut_down(ray, folder)
+                if not left:
+                    raise RunError(f"Ray does not start for {address}: {_first_line(error)} {WHICH}") from None
         ray._private.worker.print_to_stdstream = lambda *said, **how: None  # pages about each node that is lost
         yield
+
+
+def _shut_down(ray: ModuleType, folder: str) -> None:
+    """Leave the cluster; end all of one that was started in `folder`, also what Ray has forgotten."""
+    ray.shutdown(wait_for_processes=bool(folder))
+    for process in psutil.Process().children(recursive=True) if folder else ():
+        with suppress(psutil.Error):
+            if any(folder in word for word in process.cmdline()):
+                process.kill()

@@ -36,6 +36,7 @@ DONE, BROKEN, REFUSED, RUN_AGAIN, KERNEL_DIED = 0, 1, 2, 75, 138
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a folder that is full, or not to be written
 CANNOT_WRITE = ("OSError", "SafetensorError", "RuntimeError")  # what a notebook raises then, by who writes
 HELD = "held"  # no ending: another runner, not of this batch, is at work on the variant
+KERNEL_KILLED = "KernelDied"  # the type of that error, as kernels.py records it
 NOTEBOOK = "notebook.ipynb"
 LONGEST_CELL = 100  # characters of the line that failed, in a message
 
@@ -218,7 +219,6 @@ def _interrupted(variant: Variant, watch: Watch) -> tuple[str, int, dict[str, An
 def _failed(place: Place, variant: Variant, failure: Any, watch: Watch) -> tuple[str, int, dict[str, Any]]:
     """(status, exit code, error) of a notebook that came to no good end: `failure` is a kernels.NotebookFailed."""
     from nbutils.batch.executed_notebook import mark_ending
-    from nbutils.batch.kernels import KernelDied
 
     record = failure.record
     if watch.limit:
@@ -230,7 +230,7 @@ def _failed(place: Place, variant: Variant, failure: Any, watch: Watch) -> tuple
         return PREEMPTED, RUN_AGAIN, record
     if watch.asked:
         return PREEMPTED, RUN_AGAIN, record | _told(Preempted(AGAIN))
-    if isinstance(failure, KernelDied) or record["type"] == RankKilled.__name__:
+    if record["type"] in (KERNEL_KILLED, RankKilled.__name__):
         return KILLED, KERNEL_DIED, record
     if record["type"] in CANNOT_WRITE and any(os.strerror(each) in record["message"] for each in UNWRITABLE):
         told = f"{record['message'].rstrip('.')}. Make room or mend it, then run again."

@@ -1,10 +1,9 @@
-"""How endings are judged for the comparison with papermill: python tests/endings_beside_papermill.py makes it."""
+"""How endings are judged for the comparison with papermill, and two of them played."""
 
 from __future__ import annotations
 
-import nbformat
 import pytest
-from endings_beside_papermill import Claim, Told, holds_good, read_claim, shortened
+from endings_beside_papermill import ENDINGS, OURS, PAPERMILL, Scene, Told
 
 ALL = frozenset({1, 2, 3})
 
@@ -12,7 +11,6 @@ ALL = frozenset({1, 2, 3})
 @pytest.mark.parametrize(
     ("code", "completed", "done", "status", "right"),
     [
-        (0, ALL, ALL, "", True),
         (0, ALL, ALL, "finished", True),
         (1, ALL, ALL, "", False),  # it finished, and says it did not
         (138, {1}, {1}, "killed", True),
@@ -24,29 +22,14 @@ ALL = frozenset({1, 2, 3})
     ],
 )
 def test_who_is_right(code, completed, done, status, right):
-    claim = Claim(None if completed is None else frozenset(completed))
-    assert Told(code, claim, frozenset(done), kept=True, status=status).is_right == right
+    claimed = None if completed is None else frozenset(completed)
+    assert Told(code, claimed, frozenset(done), kept=True, status=status).is_right == right
 
 
-def test_what_a_notebook_claims(tmp_path):
-    statuses = ["completed", "failed", "running", "pending"]
-    cells = [nbformat.v4.new_code_cell("x", metadata={"papermill": {"status": status}}) for status in statuses]
-    parameters = nbformat.v4.new_code_cell(
-        "y = 1", metadata={"tags": ["parameters"], "papermill": {"status": "completed"}}
-    )
-    metadata = {"papermill": {"exception": True}}
-    notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_markdown_cell("z"), parameters, *cells], metadata=metadata
-    )
-    nbformat.write(notebook, tmp_path / "saved.ipynb")
-    assert read_claim(tmp_path / "saved.ipynb") == Claim(frozenset({1}), running=1, exception=True)
-    assert not holds_good(tmp_path / "saved.ipynb")
-    (tmp_path / "half.ipynb").write_bytes((tmp_path / "saved.ipynb").read_bytes()[:200])
-    assert read_claim(tmp_path / "half.ipynb").completed is None
-    assert not holds_good(tmp_path / "half.ipynb")
-    assert not read_claim(tmp_path / "none.ipynb").saved
-
-
-def test_messages_are_shortened_to_their_first_sentence():
-    assert shortened("A: it took 0.05 minutes (full). Make room.") == "A: it took 0.05 minutes (full)"
-    assert len(shortened("x" * 200)) == 90
+@pytest.mark.soak
+def test_a_cell_that_leaves_by_sys_exit_is_told_by_ours_alone(tmp_path):
+    (ending,) = (each for each in ENDINGS if "sys.exit" in each.name)
+    theirs, ours = (Scene(tool, ending, tmp_path / tool).play() for tool in (PAPERMILL, OURS))
+    assert (theirs.exit_code, theirs.is_right, theirs.kept) == (0, False, False)
+    assert (ours.exit_code, ours.status, ours.is_right, ours.kept) == (1, "failed", True, True)
+    assert "| **no**" in theirs.cells() and ours.cells().startswith("1 | failed: SystemExit: ")

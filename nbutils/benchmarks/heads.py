@@ -19,7 +19,6 @@ from torch import Tensor
 
 from nbutils.benchmarks.measuring import Step, extra_memory, interleaved
 from nbutils.objectives import Objective, WeightedTerm, chunked_head, cosine_mixing
-from nbutils.objectives.check import textbook_values
 
 LOGIT_SPREAD = 3.0  # standard deviation of the logits, as trained models have; a flat softmax would be no fair input
 
@@ -87,7 +86,7 @@ def textbook(problem: Problem, objective: Objective) -> Step:
     def loss() -> Tensor:
         logits = problem.hidden @ problem.weight.t()
         parts = zip(objective.terms, objective.weights, strict=True)
-        return sum(w * textbook_values(t, logits, problem.weight, problem.labels).mean() for t, w in parts if w)
+        return sum(w * t.textbook(logits, problem.weight, problem.labels).mean() for t, w in parts if w)
 
     return problem.step(loss)
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from nbutils.models.products import add_matrix_product, matrix_product, product_precision
-from nbutils.objectives.head import Gradients, walk
+from nbutils.objectives.chunk import Gradients
+from nbutils.objectives.head import walk
 from nbutils.objectives.terms.cross_entropy import CrossEntropy
 
 

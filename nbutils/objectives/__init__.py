@@ -3,7 +3,7 @@
 from nbutils.data.batches import IGNORE_INDEX, UNLABELLED
 from nbutils.models.loading import head_matrices
 from nbutils.models.teacher_target import TeacherStates, TeacherTarget, TopTokens
-from nbutils.objectives.head import Term, WeightedTerm, chunked_head, term_values
+from nbutils.objectives.head import chunked_head, term_values
 from nbutils.objectives.measures import (
     Accuracy,
     Confidence,
@@ -16,6 +16,7 @@ from nbutils.objectives.measures import (
 )
 from nbutils.objectives.objective import Objective, cosine_mixing, distillation, smoothing
 from nbutils.objectives.objective_model import ObjectiveModel, Teacher, next_tokens
+from nbutils.objectives.term import Term, WeightedTerm
 from nbutils.objectives.terms.cosine import ExpectedEmbeddingCosine
 from nbutils.objectives.terms.cross_entropy import CrossEntropy
 from nbutils.objectives.terms.distillation import Distillation

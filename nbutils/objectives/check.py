@@ -5,14 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nbutils.models.teacher_target import TeacherStates, TeacherTarget, TopTokens
-from nbutils.objectives import reference
-from nbutils.objectives.head import Term, WeightedTerm, chunked_head
+from nbutils.models.teacher_target import TeacherStates, TeacherTarget
+from nbutils.objectives.head import chunked_head
 from nbutils.objectives.objective import Objective
-from nbutils.objectives.terms.cosine import ExpectedEmbeddingCosine
-from nbutils.objectives.terms.cross_entropy import CrossEntropy
-from nbutils.objectives.terms.distillation import Distillation
-from nbutils.objectives.terms.sparse_target import SmoothedCrossEntropy
+from nbutils.objectives.term import Term, WeightedTerm
 
 BATCH, TIME, VOCAB, WIDTH = 4, 16, 300, 16
 
@@ -24,7 +20,7 @@ def compare_with_textbook(objective: Objective, seed: int = 0) -> dict[str, floa
     """
     generator = torch.Generator().manual_seed(seed)
     positions = BATCH * TIME
-    vocab = next((t.targets.vocab for t in objective.terms if isinstance(t, SmoothedCrossEntropy)), VOCAB)
+    vocab = next((t.vocab for t in objective.terms if t.vocab), VOCAB)
     shapes = {"d hidden": (positions, WIDTH), "d output matrix": (vocab, WIDTH), "d embeddings": (vocab, WIDTH)}
 
     def random(*shape: int) -> Tensor:
@@ -57,28 +53,8 @@ def textbook_loss(
     """
     kept = term.rows(labels).flatten().nonzero().squeeze(-1)
     target = None if teacher is None else teacher.rows(kept)
-    values = textbook_values(term, logits[kept], embeddings, labels.flatten()[kept], target)
+    values = term.textbook(logits[kept], embeddings, labels.flatten()[kept], target)
     return values.sum() / term.units(labels).sum().clamp_min(1)
-
-
-def textbook_values(
-    term: Term, logits: Tensor, embeddings: Tensor, labels: Tensor, teacher: TeacherTarget | None = None
-) -> Tensor:
-    """The textbook form of `term` at every position, (positions,); shapes as in `reference`."""
-    if isinstance(term, ExpectedEmbeddingCosine):
-        embeddings = embeddings.detach() if term.detach_embeddings else embeddings
-        return reference.expected_embedding_cosine(logits, embeddings, labels, term.temperature, term.top_k)
-    if isinstance(term, CrossEntropy):
-        return reference.cross_entropy(logits, labels)
-    if isinstance(term, SmoothedCrossEntropy):
-        return reference.soft_cross_entropy(logits, term.targets.dense(labels, logits.dtype))
-    if isinstance(term, Distillation) and isinstance(teacher, TopTokens):
-        log_probabilities = teacher.log_probabilities.to(logits.dtype)
-        return reference.distillation_over_top(logits, teacher.columns, log_probabilities, term.temperature)
-    if isinstance(term, Distillation):
-        teacher_logits = teacher.in_precision(logits.dtype).logits(torch.empty_like(logits))
-        return reference.distillation(logits, teacher_logits, term.temperature, term.divergence, term.beta)
-    raise TypeError(f"{type(term).__name__} has no textbook form here; add it to reference.py and to this function.")
 
 
 def _relative(ours: Tensor, theirs: Tensor) -> float:

@@ -8,23 +8,8 @@ import torch
 from torch import Tensor
 
 from nbutils.models.products import matrix_product
-from nbutils.objectives.head import Chunk, Gradients, Term
-from nbutils.objectives.terms.cosine import unit
-
-
-class Measure(Term):
-    """A term that has a value for every row and no gradient. A subclass gives `value`."""
-
-    def add(self, chunk: Chunk, coefficients: Tensor | None = None, gradients: Gradients | None = None) -> Tensor:
-        if gradients is not None:
-            raise TypeError(
-                f"{type(self).__name__} has no gradient; it is a measure for evaluation, not a training term."
-            )
-        return self.value(chunk)
-
-    def value(self, chunk: Chunk) -> Tensor:
-        """One number per row of the chunk, (rows,)."""
-        raise NotImplementedError
+from nbutils.objectives.chunk import Chunk, unit
+from nbutils.objectives.term import Measure
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from nbutils.foundation.errors import ParameterError
 from nbutils.models.distillation_settings import NO_DIVERGENCE, check_distillation
-from nbutils.objectives.head import Term
+from nbutils.objectives.term import Term
 from nbutils.objectives.terms.cosine import ExpectedEmbeddingCosine
 from nbutils.objectives.terms.cross_entropy import CrossEntropy
 from nbutils.objectives.terms.distillation import Distillation
@@ -37,6 +37,22 @@ class Objective:
     def teacher_term(self) -> Term | None:
         """The term that asks a teacher, None where there is none."""
         return next((term for term in self.terms if term.uses_teacher), None)
+
+    def described(self) -> list[dict[str, Any]]:
+        """What a report says of each term that has a weight: label, formula, source, unit, weight, parameters."""
+        return [
+            {
+                **{key: getattr(term, key) for key in ("name", "label", "formula", "source", "unit")},
+                "weight": weight,
+                "parameters": {
+                    each.name: value
+                    for each in fields(term)
+                    if each.name != "name" and isinstance(value := getattr(term, each.name), int | float | str)
+                },
+            }
+            for term, weight in zip(self.terms, self.weights, strict=True)
+            if weight
+        ]
 
     def weights_at(self, progress: float) -> tuple[float, ...]:
         """The weights when `progress`, in [0, 1], of the training is done."""

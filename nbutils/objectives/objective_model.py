@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from nbutils.data.batches import IGNORE_INDEX, UNLABELLED
 from nbutils.models.loading import head_matrices
 from nbutils.models.teacher_target import TeacherTarget
-from nbutils.objectives.head import Term, WeightedTerm, chunked_head, term_values
+from nbutils.objectives.head import chunked_head, term_values
 from nbutils.objectives.objective import Objective
+from nbutils.objectives.term import Term, WeightedTerm
 
 
 class Teacher(Protocol):

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from nbutils.data.batches import Rows, collate
 from nbutils.objectives.check import textbook_loss
-from nbutils.objectives.head import Term
 from nbutils.objectives.objective_model import ObjectiveModel, next_tokens
+from nbutils.objectives.term import Term
 
 COLUMNS = (
     "step",

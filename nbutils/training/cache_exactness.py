@@ -11,7 +11,7 @@ from torch import Tensor
 from nbutils.data.batches import collate
 from nbutils.foundation.files import read_json, write_json
 from nbutils.objectives import TeacherStates, WeightedTerm, chunked_head
-from nbutils.objectives.reference import relative_entropy
+from nbutils.objectives.terms.distillation import relative_entropy
 
 if TYPE_CHECKING:
     from datasets import Dataset

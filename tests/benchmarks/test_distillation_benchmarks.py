@@ -26,6 +26,7 @@ from nbutils.benchmarks.distillation import (
     verdicts,
 )
 from nbutils.foundation import places
+from nbutils.models import products
 from nbutils.objectives import IGNORE_INDEX, WeightedTerm, chunked_head, distillation, head
 
 TINY = Sizes(vocab=67, blocks=3, block_size=12, batch=2, top_k=5, teacher=(2, 32, 2), student=(1, 16, 2))
@@ -146,10 +147,10 @@ def test_distillation_needs_no_more_buffers_than_cross_entropy(problem, monkeypa
 
 
 def test_chunks_are_even_and_small_on_a_cpu(monkeypatch):
-    monkeypatch.setattr(head, "CHUNK_BYTES", 40 * 2**20)
-    assert head.chunk_rows(32768, 768, "cuda") == 256  # three, where 320 would fit and leave 128 for the last
-    assert head.chunk_rows(32768, 320, "cuda") == 320 and head.chunk_rows(32768, 321, "cuda") == 192
-    assert head.chunk_rows(1024, 4096, "cuda") == 4096 and head.chunk_rows(1024, 4096, "cpu") == 256
+    monkeypatch.setattr(products, "CHUNK_BYTES", 40 * 2**20)
+    assert products.chunk_rows(32768, 768, "cuda") == 256  # three, where 320 would fit and leave 128 for the last
+    assert products.chunk_rows(32768, 320, "cuda") == 320 and products.chunk_rows(32768, 321, "cuda") == 192
+    assert products.chunk_rows(1024, 4096, "cuda") == 4096 and products.chunk_rows(1024, 4096, "cpu") == 256
 
 
 @pytest.mark.parametrize("divergence", ["forward", "reverse", "jsd"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import kl_div
 
+from nbutils.models import products
 from nbutils.objectives import (
     IGNORE_INDEX,
     UNLABELLED,
@@ -16,10 +17,9 @@ from nbutils.objectives import (
     TopTokens,
     WeightedTerm,
     chunked_head,
-    head,
     next_tokens,
-    reference,
 )
+from nbutils.objectives.terms.distillation import distillation as textbook_distillation
 
 BATCH, TIME, VOCAB, WIDTH, TEACHER_WIDTH = 3, 8, 37, 6, 10
 POSITIONS = BATCH * TIME
@@ -36,8 +36,8 @@ TERMS = {
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Several uneven chunks even at these sizes: of 5 positions."""
-    monkeypatch.setattr(head, "CHUNK_BYTES", 4 * VOCAB * 5)
-    monkeypatch.setattr(head, "ROW_BLOCK", 1)
+    monkeypatch.setattr(products, "CHUNK_BYTES", 4 * VOCAB * 5)
+    monkeypatch.setattr(products, "ROW_BLOCK", 1)
 
 
 def random(*shape, seed=0, dtype=torch.float64):
@@ -114,7 +114,7 @@ def test_reference_forms_equal_torchs_kl_div(divergence):
         return kl_div(other.log(), target, reduction="none").sum(-1)
 
     wanted = {"forward": kl(t, p), "reverse": kl(p, t), "jsd": 0.3 * kl(t, m) + 0.7 * kl(p, m)}[divergence]
-    torch.testing.assert_close(reference.distillation(logits, teacher_logits, 2.0, divergence, 0.3), 4 * wanted)
+    torch.testing.assert_close(textbook_distillation(logits, teacher_logits, 2.0, divergence, 0.3), 4 * wanted)
 
 
 @pytest.mark.parametrize("dtype, bound", [(torch.float64, 1e-13), (torch.float32, 1e-6)])
@@ -309,7 +309,7 @@ def test_the_error_does_not_grow_with_the_number_of_chunks(monkeypatch):
     wanted = torch.autograd.grad(textbook(Distillation(), *exact, labels, wide), exact[1])[0]
     errors = []
     for rows in (1, POSITIONS):
-        monkeypatch.setattr(head, "CHUNK_BYTES", 4 * VOCAB * rows)
+        monkeypatch.setattr(products, "CHUNK_BYTES", 4 * VOCAB * rows)
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of([(Distillation(), 1.0)], hidden, weight, labels, teacher)
         errors.append((torch.autograd.grad(loss, weight)[0] - wanted).norm())

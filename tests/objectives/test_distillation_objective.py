@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 from nbutils.foundation.errors import ParameterError
 from nbutils.models.loading import build_config
 from nbutils.models.teachers import LiveTeacher, check_shared_vocabulary
-from nbutils.objectives import IGNORE_INDEX, UNLABELLED, ObjectiveModel, distillation, next_tokens, reference
+from nbutils.objectives import IGNORE_INDEX, UNLABELLED, ObjectiveModel, distillation, next_tokens
 from nbutils.objectives.check import compare_with_textbook
+from nbutils.objectives.terms.distillation import distillation as textbook_distillation
 
 VOCAB = 37
 
@@ -50,7 +51,7 @@ def test_the_teacher_is_no_part_of_the_module_and_learns_nothing():
     subject(tokens, tokens, counts)["loss"].backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
     logits, teacher_logits = student(tokens).logits.flatten(0, 1), teacher(tokens).logits.flatten(0, 1)
-    wanted = 0.5 * reference.distillation(logits, teacher_logits, 2.0).mean()
+    wanted = 0.5 * textbook_distillation(logits, teacher_logits, 2.0).mean()
     wanted = wanted + 0.5 * torch.nn.functional.cross_entropy(
         student(tokens).logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
     )

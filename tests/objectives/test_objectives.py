@@ -1,6 +1,6 @@
 """Objectives: the chunked head against the textbook forms in float64, gradcheck, masks, accumulation, precision.
 
-python -m pytest tests/test_objectives.py
+python -m pytest tests/objectives
 """
 
 import pytest
@@ -8,6 +8,7 @@ import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from nbutils.foundation.errors import ParameterError
+from nbutils.models import products
 from nbutils.objectives import (
     IGNORE_INDEX,
     Accuracy,
@@ -19,9 +20,10 @@ from nbutils.objectives import (
     chunked_head,
     cosine_mixing,
     head,
-    reference,
     term_values,
 )
+from nbutils.objectives.terms.cosine import expected_embedding_cosine as textbook_expected_embedding_cosine
+from nbutils.objectives.terms.cross_entropy import cross_entropy as textbook_cross_entropy
 
 POSITIONS, VOCAB, WIDTH = 23, 37, 8
 MIXES = {
@@ -37,8 +39,8 @@ MIXES = {
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Several uneven chunks even at these sizes: 23 positions in chunks of 5."""
-    monkeypatch.setattr(head, "CHUNK_BYTES", 4 * VOCAB * 5)
-    monkeypatch.setattr(head, "ROW_BLOCK", 1)
+    monkeypatch.setattr(products, "CHUNK_BYTES", 4 * VOCAB * 5)
+    monkeypatch.setattr(products, "ROW_BLOCK", 1)
     monkeypatch.setattr("nbutils.objectives.terms.cosine.GATHER_BYTES", 8 * 5 * WIDTH * 2)
     monkeypatch.setattr("nbutils.objectives.terms.cosine.VOCAB_BLOCK", 10)
 
@@ -68,9 +70,9 @@ def textbook(mix, hidden, weight, embeddings, labels):
     total = 0
     for term, share in mix:
         if isinstance(term, CrossEntropy):
-            values = reference.cross_entropy(logits, labels[kept])
+            values = textbook_cross_entropy(logits, labels[kept])
         else:
-            values = reference.expected_embedding_cosine(logits, embeddings, labels[kept], term.temperature, term.top_k)
+            values = textbook_expected_embedding_cosine(logits, embeddings, labels[kept], term.temperature, term.top_k)
         total = total + share * values.mean()
     return total
 
@@ -112,12 +114,12 @@ def test_gradcheck(mix):
 
 
 def test_a_chunk_is_whole_blocks_and_no_larger_than_its_budget(monkeypatch):
-    monkeypatch.setattr(head, "ROW_BLOCK", 64)
-    monkeypatch.setattr(head, "CHUNK_BYTES", 40 * 2**20)
-    assert head.chunk_rows(50257, 10_000) == 192  # GPT-2
-    assert head.chunk_rows(128_256, 10_000) == 64  # Llama 3
-    assert head.chunk_rows(10**6, 10_000) == 64  # never less than a block
-    assert head.chunk_rows(50257, 40) == 40 and head.chunk_rows(50257, 0) == 1
+    monkeypatch.setattr(products, "ROW_BLOCK", 64)
+    monkeypatch.setattr(products, "CHUNK_BYTES", 40 * 2**20)
+    assert products.chunk_rows(50257, 10_000) == 192  # GPT-2
+    assert products.chunk_rows(128_256, 10_000) == 64  # Llama 3
+    assert products.chunk_rows(10**6, 10_000) == 64  # never less than a block
+    assert products.chunk_rows(50257, 40) == 40 and products.chunk_rows(50257, 0) == 1
 
 
 def test_buffers_of_an_earlier_chunk_do_not_leak_into_the_next(monkeypatch):
@@ -134,11 +136,11 @@ def test_buffers_of_an_earlier_chunk_do_not_leak_into_the_next(monkeypatch):
 def test_reference_forms_equal_torch():
     hidden, weight, embeddings, labels, _ = example(ignored=0)
     logits = hidden @ weight.t()
-    torch.testing.assert_close(reference.cross_entropy(logits, labels).mean(), cross_entropy(logits, labels))
+    torch.testing.assert_close(textbook_cross_entropy(logits, labels).mean(), cross_entropy(logits, labels))
     mu = sum(logits.softmax(-1)[:, j : j + 1] * embeddings[j] for j in range(VOCAB))
     wanted = 1 - cosine_similarity(mu, embeddings[labels])
-    torch.testing.assert_close(reference.expected_embedding_cosine(logits, embeddings, labels), wanted)
-    everything = reference.expected_embedding_cosine(logits, embeddings, labels, top_k=VOCAB)
+    torch.testing.assert_close(textbook_expected_embedding_cosine(logits, embeddings, labels), wanted)
+    everything = textbook_expected_embedding_cosine(logits, embeddings, labels, top_k=VOCAB)
     torch.testing.assert_close(everything, wanted)
 
 
@@ -147,7 +149,7 @@ def test_gold_probability_one_has_cosine_distance_zero():
     embeddings = torch.randn(VOCAB, WIDTH, dtype=torch.float64)
     logits = torch.full((1, VOCAB), -1e4, dtype=torch.float64)
     logits[0, 3] = 0
-    assert reference.expected_embedding_cosine(logits, embeddings, labels).item() == pytest.approx(0, abs=1e-12)
+    assert textbook_expected_embedding_cosine(logits, embeddings, labels).item() == pytest.approx(0, abs=1e-12)
 
 
 def test_a_zero_embedding_has_cosine_zero_and_no_gradient():
@@ -164,8 +166,8 @@ def test_a_zero_embedding_has_cosine_zero_and_no_gradient():
 def test_a_top_k_beyond_the_vocabulary_is_all_of_it():
     hidden, weight, embeddings, labels, _ = example(ignored=0)
     logits = hidden @ weight.t()
-    wanted = reference.expected_embedding_cosine(logits, embeddings, labels)
-    torch.testing.assert_close(reference.expected_embedding_cosine(logits, embeddings, labels, top_k=512), wanted)
+    wanted = textbook_expected_embedding_cosine(logits, embeddings, labels)
+    torch.testing.assert_close(textbook_expected_embedding_cosine(logits, embeddings, labels, top_k=512), wanted)
     values = term_values(hidden, weight, embeddings, labels, {"cosine": ExpectedEmbeddingCosine(top_k=512)})
     torch.testing.assert_close(values["cosine"], wanted)
 
@@ -227,8 +229,8 @@ def test_terms_with_counts_of_their_own_are_averaged_over_them():
     torch.testing.assert_close(loss, 0.5 * sums["ce"] / 11 + 2.0 * sums["cosine"] / 5)
     kept = labels != IGNORE_INDEX
     logits = hidden[kept] @ weight.t()
-    wanted = 0.5 * reference.cross_entropy(logits, labels[kept]).sum() / 11
-    wanted = wanted + 2.0 * reference.expected_embedding_cosine(logits, embeddings, labels[kept]).sum() / 5
+    wanted = 0.5 * textbook_cross_entropy(logits, labels[kept]).sum() / 11
+    wanted = wanted + 2.0 * textbook_expected_embedding_cosine(logits, embeddings, labels[kept]).sum() / 5
     for a, b in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(wanted, leaves), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
@@ -291,10 +293,10 @@ def test_values_per_position_equal_the_references():
     kept = labels != IGNORE_INDEX
     logits = (hidden @ weight.t())[kept]
     wanted = {
-        "ce": reference.cross_entropy(logits, labels[kept]),
+        "ce": textbook_cross_entropy(logits, labels[kept]),
         "correct": (logits.argmax(-1) == labels[kept]).double(),
-        "proxy": 1 - reference.expected_embedding_cosine(logits, embeddings, labels[kept]),
-        "T": reference.expected_embedding_cosine(logits, embeddings, labels[kept], 2.0, 5),
+        "proxy": 1 - textbook_expected_embedding_cosine(logits, embeddings, labels[kept]),
+        "T": textbook_expected_embedding_cosine(logits, embeddings, labels[kept], 2.0, 5),
     }
     for name, value in values.items():
         torch.testing.assert_close(value[kept], wanted[name], msg=name)
@@ -312,10 +314,10 @@ def test_collapsed_embeddings_raise_the_raw_proxy_and_not_the_centred_one():
     torch.testing.assert_close(after["centred"], before["centred"])
     mean = embeddings[labels].mean(0)
     logits = hidden @ weight.t()
-    wanted = 1 - reference.expected_embedding_cosine(logits, embeddings - mean, labels)
+    wanted = 1 - textbook_expected_embedding_cosine(logits, embeddings - mean, labels)
     torch.testing.assert_close(before["centred"], wanted)
     unigram = frequencies.log().expand(POSITIONS, -1)
-    wanted = 1 - reference.expected_embedding_cosine(unigram, embeddings, labels)
+    wanted = 1 - textbook_expected_embedding_cosine(unigram, embeddings, labels)
     torch.testing.assert_close(before["unigram"], wanted)
 
 

@@ -21,7 +21,8 @@ from nbutils.evaluation.perplexity import evaluate
 from nbutils.foundation.errors import ModelError, ParameterError
 from nbutils.models.loading import load_model, load_trained, saved_model
 from nbutils.models.teachers import LiveTeacher, load_teachers, model_of
-from nbutils.objectives import IGNORE_INDEX, UNLABELLED, ObjectiveModel, cosine_mixing, distillation, reference
+from nbutils.objectives import IGNORE_INDEX, UNLABELLED, ObjectiveModel, cosine_mixing, distillation
+from nbutils.objectives.terms.distillation import distillation as textbook_distillation
 from nbutils.training.launching import launch
 from nbutils.training.rows import training_rows
 from nbutils.training.tracking import BestModel, EarlyStopping, memory_mib, reset_peak_memory
@@ -69,7 +70,7 @@ def test_the_first_step_on_questions_is_the_textbook_step(tmp_path):
         logits, teacher_logits = (each(tokens[None]).logits[0] for each in (start.model, teacher))
         answers = labels[1:] >= 0
         ce.append(cross_entropy(logits[:-1][answers], tokens[1:][answers], reduction="none"))
-        kl.append(reference.distillation(logits, teacher_logits, 0.7))
+        kl.append(textbook_distillation(logits, teacher_logits, 0.7))
     (0.5664 * torch.cat(ce).mean() + 0.1081 * torch.cat(kl).mean()).backward()
     torch.optim.AdamW(start.parameters(), lr=settings.learning_rate, weight_decay=0.0).step()
     wanted = torch.cat([parameter.detach().flatten() for parameter in start.parameters()])

@@ -17,7 +17,8 @@ from nbutils.foundation.errors import RunError
 from nbutils.models.teacher_cache import WithTeacher, build_cache
 from nbutils.models.teacher_cache.building import top_tokens
 from nbutils.models.teachers import LiveTeacher
-from nbutils.objectives import IGNORE_INDEX, ObjectiveModel, TeacherStates, distillation, reference
+from nbutils.objectives import IGNORE_INDEX, ObjectiveModel, TeacherStates, distillation
+from nbutils.objectives.terms.distillation import distillation_over_top as textbook_distillation_over_top
 from nbutils.training.cache_exactness import exactness
 
 pytestmark = pytest.mark.usefixtures("own_runs")
@@ -110,7 +111,7 @@ def test_the_term_over_top_tokens_is_the_textbook_s(teacher: LiveTeacher, data: 
     student = student_of(cache)
     said = cache.target(batch["input_ids"], batch).rows(torch.arange(BLOCK))
     logits = student.model(batch["input_ids"]).logits[0]
-    wanted = reference.distillation_over_top(logits, said.columns, said.log_probabilities, 2.0).sum()
+    wanted = textbook_distillation_over_top(logits, said.columns, said.log_probabilities, 2.0).sum()
     value, _ = step(student, batch)
     assert value == pytest.approx(wanted.item(), rel=1e-4)
 

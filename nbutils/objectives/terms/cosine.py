@@ -9,13 +9,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nbutils.models.products import add_matrix_product, matrix_product
-from nbutils.objectives.head import Chunk, Gradients, Term
+from nbutils.models.teacher_target import TeacherTarget
+from nbutils.objectives.chunk import Chunk, Gradients, unit
+from nbutils.objectives.registering import register
+from nbutils.objectives.term import Term
 
-SMALLEST_NORM = 1e-8  # below it a vector has no direction: cosine 0 and no gradient (a padded vocabulary has such rows)
 GATHER_BYTES = 8 * 2**20  # embeddings gathered at once for top-k: some rows, never (positions, k, width)
 VOCAB_BLOCK = 2048  # columns of E v at once: they stay in the cache, and no fourth matrix of a chunk is needed
 
 
+@register("cosine")
 @dataclass(frozen=True)
 class ExpectedEmbeddingCosine(Term):
     """L = 1 - cos(mu, e_y), mu = p_T E, p_T = softmax(z / T): in [0, 2].
@@ -31,6 +34,11 @@ class ExpectedEmbeddingCosine(Term):
     top_k: int = 0
     detach_embeddings: bool = False
     name: str = "cosine"
+    label = "cosine distance to the expected embedding"
+    unit = ""
+    formula = "L = 1 − cos(μ, e_y),  μ = Σₖ pₖ Eₖ,  p = softmax(z / T)"
+    source = "cosine-distance objective"
+    bounds = (("temperature", 1e-6, 1e6), ("top_k", 0, 10**9))
     uses_embeddings = True
 
     def add(self, chunk: Chunk, coefficients: Tensor | None = None, gradients: Gradients | None = None) -> Tensor:
@@ -57,12 +65,11 @@ class ExpectedEmbeddingCosine(Term):
                 d_embeddings.index_add_(0, chunk.labels, d_gold)
         return 1 - cosine.squeeze(-1)
 
-
-def unit(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors (..., width) divided by their norms, and the norms (..., 1): infinite where there is no direction."""
-    norm = vectors.norm(dim=-1, keepdim=True)
-    norm = norm.masked_fill(norm < SMALLEST_NORM, torch.inf)
-    return vectors / norm, norm
+    def textbook(
+        self, logits: Tensor, embeddings: Tensor, labels: Tensor, teacher: TeacherTarget | None = None
+    ) -> Tensor:
+        embeddings = embeddings.detach() if self.detach_embeddings else embeddings
+        return expected_embedding_cosine(logits, embeddings, labels, self.temperature, self.top_k)
 
 
 def _mixture(probabilities: Tensor, top: Tensor, embeddings: Tensor) -> Tensor:
@@ -106,3 +113,16 @@ def _gather_steps(top: Tensor, embeddings: Tensor) -> list[slice]:
 def _slices(length: int, step: int) -> list[slice]:
     """Slices of at most `step` that cover `length`."""
     return [slice(start, start + step) for start in range(0, length, step)]
+
+
+def expected_embedding_cosine(
+    logits: Tensor, embeddings: Tensor, labels: Tensor, temperature: float = 1.0, top_k: int = 0
+) -> Tensor:
+    """1 - cos(sum_j p_j E_j, E_y), p = softmax(z / T), over the k most probable tokens where top_k > 0."""
+    probabilities = (logits / temperature).softmax(-1)
+    if top_k > 0:
+        probabilities, top = probabilities.topk(min(top_k, logits.shape[-1]), dim=-1)
+        mu = (probabilities.unsqueeze(-1) * embeddings[top]).sum(-2)
+    else:
+        mu = probabilities @ embeddings
+    return 1 - F.cosine_similarity(mu, embeddings[labels], dim=-1)

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 
 from nbutils.data.batches import IGNORE_INDEX
-from nbutils.models.teacher_target import TopTokens
-from nbutils.objectives.head import Chunk, Gradients, Term, tempered_softmax
+from nbutils.models.teacher_target import TeacherTarget, TopTokens
+from nbutils.objectives.chunk import Chunk, Gradients, tempered_softmax
+from nbutils.objectives.registering import register
+from nbutils.objectives.term import Term
 
 
+@register("distillation")
 @dataclass(frozen=True)
 class Distillation(Term):
     """L = T^2 D(t, p), t = softmax(u / T) of the teacher's logits u, p = softmax(z / T) of the student's z.
@@ -36,6 +39,10 @@ class Distillation(Term):
     positions: str = "all"
     reduction: str = "token"
     name: str = "kl"
+    label = "distillation"
+    formula = "L = T² D(t, p),  t = softmax(u / T) of the teacher's logits u,  p = softmax(z / T)"
+    source = "Hinton et al. 2015, arXiv 1503.02531"
+    bounds = (("temperature", 1e-6, 1e6), ("beta", 1e-6, 1 - 1e-6))
     uses_teacher = True
     own_rows = True
 
@@ -55,6 +62,15 @@ class Distillation(Term):
         else:
             values = _in_log_space(chunk, self, scale, gradients)
         return self.temperature**2 * values
+
+    def textbook(
+        self, logits: Tensor, embeddings: Tensor, labels: Tensor, teacher: TeacherTarget | None = None
+    ) -> Tensor:
+        if isinstance(teacher, TopTokens):
+            log_probabilities = teacher.log_probabilities.to(logits.dtype)
+            return distillation_over_top(logits, teacher.columns, log_probabilities, self.temperature)
+        teacher_logits = teacher.in_precision(logits.dtype).logits(torch.empty_like(logits))
+        return distillation(logits, teacher_logits, self.temperature, self.divergence, self.beta)
 
 
 def _forward(chunk: Chunk, temperature: float, scale: Tensor | None, gradients: Gradients | None) -> Tensor:
@@ -139,3 +155,31 @@ def _forward_over_top(chunk: Chunk, teacher: TopTokens, scale: Tensor | None, gr
         spread = rest / my_rest.clamp_min(tiny)  # (rows, 1)
         gradients.add_buffer(p.mul_(scale * (1 - spread)).scatter_(-1, columns, scale * (mine - t)))
     return values
+
+
+def distillation(
+    logits: Tensor, teacher_logits: Tensor, temperature: float, divergence: str = "forward", beta: float = 0.5
+) -> Tensor:
+    """T^2 D(t, p) with t = softmax(u / T), p = softmax(z / T); D as in `Distillation`, in probability space."""
+    p, t = (logits / temperature).softmax(-1), (teacher_logits / temperature).softmax(-1)
+    m = beta * t + (1 - beta) * p
+    if divergence == "forward":
+        value = relative_entropy(t, p)
+    elif divergence == "reverse":
+        value = relative_entropy(p, t)
+    else:
+        value = beta * relative_entropy(t, m) + (1 - beta) * relative_entropy(p, m)
+    return temperature**2 * value
+
+
+def distillation_over_top(logits: Tensor, columns: Tensor, log_probabilities: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(t || p) over the k tokens `columns` (positions, k) and one bin of all others, (positions, k + 1)."""
+    p = (logits / temperature).softmax(-1)
+    seen = p.gather(-1, columns)
+    others = p.scatter(-1, columns, 0).sum(-1, keepdim=True)
+    return temperature**2 * relative_entropy(log_probabilities.exp(), torch.cat([seen, others], -1))
+
+
+def relative_entropy(one: Tensor, other: Tensor) -> Tensor:
+    """KL(one || other) = sum one log(one / other), where 0 log 0 = 0: (positions,)."""
+    return (torch.special.xlogy(one, one) - torch.special.xlogy(one, other)).sum(-1)

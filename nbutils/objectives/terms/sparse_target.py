@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbutils.objectives.head import Chunk, Gradients, Term
-from nbutils.objectives.measures import Measure
+from nbutils.models.teacher_target import TeacherTarget
+from nbutils.objectives.chunk import Chunk, Gradients
+from nbutils.objectives.registering import register
+from nbutils.objectives.term import Measure, Term
 
 if TYPE_CHECKING:
     from nbutils.objectives.prefixes import SmoothedTargets
@@ -76,6 +78,7 @@ class SparseTargets:
         return self._on_device[device]
 
 
+@register("prefix_smoothing")
 @dataclass(frozen=True, eq=False)
 class SmoothedCrossEntropy(Term):
     """L = -sum_k q_k log p_k = lse(z) - sum_k q_k z_k, in nats;  dz = p - q,  p = softmax(z), q = q_y of the gold y.
@@ -86,6 +89,14 @@ class SmoothedCrossEntropy(Term):
 
     targets: SparseTargets
     name: str = "prefix"
+    label = "cross entropy against smoothed targets"
+    formula = "L = −Σₖ qₖ log pₖ,  q = q_y of the gold token y"
+    source = "prefix-aware label smoothing; Szegedy et al. 2016, arXiv 1512.00567"
+
+    @property
+    def vocab(self) -> int:
+        """Tokens that have a target."""
+        return self.targets.vocab
 
     def further_measures(self) -> dict[str, Term]:
         return {"kl_to_target": TargetDivergence(self.targets)}
@@ -100,6 +111,11 @@ class SmoothedCrossEntropy(Term):
             if self.targets.has_background:
                 gradients.logits.sub_((self.targets.background(chunk.labels) * coefficients).unsqueeze(-1))
         return values
+
+    def textbook(
+        self, logits: Tensor, embeddings: Tensor, labels: Tensor, teacher: TeacherTarget | None = None
+    ) -> Tensor:
+        return soft_cross_entropy(logits, self.targets.dense(labels, logits.dtype))
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,3 +165,8 @@ def _soft_cross_entropy(chunk: Chunk, targets: SparseTargets, row: Tensor, token
         background = targets.background(chunk.labels).to(z.dtype)
         values += background * (largest * z.shape[-1] - z.sum(-1))
     return values - log_top
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-sum_k q_k log softmax(z)_k against full rows `targets` (positions, vocab)."""
+    return -(targets * logits.log_softmax(-1)).sum(-1)

@@ -48,6 +48,10 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
         _check_data(DataConfig(**{each.name: params[each.name] for each in fields(DataConfig) if each.name in params}))
     if {*WEIGHTS, *WORDS, *CACHE} <= params.keys():
         _check_distillation(params)
+    if "terms" in params:
+        from nbutils.objectives.registry import objective_from
+
+        objective_from(params["terms"])
     if {*SMOOTHING} <= params.keys():
         from nbutils.objectives.prefixes.settings import check_smoothing
 

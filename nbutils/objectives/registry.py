@@ -10,6 +10,7 @@ import dataclasses
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ def _read(line: str) -> tuple[Term, float]:
         raise ParameterError(f"terms: {line!r} has no weight. Write `{name} 0.5`, say.")
     weight = _number(rest[0], f"terms: the weight of {line!r}", 0.0, float("inf"))
     kind = _kind(name)
+    if kind.uses_teacher:
+        raise ParameterError(f"terms: {name} needs a teacher, which this notebook has not. Use 03_distillation.")
     given = dict(_assignment(each, line) for each in rest[1:])
     fields = {each.name: each for each in dataclasses.fields(kind) if each.name != "name"}
     for parameter in given.keys() - fields.keys():
@@ -82,8 +85,9 @@ def _from_file(name: str) -> type[Term]:
     if not path.is_file():
         raise ParameterError(f"terms: there is no file {name}. Give a path from the repository's root.")
     before = dict(REGISTERED)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    spec = importlib.util.spec_from_file_location(f"workbook_term_{path.stem}", path)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)  # dataclasses look there
+    spec.loader.exec_module(module)
     new = [kind for known, kind in REGISTERED.items() if before.get(known) is not kind]
     if len(new) != 1:
         raise ParameterError(f"terms: {name} registers {len(new)} terms; one file is one term.")

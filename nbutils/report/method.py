@@ -8,6 +8,7 @@ from typing import Any
 
 from IPython.display import HTML
 
+from nbutils.foundation.files import read_json
 from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escaped
 from nbutils.report.page import frame_of, of_studies, table
 from nbutils.report.studies import Evidence, Study
@@ -105,9 +106,25 @@ def method(evidence: Evidence) -> HTML:
     known = {name for slot in evidence.slots if slot.run for name in slot.run.params}
     made = {name: formulas for name, (parameter, formulas) in STUDIES.items() if parameter in known}
     formulas = [each for name, own in made.items() for each in _of_study(name, own, len(made) > 1)]
-    formulas += MEASURE_FORMULAS
+    formulas += _of_terms(evidence)
+    results = {name for slot in evidence.slots if slot.run for name in slot.run.result}
+    formulas += [each for each in MEASURE_FORMULAS if each[0] != "Cosine proxy" or "eval_cosine" in results]
     items = "".join(f"<dt>{name}</dt><dd>{formula}</dd>" for name, formula in formulas)
     return HTML(f"<dl>{items}</dl>{_distillation(evidence)}{_data(evidence)}{_models(evidence)}")
+
+
+def _of_terms(evidence: Evidence) -> list[tuple[str, str]]:
+    """The terms that runs of 10_own_objective were trained on, as each run recorded them."""
+    found = {}
+    for slot in evidence.slots:
+        file = slot.run.folder / "objective.json" if slot.run and "terms" in slot.run.params else None
+        for term in read_json(file) if file and file.is_file() else ():
+            unit = f", in {term['unit']}" if term["unit"] else ""
+            found[term["label"]] = f"{term['formula']}{unit} ({term['source']})"
+    named = [(escaped(label.capitalize()), escaped(text)) for label, text in sorted(found.items())]
+    return (
+        [("Objective", "L = Σ<sub>i</sub> w<sub>i</sub> × the mean of term i over its tokens"), *named] if named else []
+    )
 
 
 def _of_study(study: str, formulas: Iterable[tuple[str, str]], among_others: bool) -> list[tuple[str, str]]:

@@ -43,6 +43,7 @@ TRIALS = ("trials", "trials_finished", "trials_pruned", "trials_failed", "best_e
 PATTERNS = {
     "06_interaction": r"(blimp|pairs)_\w+_acc",
     "07_search": r"(best|importance)_\w+",
+    "10_own_objective": r"(eval|test)_\w+_loss",  # of terms of their own
     "09_benchmarks": r"\w+_(seconds|mib|ratio|bar|mib_at_\d+|step_\w+|loss|per_token|noise)",
 }
 
@@ -67,6 +68,7 @@ def known_results(notebook: str) -> frozenset[str]:
         "05_prefix_smoothing": lambda: _trained(SMOOTHED) | {*BY_STEPS, *SAMPLES} | _smoothed(),
         "06_interaction": lambda: _trained() | {*SAMPLES} | _judged(),
         "07_search": lambda: {*TRIALS},
+        "10_own_objective": lambda: _trained(PROXIES) | {*BY_STEPS, *SAMPLES, "tuned_temperature"},
         "09_benchmarks": lambda: {"bars_missed"},
     }
     return frozenset(names.get(notebook, set)())

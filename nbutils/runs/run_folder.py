@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 RESULTS = ("metrics.csv", "result.json", "per_document.parquet", "samples.jsonl", "audit.csv", "calibration.csv")
 RESULTS += ("answers.parquet", "answers.json", "harness.parquet", "minimal_pairs.parquet", "targets.json")
-RESULTS += ("rounds.csv", "round_samples.jsonl", "round.npz", "judged.jsonl")
+RESULTS += ("objective.json", "rounds.csv", "round_samples.jsonl", "round.npz", "judged.jsonl")
 
 
 @dataclass(frozen=True)

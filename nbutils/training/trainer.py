@@ -28,6 +28,7 @@ from nbutils.data.preparation import PreparedData, load_data
 from nbutils.evaluation.harness.callback import HarnessEvaluation, HarnessSettings
 from nbutils.evaluation.perplexity import combine, evaluate
 from nbutils.evaluation.question_answering import Generation, answer_questions
+from nbutils.foundation.files import write_json
 from nbutils.foundation.stopping import noted
 from nbutils.models.loading import load_model, saved_model
 from nbutils.models.teacher_cache import TeacherCache
@@ -123,6 +124,8 @@ def train(config: TrainingConfig) -> dict[str, float]:
     questions = data if config.generation else None
     known = {"data_fingerprint": data.card["fingerprint"], "tokenizer": data.tokenizer}
     trainer = ObjectiveTrainer(config, subject, train_rows, eval_rows, questions, **known)
+    if trainer.is_world_process_zero():
+        write_json(config.run_folder / "objective.json", config.objective.described())
     with noted() as trainer.checkpointing.stop:
         trainer.train(resume_from_checkpoint=trainer.checkpointing.find())
     seconds = trainer.training_seconds

@@ -126,6 +126,7 @@ def test_lines_become_an_objective():
         ("cosine 1 temperature=0", "temperature of cosine is 0; it lies between"),
         ("cosine 1 temperature", "is no parameter"),
         ("prefix_smoothing 1", "needs targets"),
+        ("distillation 1", "needs a teacher"),
         ("nowhere/mine.py 1", "there is no file nowhere/mine.py"),
     ],
 )

@@ -26,7 +26,7 @@ from nbutils.batch.arguments import make_parser
 from nbutils.foundation.errors import LockedRunError, PlanError, WorkbookError, did_you_mean
 from nbutils.foundation.places import PARAMS, REPORTS, RUNS, relative, typed
 from nbutils.foundation.plaintext import visible
-from nbutils.foundation.stopping import Stopped, stop_on_sigterm
+from nbutils.foundation.stopping import WITH_PARENT, Stopped, stop_on_sigterm, stop_with_parent
 
 if TYPE_CHECKING:
     from nbutils.batch.batch import Engine
@@ -42,6 +42,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code. Users' mistakes are one line on stderr and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == [WITH_PARENT]:
+        stop_with_parent(int(arguments[1]))
+        arguments = arguments[2:]
     if not arguments:
         parser().print_help(sys.stderr)
         return REFUSED
@@ -271,7 +274,7 @@ def _repeat(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     """Two reports or two sets of runs, side by side."""
-    from nbutils.report.comparison import compare
+    from nbutils.report.beside import compare
 
     print(visible(compare(*map(Path, args.compare), typed(args.out) if args.out else None)))
     return 0

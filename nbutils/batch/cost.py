@@ -17,7 +17,7 @@ A teacher only runs forward, a third of that, and only its weights are in memory
     0                  where its most probable tokens are (topk)
 
 Storing them is one forward pass over the data, paid once for all students that read them. No run counts it, nor any
-evaluation but that by judges: nbutils/batch/interaction_cost.py tells what runs with judges count.
+evaluation but that by judges: interaction_cost.py tells what runs with judges count.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from nbutils.batch.preflight import INTERACTION, START, data_facts
+from nbutils.batch.preflight import START, data_facts
 from nbutils.foundation.errors import ParameterError, Unreachable, did_you_mean
 from nbutils.foundation.places import resolve
 from nbutils.models.shapes import TOKENIZERS
@@ -77,32 +77,6 @@ def check_gpu(gpu: str, utilisation: float) -> None:
         raise ParameterError(f"There is no data on a GPU {gpu!r}. {did_you_mean(gpu, PEAK)}")
     if not 0 < utilisation <= 1:
         raise ParameterError(f"utilisation is {utilisation}; it is the fraction of the GPU's peak in use, in (0, 1].")
-
-
-def estimate(variant: Variant, plan: Plan, gpu: str, utilisation: float) -> Cost | None:
-    """The cost of `variant`, None where it trains no model or its vocabulary or block length is not known yet.
-
-    Raises ModelError for a model that cannot be found, ParameterError as `check_gpu` does.
-    """
-    check_gpu(gpu, utilisation)
-    params, data = variant.params, data_facts(variant, plan)
-    if not {"model_name", "per_device_train_batch_size"} <= params.keys() or not data.get("block_size"):
-        return None
-    block_size, model = data["block_size"], _student(variant, plan, data)
-    if model is None:
-        return None
-    if {*INTERACTION} <= params.keys():
-        from nbutils.batch.interaction_cost import Model, interaction_cost
-
-        return interaction_cost(variant, plan, Model(*model), block_size, gpu, utilisation)
-    teachers, left_out = _taught_by(variant, plan, block_size)
-    tokens, cache = training_tokens(params, data), params.get("teacher_cache", "off")
-    of_token = flops_per_token(*model, block_size, params)
-    of_token += sum(teacher_flops_per_token(*teacher, block_size, cache) for teacher in teachers)
-    flops = None if tokens is None else tokens * of_token
-    hours = None if flops is None else flops / (PEAK[gpu] * utilisation) / 3600
-    memory = training_memory(*model, block_size, params) + sum(teacher_memory(*each, cache) for each in teachers)
-    return Cost(model[1], tokens, flops, memory, hours, left_out)
 
 
 def _student(variant: Variant, plan: Plan, data: Mapping[str, Any]) -> tuple[PretrainedConfig, int] | None:

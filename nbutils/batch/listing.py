@@ -9,7 +9,8 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from nbutils.batch.cost import Cost, estimate, quantity
+from nbutils.batch.cost import Cost, quantity
+from nbutils.batch.estimate import estimate
 from nbutils.batch.preflight import check_variant, place_of, remarks
 from nbutils.batch.progress import text_table
 from nbutils.foundation.errors import Unreachable, WorkbookError

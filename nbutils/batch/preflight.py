@@ -66,7 +66,7 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
         _check_pairs(*(params[name] for name in PAIRS if name in params))
     block_size = data_facts(variant, plan).get("block_size", 0)
     if {*INTERACTION} <= params.keys():
-        from nbutils.interaction.settings import check_interaction
+        from nbutils.interaction.checks import check_interaction
 
         check_interaction(params, block_size)
     read_inputs(params)  # says which folder is missing

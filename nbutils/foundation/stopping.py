@@ -34,6 +34,9 @@ AGAIN = "asked to stop. Run it again."
 TIME_LIMIT, CELL_TIMEOUT = "TimeLimit", "CellTimeout"  # types of error in a run's record
 
 
+WITH_PARENT = "--with-parent"  # before a command: it is stopped when that process ends
+
+
 class Stopped(KeyboardInterrupt):
     """The runner itself ends now. A KeyboardInterrupt, because asyncio swallows most others."""
 
@@ -82,6 +85,20 @@ def _marked() -> Iterator[None]:
         yield
     finally:
         mark.unlink(missing_ok=True)
+
+
+def stop_with_parent(parent: int) -> None:
+    """From here on this process asks itself to stop, as SIGTERM does, when its parent has ended.
+
+    A kernel that is killed cannot stop the runs it started.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(TICK_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    Thread(target=watch, daemon=True).start()
 
 
 def stop_at_once(cells: Mapping[str, Any] | None = None) -> None:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
 from nbutils.batch.repeat.circumstances import in_few, listed
+from nbutils.foundation.places import REPORTS, relative, resolve
 from nbutils.foundation.plaintext import escaped, visible
-from nbutils.report.comparison import OTHER_DATA, Comparison, MeanRow, Told, VerdictRow
-from nbutils.report.export import export
+from nbutils.report.comparison import OTHER_DATA, Comparison, MeanRow, Told, VerdictRow, compare_sides
+from nbutils.report.export import ReportError, export
 from nbutils.report.log import text as markdown
 from nbutils.report.page import details, frame_of, table
+from nbutils.report.sides import read_sides
 from nbutils.runs.metric_labels import UNKNOWN, Measure
+
+LONGEST_NAME = 60  # of a side, in the file's name
 
 COLUMNS = 110  # of a terminal
 INDENT, GAP = "  ", "  "
@@ -264,3 +269,22 @@ def _change_table(comparison: Comparison) -> str:
 
 def _note(words: str) -> str:
     return f'<p class="note">{escaped(words)}</p>'
+
+
+def compare(a: Path, b: Path, html_file: Path | None = None) -> str:
+    """`a` and `b`, each a report or a folder of runs, side by side in text of 110 columns; writes the same as HTML.
+
+    html_file: default reports/<a>-beside-<b>.html. Raises ReportError, with cause and cure, where one of them is
+    neither, both are the same, or the file cannot be written.
+    """
+    comparison = compare_sides(*read_sides(a, b))
+    path = resolve(html_file) if html_file else REPORTS / f"{_slug(comparison)}.html"
+    taken = [side.path.with_suffix(".html") for side in (comparison.first, comparison.second) if not side.evidence]
+    if path in taken:
+        raise ReportError(f"{relative(path)} is one of the two reports. Name another file for the comparison.")
+    return f"{as_text(comparison)}\n\n{relative(write_page(comparison, path))}"
+
+
+def _slug(comparison: Comparison) -> str:
+    names = (re.sub(r"[^\w.-]+", "-", side.name)[:LONGEST_NAME] for side in (comparison.first, comparison.second))
+    return "-beside-".join(names)

@@ -10,25 +10,20 @@ on other data, prepared in another way or cut by another tokenizer, have none.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from nbutils.batch.repeat.circumstances import Change, changes
-from nbutils.foundation.places import REPORTS, relative, resolve
 from nbutils.report import statistics
 from nbutils.report.arms import Arm, number
-from nbutils.report.export import ReportError
-from nbutils.report.sides import Side, read_sides
+from nbutils.report.sides import Side
 from nbutils.runs.manifest import Manifest
 from nbutils.runs.metric_labels import UNKNOWN, Measure, measure
 
 SAME, UNDECIDED, OTHER_DATA = "same", "undecided", "other data"
-LONGEST_NAME = 60  # of a side, in the file's name
 
 
 @dataclass(frozen=True)
@@ -114,22 +109,6 @@ class Comparison:
         return [name for name in self.first.finished if name in self.second.finished and name not in other]
 
 
-def compare(a: Path, b: Path, html_file: Path | None = None) -> str:
-    """`a` and `b`, each a report or a folder of runs, side by side in text of 110 columns; writes the same as HTML.
-
-    html_file: default reports/<a>-beside-<b>.html. Raises ReportError, with cause and cure, where one of them is
-    neither, both are the same, or the file cannot be written.
-    """
-    from nbutils.report.beside import as_text, write_page
-
-    comparison = compare_sides(*read_sides(a, b))
-    path = resolve(html_file) if html_file else REPORTS / f"{_slug(comparison)}.html"
-    taken = [side.path.with_suffix(".html") for side in (comparison.first, comparison.second) if not side.evidence]
-    if path in taken:
-        raise ReportError(f"{relative(path)} is one of the two reports. Name another file for the comparison.")
-    return f"{as_text(comparison)}\n\n{relative(write_page(comparison, path))}"
-
-
 def compare_sides(first: Side, second: Side) -> Comparison:
     """All that is told of two sides."""
     known = first.evidence is not None and second.evidence is not None
@@ -140,11 +119,6 @@ def compare_sides(first: Side, second: Side) -> Comparison:
         tuple(_mean_rows(first, second)),
         tuple(_changes(first, second)) if known else None,
     )
-
-
-def _slug(comparison: Comparison) -> str:
-    names = (re.sub(r"[^\w.-]+", "-", side.name)[:LONGEST_NAME] for side in (comparison.first, comparison.second))
-    return "-beside-".join(names)
 
 
 def _verdict_rows(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[VerdictRow]:

@@ -7,15 +7,8 @@ import json
 import pytest
 from tiny_notebooks import write_notebook, write_plan
 
-from nbutils.batch.cost import (
-    PEAK,
-    check_gpu,
-    estimate,
-    flops_per_token,
-    quantity,
-    teacher_flops_per_token,
-    training_memory,
-)
+from nbutils.batch.cost import PEAK, check_gpu, flops_per_token, quantity, teacher_flops_per_token, training_memory
+from nbutils.batch.estimate import estimate
 from nbutils.batch.listing import plan_listing
 from nbutils.foundation.errors import ParameterError, UnreachableModelError
 from nbutils.models.loading import build_config, count_parameters

@@ -32,7 +32,7 @@ from small_judges import write_model
 from nbutils.data.preparation import load_data
 from nbutils.foundation.errors import ModelError, ParameterError, Preempted, RunError
 from nbutils.interaction import examples, training
-from nbutils.interaction.settings import check_interaction
+from nbutils.interaction.checks import check_interaction
 from nbutils.interaction.training import InteractionConfig
 from nbutils.models.loading import load_model, load_trained
 from nbutils.models.teachers import LiveTeacher

@@ -9,7 +9,8 @@ from small_interaction import settings
 from small_judges import use_server, write_model
 
 from nbutils.foundation.errors import ModelError, ParameterError
-from nbutils.interaction.settings import Interaction, check_interaction
+from nbutils.interaction.checks import check_interaction
+from nbutils.interaction.settings import Interaction
 
 # ---- settings --------------------------------------------------------------------------------------------------------
 

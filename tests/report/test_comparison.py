@@ -16,8 +16,8 @@ from synthetic_runs import CONTRASTS, final_numbers, write_plan, write_run, writ
 
 from nbutils.foundation.files import read_json, write_json
 from nbutils.report import ReportError, write_summary
-from nbutils.report.beside import COLUMNS
-from nbutils.report.comparison import OTHER_DATA, SAME, UNDECIDED, Comparison, compare, compare_sides
+from nbutils.report.beside import COLUMNS, compare
+from nbutils.report.comparison import OTHER_DATA, SAME, UNDECIDED, Comparison, compare_sides
 from nbutils.report.export import CLASSES, TAGS
 from nbutils.report.sides import read_sides
 from nbutils.report.statistics import mean_interval
@@ -220,7 +220,7 @@ def test_a_report_beside_runs_has_no_intervals_either(reports, sets, tmp_path):
 
 
 def test_the_file_is_named_after_both_sides(reports, sets, tmp_path, monkeypatch):
-    monkeypatch.setattr("nbutils.report.comparison.REPORTS", tmp_path / "reports")
+    monkeypatch.setattr("nbutils.report.beside.REPORTS", tmp_path / "reports")
     compare(reports[0], sets[1])
     assert [path.name for path in (tmp_path / "reports").iterdir()] == ["2026-W46-beside-toy.html"]
 

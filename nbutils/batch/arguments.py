@@ -61,7 +61,7 @@ def make_parser(commands: Sequence[Callable[[argparse.Namespace], int]]) -> argp
 
 
 def _check_arguments(add: Add) -> None:
-    add("plan", metavar="FILE", help=f"{PLAN_HELP}, or a file that has a cluster run one, as in params/cluster/")
+    add("plan", metavar="PLAN", help=PLAN_HELP)
     add("--gpu", default="A100", help="GPU to estimate hours for (default: %(default)s)")
     add("--utilisation", type=float, default=0.4, help="fraction of its peak in use (default: %(default)s)")
     add(

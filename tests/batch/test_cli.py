@@ -98,11 +98,9 @@ def test_run_must_know_what_to_run(capsys):
     assert "run needs NOTEBOOK, --params and --variant, or --from with the manifest.json" in capsys.readouterr().err
 
 
-def test_names_for_scripts_and_files_for_clusters(here, capsys):
+def test_names_for_scripts(here, capsys):
     code, told, _ = call(capsys, "check", here / "p.yaml", "--names")
     assert (code, [line.split("\t")[2] for line in told.splitlines()]) == (0, ["study-seed1", "study-seed2"])
-    code, told, _ = call(capsys, "check", "params/cluster/slurm.sh")
-    assert (code, "a batch script of Slurm" in told) == (0, True)
 
 
 @pytest.mark.slow

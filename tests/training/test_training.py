@@ -58,7 +58,7 @@ def test_first_step_is_the_textbook_step(tmp_path):
     groups = [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     torch.optim.AdamW(groups, lr=settings.learning_rate).step()
     wanted = torch.cat([parameter.detach().flatten() for parameter in start.parameters()])
-    torch.testing.assert_close(weights(trainer), wanted, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(weights(trainer), wanted, rtol=1e-3, atol=5e-5)  # a sixtieth of the step
 
 
 def test_the_same_config_gives_the_same_weights_and_metrics(tmp_path):

@@ -21,7 +21,7 @@ from nbutils.batch.runner import BROKEN, DONE, HELD, RUN_AGAIN, Outcome, place_n
 from nbutils.foundation.errors import PlanError, RunError, WorkbookError, nearest
 from nbutils.foundation.files import atomic_write, read_json, write_json
 from nbutils.foundation.locks import is_held, shared
-from nbutils.foundation.places import PARAMS, RUNS, relative, resolve
+from nbutils.foundation.places import relative, resolve
 from nbutils.foundation.stopping import stop_on_sigterm
 from nbutils.foundation.yaml_files import read_yaml
 from nbutils.runs.attempts import LOCKS, Place
@@ -60,20 +60,12 @@ def register_plan(plan: Plan, plan_folder: Path) -> None:
 
 
 def _other_file(plan: Plan, plan_folder: Path) -> Path | None:
-    """The other plan file that made the runs in the folder; None where there is none, or it has gone or been renamed.
-
-    Where no file was noted, it is the one in params/ if the folder is that plan's own, or its copy is a copy of that.
-    """
+    """The other plan file that made the runs in the folder; None without one, or where it has gone or been renamed."""
     from nbutils.runs.run_folder import load_runs
 
-    kept, record, named = plan_folder / PLAN_FILE, plan_folder / PLAN_RECORD, PARAMS / f"{plan.name}.yaml"
-    if not kept.is_file():
+    if not (plan_folder / PLAN_FILE).is_file() or not (plan_folder / PLAN_RECORD).is_file():
         return None
-    if record.is_file():
-        other = resolve(read_json(record)["file"])
-    else:
-        own = plan_folder.resolve() == (RUNS / plan.name).resolve()
-        other = named if named.is_file() and (own or named.read_bytes() == kept.read_bytes()) else plan.file
+    other = resolve(read_json(plan_folder / PLAN_RECORD)["file"])
     if not other.is_file() or other.samefile(plan.file) or _name_in(other) != plan.name:
         return None
     made = is_going_on(plan_folder) or any(run.status == FINISHED for run in load_runs(plan_folder))

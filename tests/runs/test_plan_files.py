@@ -93,22 +93,6 @@ def test_without_finished_runs_the_name_is_free_unless_a_batch_is_at_work(tmp_pa
     assert (folder / PLAN_FILE).read_bytes() == other.read_bytes()
 
 
-def test_runs_whose_file_was_not_noted_are_those_of_the_plan_in_params(tmp_path, monkeypatch):
-    folder, plan = tmp_path / "quick", PARAMS / "quick.yaml"
-    finish_a_run(folder)
-    shutil.copy(plan, folder / PLAN_FILE)
-    other = tmp_path / "r.yaml"
-    other.write_text(plan.read_text().replace("max_steps: ", "max_steps: 1"))
-    with pytest.raises(PlanError, match=r"holds runs of params/quick\.yaml, and .*r\.yaml has the same name"):
-        register_plan(load_plan(other), folder)
-    (folder / PLAN_FILE).write_text("name: quick\n")  # it has been edited since
-    monkeypatch.setattr("nbutils.batch.batch.RUNS", tmp_path)
-    with pytest.raises(PlanError, match=r"holds runs of params/quick\.yaml"):
-        register_plan(load_plan(other), folder)
-    register_plan(load_plan(plan), folder)
-    assert read_json(folder / PLAN_RECORD) == {"file": "params/quick.yaml"}
-
-
 # ---- words ----------------------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ def tokens_of(data: PreparedData, split: str) -> np.ndarray:
     return np.array(data.blocks[split][:]["input_ids"]).reshape(-1)
 
 
+@pytest.mark.soak
 def test_wikitext2_has_the_published_gpt2_token_counts(tmp_path: Path) -> None:
     """Articles tokenised one by one and joined are the whole file tokenised."""
     data = prepare_data(

@@ -166,6 +166,7 @@ def write_lines(file: Path, number: int) -> Path:
     return file
 
 
+@pytest.mark.soak
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, tokenizer: str) -> None:
     """Peak memory of a process, MiB, for 1 MB of text and for 9 MB; in memory the texts, tokens and runs add up."""
     peaks = {}

@@ -302,6 +302,7 @@ def test_real_files_give_the_harness_s_prompts():
 
 
 @needs_real_data
+@pytest.mark.soak
 def test_a_real_model_runs_all_four():
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -308,6 +308,7 @@ def distilled_by_two(job: Job) -> dict[str, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_are_taught_as_one_is(data, tmp_path):
     saved_teacher(data)
     both, alone = tmp_path / "both", tmp_path / "alone"

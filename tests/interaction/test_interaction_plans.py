@@ -225,6 +225,7 @@ def test_every_arm_runs_through_its_notebook(tmp_path):
 
 @pytest.mark.slow
 @needs_real_data
+@pytest.mark.soak
 def test_a_small_language_model_corrects_and_is_no_judge(tmp_path):
     """It would write something else than a number: no score is made up, and the student learns from its texts."""
     model = f"{REAL_DATA}/models/stories260k_llama"

@@ -232,6 +232,7 @@ def judged_by_two(job: Job) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_learn_what_one_does_and_the_first_asks_the_judge(data, tmp_path):
     both, alone = tmp_path / "both", tmp_path / "alone"
     assert launch(judged_by_two, Job(data, both), processes=2, log_folder=tmp_path) == 2
@@ -293,6 +294,7 @@ def test_the_reward_of_a_toy_judge_rises(data, tmp_path, method):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_the_price_of_divergence_keeps_the_student_where_it_began(data, tmp_path):
     reached = []
     for coefficient in (0.0, 2.0):

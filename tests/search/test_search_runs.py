@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -126,6 +125,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.soak
 def test_two_processes_share_a_study(notebook, tmp_path):
     database = tmp_path / "study.db"
     processes = [worker(notebook, database, 0.1, 5) for _ in range(2)]
@@ -141,7 +141,10 @@ def test_two_processes_share_a_study(notebook, tmp_path):
     assert len(runs) == 5 and all(len(run.manifest["attempts"]) == 1 for run in runs)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    STOPS,
+)
 def test_a_stopped_search_leaves_no_process_and_goes_on(notebook, tmp_path, number):
     database = tmp_path / "study.db"
     process = worker(notebook, database, 6.5, 1)
@@ -164,6 +167,7 @@ def test_a_stopped_search_leaves_no_process_and_goes_on(notebook, tmp_path, numb
     assert run.status == "finished" and len(run.manifest["attempts"]) == 2
 
 
+@pytest.mark.soak
 def test_trials_that_fail_are_told_and_a_mistake_ends_the_search(tmp_path):
     failing = write_notebook(tmp_path / "bad.ipynb", "raise ValueError('out of luck')", parameters=PARAMETERS)
     setting = read_setting(str(failing))
@@ -181,6 +185,7 @@ def test_trials_that_fail_are_told_and_a_mistake_ends_the_search(tmp_path):
         search.best()
 
 
+@pytest.mark.soak
 def test_what_the_stage_needs_is_made_first_and_once(plan, tmp_path):
     folder = tmp_path / "runs"
     setting = read_setting(plan=plan, stage="student", fixed=["divergence: forward"], plan_folder=folder)
@@ -210,6 +215,7 @@ def test_what_the_stage_needs_is_made_first_and_once(plan, tmp_path):
     assert [run.result["test_ce_loss"] for run in load_runs(tmp_path / "tuned")] == [-5.0] * 6
 
 
+@pytest.mark.soak
 def test_the_notebook_is_stopped_and_gone_on_with_and_sees_no_test_result(notebook, tmp_path):
     given = {
         "notebook": str(notebook),
@@ -244,6 +250,7 @@ def test_the_notebook_is_stopped_and_gone_on_with_and_sees_no_test_result(notebo
     assert subprocess.run(check, cwd=ROOT, capture_output=True).returncode == 0
 
 
+@pytest.mark.soak
 def test_a_trial_of_distillation_does_not_look_at_the_test_split(tmp_path):
     from nbutils.data.preparation import DataConfig, load_data, prepare_data
     from nbutils.models.loading import load_model

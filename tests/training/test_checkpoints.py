@@ -76,7 +76,14 @@ def store(config: TrainingConfig, data: Path, **changes: object) -> Checkpoints:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("storage", "kills", "cases"), [("arrow", 20, list(CASES)), ("mds", 4, ["chunks", "two"])])
+@pytest.mark.parametrize(
+    ("storage", "kills", "cases"),
+    [
+        ("arrow", 2, ["plain"]),
+        pytest.param("arrow", 20, list(CASES), marks=pytest.mark.soak),
+        pytest.param("mds", 4, ["chunks", "two"], marks=pytest.mark.soak),
+    ],
+)
 def test_kills_at_random_moments_change_not_a_bit(storage, kills, cases):
     """With one process and with two, chunks at random positions, accumulation, dropout, early stopping."""
     if storage == "mds" and (missing := missing_packages()):
@@ -192,6 +199,7 @@ train(configuration(Path({data!r}), Path({run!r}), max_steps={steps}))
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_a_full_disk_loses_nothing_that_was_saved(data, calm, tmp_path, monkeypatch):
     """The system lets no file grow beyond a limit that the model fits in and the optimiser's state does not."""
     config = settings(data, tmp_path)

@@ -299,6 +299,7 @@ def train_until_it_is_no_better(job):
 
 
 @pytest.mark.slow
+@pytest.mark.soak
 def test_two_ranks_stop_together(tmp_path):
     assert launch(train_until_it_is_no_better, StoppingJob(tmp_path), processes=2, log_folder=tmp_path) < 60
 

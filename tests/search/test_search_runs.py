@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -141,10 +142,11 @@ def test_two_processes_share_a_study(notebook, tmp_path):
     assert len(runs) == 5 and all(len(run.manifest["attempts"]) == 1 for run in runs)
 
 
-@pytest.mark.parametrize(
-    "number",
-    STOPS,
-)
+SOAK = pytest.mark.soak
+STOPS = [signal.SIGKILL, pytest.param(signal.SIGINT, marks=SOAK), pytest.param(signal.SIGTERM, marks=SOAK)]
+
+
+@pytest.mark.parametrize("number", STOPS)
 def test_a_stopped_search_leaves_no_process_and_goes_on(notebook, tmp_path, number):
     database = tmp_path / "study.db"
     process = worker(notebook, database, 6.5, 1)

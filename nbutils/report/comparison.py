@@ -36,11 +36,6 @@ class Told:
     interval: str = UNKNOWN
     pairs: str = UNKNOWN
 
-    @property
-    def measure(self) -> Measure:
-        """What the numbers are of, and in which unit."""
-        return measure(self.metric)
-
 
 @dataclass(frozen=True)
 class VerdictRow:

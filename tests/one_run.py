@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import time
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from batch_processes import wait_until
 from tiny_notebooks import write_notebook
 
 from nbutils.batch.runner import flat_variant, run_variant
@@ -50,22 +49,8 @@ def start_cli(folder: Path, *cells: str) -> subprocess.Popen:
 
 
 def wait_for(path: Path) -> str:
-    for _ in range(1800):
-        if path.is_file() and path.read_text():
-            return path.read_text()
-        time.sleep(0.05)
-    raise AssertionError(f"{path} never came")
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):  # it ended between the two looks
-        return False
+    wait_until(lambda: path.is_file() and path.read_text())
+    return path.read_text()
 
 
 @contextmanager

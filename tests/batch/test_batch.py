@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,14 +14,11 @@ from tiny_notebooks import write_notebook, write_plan
 from nbutils.batch.batch import Batch, register_plan, select
 from nbutils.batch.local_engine import LocalEngine, default_workers
 from nbutils.batch.progress import LogDisplay, Retry, Running, Tally
-from nbutils.batch.runner import Outcome, place_needs
+from nbutils.batch.runner import Outcome
 from nbutils.batch.status import folder_status, plan_status
 from nbutils.foundation import environment
 from nbutils.foundation.errors import CorpusError, ModelError, PlanError, RunError
-from nbutils.foundation.files import now, read_json
-from nbutils.runs.attempts import Place
-from nbutils.runs.dependencies import CodeOf
-from nbutils.runs.keys import made_of, run_key
+from nbutils.foundation.files import read_json
 from nbutils.runs.plans import load_plan
 from nbutils.runs.run_folder import load_runs
 
@@ -138,40 +131,6 @@ def test_nothing_starts_where_a_variant_could_not_run(tmp_path):
     with pytest.raises(RunError, match=r"p.yaml: stage 'study': data_folder: there is no folder"):
         go(load_plan(write_plan(tmp_path / "p.yaml", study % "data_folder: nowhere")), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
-
-
-def publish_finished(plan, folder: Path) -> None:
-    """A finished run for every variant of the plan, with a manifest of the size they have, as if it had been made."""
-    code = CodeOf()
-    for variant in plan.variants:
-        made = place_needs(variant, folder)
-        key = run_key(made_of(made.notebook, made.params, code=code(made.notebook, made.params)))
-        record = {"status": "finished", "key": key, "fingerprint": key, "plan": plan.name, "stage": variant.stage}
-        record |= {"variant": variant.name, "error": None, "padding": "x" * 8000}
-        record["attempts"] = [{"start": now(), "end": now(), "exit_code": 0, "status": "finished"}]
-        place = Place(folder, variant.name)
-        place.published.mkdir(parents=True)
-        (place.published / "manifest.json").write_text(json.dumps(record))
-
-
-def test_a_thousand_finished_variants_are_skipped_at_once(tmp_path):
-    """No process is started."""
-    write_notebook(tmp_path / "study.ipynb", parameters=STUDY)
-    text = "name: p\nstages:\n  - {name: data, notebook: {here}/study.ipynb}\n  - {name: study, notebook: "
-    text += "{here}/study.ipynb, needs: {data_folder: data}, matrix: {seed: %s}}\n" % [*range(1, 1000)]
-    plan, folder = load_plan(write_plan(tmp_path / "p.yaml", text)), tmp_path / "runs"
-    publish_finished(plan, folder)
-    no_process = (
-        "import sys, subprocess\n"
-        "def refuse(*given, **named): raise SystemExit('a process is started')\n"
-        "subprocess.Popen.__init__ = refuse\n"
-        "from nbutils.__main__ import main; sys.exit(main(sys.argv[1:]))"
-    )
-    for words in (["batch"], ["status"]):
-        command = [sys.executable, "-c", no_process, *words, plan.file, "--out", folder]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PATH": ""})  # no nvidia-smi
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count(" finished ") >= 999
 
 
 # ---- what is shown --------------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ stages:
     notebook: 04_cosine_mixing
     needs: {data_folder: data}
     params: {max_steps: 12, eval_steps: 6, learning_rate: 3e-3, samples: 2}
-    matrix: {alpha: [0.0, 0.5], seed: [1, 2]}
+    matrix: {alpha: [0.0, 0.5], seed: [1]}
   - name: prefix
     notebook: 05_prefix_smoothing
     needs: {data_folder: data}
@@ -65,7 +65,7 @@ def write_documents(folder, number=60):
 
 @pytest.mark.slow
 def test_documents_become_a_report(tmp_path):
-    """Five trainings, one of them in two processes; every number of a run is the one its documents say."""
+    """Three trainings, one of them in two processes; every number of a run is the one its documents say."""
     write_documents(tmp_path)
     plan = tmp_path / "small.yaml"
     plan.write_text(PLAN.replace("FOLDER", str(tmp_path)))
@@ -73,7 +73,7 @@ def test_documents_become_a_report(tmp_path):
     done = command("batch", plan, "--out", runs / "small")
     assert done.returncode == 0, done.stdout + done.stderr
     finished = {run.variant: run for run in load_runs(runs)}
-    assert len(finished) == 6 and all(run.status == "finished" for run in finished.values())
+    assert len(finished) == 4 and all(run.status == "finished" for run in finished.values())
     for name, run in finished.items():
         assert run.result.keys() <= known_results(Path(run.manifest["notebook"]).stem)
         if run.stage == "cosine":

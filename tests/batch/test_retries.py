@@ -91,7 +91,7 @@ def test_two_batches_over_one_folder_run_each_variant_once(tmp_path):
         subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as one,
         subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as other,
     ):
-        told = [one.communicate(timeout=100)[0], other.communicate(timeout=100)[0]]
+        told = [one.communicate()[0], other.communicate()[0]]
     assert (one.returncode, other.returncode) == (0, 0), told
     assert sorted((tmp_path / "ran").read_text().split()) == ["1", "2", "3"], told
     assert [len(run.manifest["attempts"]) for run in load_runs(tmp_path / "runs")] == [1, 1, 1]
@@ -117,7 +117,7 @@ def test_a_second_ctrl_c_kills_what_does_not_stop(tmp_path):
         time.sleep(1)
         assert process.poll() is None  # it waits
         process.send_signal(signal.SIGINT)
-        told, _ = process.communicate(timeout=30)
+        told, _ = process.communicate()
     assert process.returncode == 130, told
     assert "asked 2 running variants to stop; a training saves its state first. Ask again to kill." in told
     wait_until(lambda: not processes_of(str(tmp_path)), 30)

@@ -87,7 +87,7 @@ def test_a_wide_variant_is_not_passed_over_for_ever(tmp_path):
     assert noted["wide0"]["start"] < min(noted[f"late{number}"]["start"] for number in range(3))
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_cores_that_are_asked_for_are_there(tmp_path, monkeypatch):
     """Of 2 cores, one whole machine's worth at a time; threads as asked. CUDA_VISIBLE_DEVICES is left alone."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "as it was")

@@ -265,7 +265,9 @@ def test_a_server_that_is_killed_is_replaced_and_its_runners_go_on(tmp_path):
     assert [*endings(batch(tmp_path, 3, LIGHT, workers=1)).values()] == ["finished"] * 3
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.soak), signal.SIGTERM, signal.SIGKILL]
+)
 def test_a_batch_that_ends_leaves_no_process(tmp_path, number):
     """Asked to stop, it stops its runners; killed, it leaves them to finish what they are at."""
     write_notebook(tmp_path / "study.ipynb", PIDS, "time.sleep(3 if seed < 2 else 300)", parameters=STUDY)

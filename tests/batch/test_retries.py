@@ -103,7 +103,7 @@ def test_two_batches_over_one_folder_run_each_variant_once(tmp_path):
 # ---- stopping -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_second_ctrl_c_kills_what_does_not_stop(tmp_path):
     mark = "open(run_folder + '/.training-1', 'w')"  # as a training that still saves: the runner waits for it
     deaf = f"import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n{mark}"

@@ -263,7 +263,7 @@ def _engine(args: argparse.Namespace, plan: Plan, folder: Path) -> Engine:
 
 def _repeat(args: argparse.Namespace) -> int:
     """Run what a manifest says once more; 0 where its numbers came out the same."""
-    from nbutils.batch.repeat import repeat
+    from nbutils.batch.repeating import repeat
 
     if args.notebook or args.params or args.variant:
         raise PlanError("--from names the notebook, its parameters and the variant. Leave those out, or --from.")

@@ -31,9 +31,9 @@ from nbutils.batch.cost import (
     teachers_of,
     training_memory,
 )
-from nbutils.interaction.correction import NAMES as NO_TEACHERS
-from nbutils.interaction.held_out import RUBRICS, held_out
-from nbutils.interaction.judges import NAMES as NO_JUDGES
+from nbutils.interaction.correction import CORRECTORS as NO_TEACHERS
+from nbutils.interaction.final_questions import RUBRICS, held_out
+from nbutils.interaction.judges import JUDGES as NO_JUDGES
 from nbutils.interaction.judges import SERVER
 from nbutils.interaction.prompts import read_correction, read_rubric, read_story
 from nbutils.interaction.settings import CONTEXTS, DISTILL, NO_JUDGE, PAIRED, STORY, Interaction

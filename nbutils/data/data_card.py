@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nbutils.data.bytes_of_tokens import token_bytes
 from nbutils.data.corpora import Document, corpus_versions, seen_by_base_model
 from nbutils.data.documents import Duplicate
 from nbutils.data.packing import Totals, unigram_cross_entropy
-from nbutils.data.token_bytes import token_bytes
 from nbutils.foundation.errors import CorpusError
 
 if TYPE_CHECKING:

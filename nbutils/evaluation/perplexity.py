@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 
 from nbutils.data.batches import Rows, in_order
-from nbutils.data.token_bytes import token_lengths
+from nbutils.data.bytes_of_tokens import token_lengths
 from nbutils.objectives import (
     UNLABELLED,
     Accuracy,

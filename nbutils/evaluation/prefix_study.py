@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from nbutils.data.token_bytes import token_bytes
+from nbutils.data.bytes_of_tokens import token_bytes
 from nbutils.objectives import PrefixMass, SparseTargets
 from nbutils.objectives.prefixes import (
     PrefixTable,

@@ -21,7 +21,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from nbutils.data.token_bytes import token_lengths
+from nbutils.data.bytes_of_tokens import token_lengths
 from nbutils.evaluation.generation import sample_continuations
 from nbutils.evaluation.perplexity import SPLITS, batches_to_score
 from nbutils.evaluation.sample_measures import measure_samples

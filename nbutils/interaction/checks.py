@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from nbutils.foundation.errors import ParameterError
-from nbutils.interaction.correction import HUMAN, check_corrector
-from nbutils.interaction.correction import NAMES as CORRECTORS
+from nbutils.interaction.correction import CORRECTORS, HUMAN, check_corrector
 from nbutils.interaction.distilling import check_distilling_teacher
-from nbutils.interaction.judges import NAMES as JUDGES
-from nbutils.interaction.judges import check_judge
+from nbutils.interaction.judges import JUDGES, check_judge
 from nbutils.interaction.settings import CONTEXTS, DISTILL, NO_JUDGE, Interaction, check_held_out
 from nbutils.models.shapes import CONFIGURATIONS
 

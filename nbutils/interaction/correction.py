@@ -31,7 +31,7 @@ from nbutils.interaction.reply_cache import ReplyCache
 __all__ = ["Corrections", "Corrector", "check_corrector", "make_corrector"]
 
 HUMAN, SERVER = "human", "server"
-NAMES = (HUMAN, SERVER)
+CORRECTORS = (HUMAN, SERVER)
 
 
 def check_corrector(name: str, prompt: str = "correction") -> None:
@@ -43,7 +43,7 @@ def check_corrector(name: str, prompt: str = "correction") -> None:
     if name == SERVER:
         ServerSettings.from_environment()
     elif name != HUMAN:
-        check_prompted_model(name, "correcting_teacher", NAMES)
+        check_prompted_model(name, "correcting_teacher", CORRECTORS)
 
 
 def make_corrector(

@@ -16,7 +16,7 @@ import torch
 
 from nbutils.evaluation.sample_measures import distinct, repetition
 from nbutils.foundation.errors import ModelError
-from nbutils.interaction.held_out import RUBRICS, held_out
+from nbutils.interaction.final_questions import RUBRICS, held_out
 from nbutils.interaction.judges import Judged
 from nbutils.interaction.judges.quality import agreement, length_correlation
 from nbutils.interaction.policy import PolicyModel

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nbutils.batch.progress import text_table
-from nbutils.batch.repeat.circumstances import Change, in_few, listed
+from nbutils.batch.repeating.circumstances import Change, in_few, listed
 from nbutils.foundation.places import REPORTS, relative, resolve
 from nbutils.foundation.plaintext import escaped, visible
 from nbutils.report.comparison import OTHER_DATA, Comparison, VerdictRow, compare_sides

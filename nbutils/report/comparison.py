@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from nbutils.batch.repeat.circumstances import Change, changes
+from nbutils.batch.repeating.circumstances import Change, changes
 from nbutils.report import statistics
 from nbutils.report.arms import Arm, number
 from nbutils.report.sides import Side

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nbutils.batch.repeat.circumstances import listed
+from nbutils.batch.repeating.circumstances import listed
 from nbutils.foundation.errors import WorkbookError
 from nbutils.foundation.files import MANIFEST, read_json
 from nbutils.foundation.places import relative, resolve, typed

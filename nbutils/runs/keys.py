@@ -131,7 +131,7 @@ def prompts_content(params: Mapping[str, Any]) -> dict[str, str]:
     if not {"rubric", "judge"} <= params.keys():
         return {}
     from nbutils.interaction import prompts
-    from nbutils.interaction.held_out import RUBRICS
+    from nbutils.interaction.final_questions import RUBRICS
 
     rubrics = {"rubric": params["rubric"], **{f"held_out_{kind}": name for kind, name in RUBRICS.items()}}
     files = {name: prompts.read_rubric(rubric) for name, rubric in rubrics.items()}

@@ -14,8 +14,8 @@ import pytest
 from kill_many import write_data
 from tiny_notebooks import write_notebook
 
-from nbutils.batch.repeat import making, repeat
-from nbutils.batch.repeat.numbers import compare_runs
+from nbutils.batch.repeating import making, repeat
+from nbutils.batch.repeating.numbers import compare_runs
 from nbutils.batch.runner import flat_variant, run_variant
 from nbutils.batch.status import folder_status
 from nbutils.foundation.errors import ParameterError, PlanError, RunError, WorkbookError
@@ -227,7 +227,7 @@ def test_another_notebook_is_refused_with_its_commit(copied, tmp_path):
 
 
 def test_another_input_is_refused_with_what_made_it(copied, runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("nbutils.batch.repeat.request.RUNS", runs)
+    monkeypatch.setattr("nbutils.batch.repeating.request.RUNS", runs)
     data = runs / "tiny" / "data"
     change(copied, inputs={"data_folder": {"folder": str(data), "fingerprint": "0123456789abcdef" * 4}})
     message = refusal(RunError, copied)

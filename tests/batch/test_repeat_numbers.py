@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbutils.batch.repeat.circumstances import changes, in_few, listed
-from nbutils.batch.repeat.numbers import compare_columns, compare_runs, relative_difference
+from nbutils.batch.repeating.circumstances import changes, in_few, listed
+from nbutils.batch.repeating.numbers import compare_columns, compare_runs, relative_difference
 from nbutils.runs.run_folder import RESULTS
 
 SIZES = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from real_data import REAL_DATA, needs_real_data
 
-from nbutils.data.token_bytes import token_bytes, token_lengths
+from nbutils.data.bytes_of_tokens import token_bytes, token_lengths
 from nbutils.data.tokenization import (
     END_TOKEN,
     UNKNOWN_TOKEN,

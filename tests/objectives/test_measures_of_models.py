@@ -15,7 +15,7 @@ from real_data import REAL_DATA, needs_real_data
 from small_training import VOCAB, blocks, config, model, trained
 
 from nbutils.data.batches import collate
-from nbutils.data.token_bytes import token_bytes, token_lengths
+from nbutils.data.bytes_of_tokens import token_bytes, token_lengths
 from nbutils.data.tokenization import character_tokenizer, load_tokenizer, train_byte_level_bpe
 from nbutils.evaluation import sample_measures
 from nbutils.evaluation.perplexity import evaluate, expected_calibration_error, proxies_at, tune_temperature
@@ -24,7 +24,7 @@ from nbutils.models.loading import eight_bits
 from nbutils.objectives import ObjectiveModel, cosine_mixing, objective
 from nbutils.objectives.terms import cosine, cross_entropy
 from nbutils.training.audit import audit_gradients
-from nbutils.training.stability import functional_check, stability
+from nbutils.training.run_checks import functional_check, stability
 from nbutils.training.trainer import training_arguments
 
 TEXT = "Été: naïve café, 東京 🗼 costs €5.\n\tTabs  and\xa0spaces.\n" * 3

@@ -9,7 +9,7 @@ import pytest
 from prefix_tokenizers import KINDS, PADDED, llama3, rows_by_name, sentence_piece, word_level, word_piece
 from real_data import needs_real_data
 
-from nbutils.data.token_bytes import token_bytes
+from nbutils.data.bytes_of_tokens import token_bytes
 from nbutils.foundation import places
 from nbutils.foundation.errors import ModelError
 from nbutils.objectives.prefixes import prefix_table, table

@@ -11,7 +11,7 @@ import pytest
 from prefix_tokenizers import KINDS, PADDED, dense_target, llama3, rows_by_name, sentence_piece, word_level
 from real_data import REAL_DATA, needs_real_data
 
-from nbutils.data.token_bytes import token_bytes
+from nbutils.data.bytes_of_tokens import token_bytes
 from nbutils.data.tokenization import load_tokenizer, tokenize
 from nbutils.foundation.errors import ModelError, ParameterError
 from nbutils.objectives.prefixes import (

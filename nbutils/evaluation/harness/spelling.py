@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.data.token_bytes import token_bytes
+from nbutils.data.bytes_of_tokens import token_bytes
 from nbutils.evaluation.harness.settings import SPELLING_SHOTS
 from nbutils.foundation.errors import ParameterError
 

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 SERVER = "server"
-NAMES = (RULE, RULE_PLAIN, SERVER)
+JUDGES = (RULE, RULE_PLAIN, SERVER)
 
 
 def check_judge(name: str, rubric: str) -> None:
@@ -48,10 +48,10 @@ def check_judge(name: str, rubric: str) -> None:
         from nbutils.interaction.chat_client import ServerSettings
 
         ServerSettings.from_environment()
-    elif name not in NAMES:
+    elif name not in JUDGES:
         from nbutils.interaction.prompted_model import check_prompted_model
 
-        check_prompted_model(name, "judge", NAMES)
+        check_prompted_model(name, "judge", JUDGES)
 
 
 def make_judge(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nbutils.data.token_bytes import token_bytes
+from nbutils.data.bytes_of_tokens import token_bytes
 from nbutils.foundation import places
 from nbutils.foundation.errors import ModelError
 from nbutils.foundation.files import atomic_write

@@ -7,6 +7,6 @@ On a CPU in float32 the numbers are the same bit for bit; where they are not, th
 and what else is different are told.
 """
 
-from nbutils.batch.repeat.making import Repeat, repeat
+from nbutils.batch.repeating.making import Repeat, repeat
 
 __all__ = ["Repeat", "repeat"]

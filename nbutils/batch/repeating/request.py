@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from nbutils.batch.repeat.circumstances import SHORT
-from nbutils.batch.repeat.numbers import compare_runs
+from nbutils.batch.repeating.circumstances import SHORT
+from nbutils.batch.repeating.numbers import compare_runs
 from nbutils.batch.runner import summary
 from nbutils.data.fingerprints import fingerprint
 from nbutils.foundation.errors import ParameterError, PlanError, RunError

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.batch.progress import duration, text_table
-from nbutils.batch.repeat.circumstances import SHORT, Change, changes, in_few
-from nbutils.batch.repeat.numbers import FileDifference, compare_runs
-from nbutils.batch.repeat.request import check_comparable, manifest_file, read_finished, recorded_variant
+from nbutils.batch.repeating.circumstances import SHORT, Change, changes, in_few
+from nbutils.batch.repeating.numbers import FileDifference, compare_runs
+from nbutils.batch.repeating.request import check_comparable, manifest_file, read_finished, recorded_variant
 from nbutils.batch.runner import BROKEN, DONE, Outcome, run_variant
 from nbutils.foundation.errors import RunError
 from nbutils.foundation.files import write_json

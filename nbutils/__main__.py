@@ -22,16 +22,28 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbutils.batch.arguments import make_parser
-from nbutils.foundation.errors import LockedRunError, PlanError, WorkbookError, did_you_mean
-from nbutils.foundation.places import PARAMS, REPORTS, RUNS, relative, typed
-from nbutils.foundation.plaintext import visible
-from nbutils.foundation.stopping import WITH_PARENT, Stopped, stop_on_sigterm, stop_with_parent
+from nbutils.batch import make_parser
+from nbutils.foundation import (
+    PARAMS,
+    REPORTS,
+    RUNS,
+    WITH_PARENT,
+    LockedRunError,
+    PlanError,
+    Stopped,
+    WorkbookError,
+    did_you_mean,
+    relative,
+    stop_on_sigterm,
+    stop_with_parent,
+    typed,
+    visible,
+)
 
 if TYPE_CHECKING:
-    from nbutils.batch.batch import Engine
-    from nbutils.foundation.resources import Resources
-    from nbutils.runs.plans import Plan, Variant
+    from nbutils.batch import Engine
+    from nbutils.foundation import Resources
+    from nbutils.runs import Plan, Variant
 
 CLOSED_PIPE = 141  # what shells say of a command whose reader has gone
 REFUSED, RUN_AGAIN = 2, 75
@@ -73,9 +85,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def check(args: argparse.Namespace) -> int:
     """List a plan's variants with their parameters and costs; starts nothing."""
-    from nbutils.batch.cost import check_gpu
-    from nbutils.batch.listing import plan_listing, variant_names
-    from nbutils.runs.plans import load_plan
+    from nbutils.batch import check_gpu, plan_listing, variant_names
+    from nbutils.runs import load_plan
 
     check_gpu(args.gpu, args.utilisation)
     file = _plan_file(args.plan)
@@ -88,9 +99,8 @@ def check(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Run one variant."""
-    from nbutils.batch.progress import duration
-    from nbutils.batch.runner import run_variant
-    from nbutils.foundation.stopping import leave_quickly
+    from nbutils.batch import duration, run_variant
+    from nbutils.foundation import leave_quickly
 
     if args.manifest:
         return _repeat(args)
@@ -106,9 +116,8 @@ def run(args: argparse.Namespace) -> int:
 
 def batch(args: argparse.Namespace) -> int:
     """Run all variants of a plan that are not finished."""
-    from nbutils.batch.batch import Batch, register_plan, select
-    from nbutils.batch.progress import make_display
-    from nbutils.runs.plans import load_plan
+    from nbutils.batch import Batch, make_display, register_plan, select
+    from nbutils.runs import load_plan
 
     plan = load_plan(_plan_file(args.plan))
     folder = typed(args.out) if args.out else RUNS / plan.name
@@ -128,8 +137,7 @@ def batch(args: argparse.Namespace) -> int:
 
 def status(args: argparse.Namespace) -> int:
     """Show the table of one plan's variants, or of all plans with runs."""
-    from nbutils.batch.batch import is_going_on
-    from nbutils.batch.status import folder_status, plan_folders, watch
+    from nbutils.batch import folder_status, is_going_on, plan_folders, watch
 
     if args.plan is None:
         folder = _existing("--out", typed(args.out)) if args.out else RUNS
@@ -148,8 +156,8 @@ def status(args: argparse.Namespace) -> int:
 
 def _planned_status(args: argparse.Namespace) -> tuple[Path, Callable[..., str]]:
     """The folder of a plan's runs and what tells its table. Of some plans nothing but that folder is left."""
-    from nbutils.batch.status import plan_status, recorded_status
-    from nbutils.runs.plans import load_plan
+    from nbutils.batch import plan_status, recorded_status
+    from nbutils.runs import load_plan
 
     file, folder = _plan_file(args.plan), typed(args.out) if args.out else RUNS / args.plan
     if not file.is_file() and recorded_status(folder).startswith(f"{args.plan}: "):
@@ -163,11 +171,9 @@ def report(args: argparse.Namespace) -> int:
     """Execute the report notebook, export it as one HTML file, and write the log and the week's numbers beside it."""
     import tempfile
 
-    from nbutils.batch.kernels import NotebookFailed, execute
-    from nbutils.report import export, write_log, write_metrics, write_summary
-    from nbutils.report.studies import gather
-    from nbutils.runs.notebooks import find_notebook
-    from nbutils.runs.params import read_schema
+    from nbutils.batch import NotebookFailed, execute
+    from nbutils.report import export, gather, write_log, write_metrics, write_summary
+    from nbutils.runs import find_notebook, read_schema
 
     if args.compare:
         return _compare(args)
@@ -195,9 +201,8 @@ def report(args: argparse.Namespace) -> int:
 
 def _reported_plan(word: str, runs: Path) -> tuple[str, str]:
     """What the report notebook takes for the plan that was asked for, and its name; both empty for all plans."""
-    from nbutils.report.studies import is_folder_name
-    from nbutils.runs.plans import load_plan
-    from nbutils.runs.run_folder import load_runs
+    from nbutils.report import is_folder_name
+    from nbutils.runs import load_plan, load_runs
 
     is_file = not is_folder_name(word) or word.endswith((".yaml", ".yml"))
     if not word or (not is_file and any(run.plan == word for run in load_runs(runs))):
@@ -215,7 +220,7 @@ def _page(out: str) -> Path:
 
 def _plan_file(word: str) -> Path:
     """The plan file that was asked for; where there is none, where it would lie for one who types here."""
-    from nbutils.runs.plans import find_plan
+    from nbutils.runs import find_plan
 
     file = find_plan(word)
     return file if file.exists() or file.parent == PARAMS else typed(word)
@@ -223,7 +228,7 @@ def _plan_file(word: str) -> Path:
 
 def _notebook(word: str) -> Path:
     """The notebook that was asked for, by name, or by path from here or from the repository's root."""
-    from nbutils.runs.notebooks import find_notebook
+    from nbutils.runs import find_notebook
 
     file = typed(f"{word.removesuffix('.ipynb')}.ipynb")
     return find_notebook(file if file.is_file() and ("/" in word or word.endswith(".ipynb")) else word)
@@ -237,15 +242,14 @@ def _existing(option: str, folder: Path) -> Path:
 
 def _engine(args: argparse.Namespace, plan: Plan, folder: Path) -> Engine:
     """The engine that `batch` was asked for. Raises PlanError for options that fit no other."""
-    from nbutils.batch.fork_server import PRELOADED
-    from nbutils.batch.local_engine import LocalEngine, default_workers
+    from nbutils.batch import PRELOADED, LocalEngine, default_workers
 
     if args.retries < 0:
         raise PlanError(f"--retries is {args.retries}. Give 0, for no second attempt, or more.")
     if args.workers is not None and args.workers < 1:
         raise PlanError(f"--workers is {args.workers}. Give the number of variants to run at a time, at least 1.")
     if args.engine == "ray":
-        from nbutils.batch.ray_engine import RayEngine
+        from nbutils.batch import RayEngine
 
         local = {"--workers": args.workers, "--gpus": args.gpus, "--fresh-kernels": args.fresh_kernels}
         for option, value in local.items():
@@ -263,7 +267,7 @@ def _engine(args: argparse.Namespace, plan: Plan, folder: Path) -> Engine:
 
 def _repeat(args: argparse.Namespace) -> int:
     """Run what a manifest says once more; 0 where its numbers came out the same."""
-    from nbutils.batch.repeating import repeat
+    from nbutils.batch import repeat
 
     if args.notebook or args.params or args.variant:
         raise PlanError("--from names the notebook, its parameters and the variant. Leave those out, or --from.")
@@ -274,7 +278,7 @@ def _repeat(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     """Two reports or two sets of runs, side by side."""
-    from nbutils.report.beside import compare
+    from nbutils.report import compare
 
     print(visible(compare(*map(Path, args.compare), typed(args.out) if args.out else None)))
     return 0
@@ -282,7 +286,7 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _limits(args: argparse.Namespace) -> Resources:
     """The limits that `run` was given, None where it was not."""
-    from nbutils.foundation.resources import read_resources
+    from nbutils.foundation import read_resources
 
     return read_resources("run", {"run_minutes": args.run_minutes, "cell_minutes": args.cell_minutes})
 
@@ -295,10 +299,9 @@ def _requested(args: argparse.Namespace) -> tuple[Variant, str, Path]:
 
 
 def _found(args: argparse.Namespace) -> tuple[Variant, str, Path]:
-    from nbutils.batch.batch import register_plan
-    from nbutils.batch.runner import flat_variant
-    from nbutils.foundation.yaml_files import read_yaml
-    from nbutils.runs.plans import SLUG, load_plan
+    from nbutils.batch import flat_variant, register_plan
+    from nbutils.foundation import read_yaml
+    from nbutils.runs import SLUG, load_plan
 
     notebook, file = _notebook(args.notebook), _plan_file(args.params)
     given = read_yaml(file) or {}

@@ -9,10 +9,10 @@ import torch
 from datasets import Dataset, Features, List, Value
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from nbutils.data.batches import UNLABELLED
 from nbutils.data.packing import Blocks, load_blocks, save_blocks
 from nbutils.data.preparation import PreparedData
 from nbutils.models.teachers import LiveTeacher
-from nbutils.objectives import UNLABELLED
 
 VOCAB, BLOCK = 67, 12
 LENGTHS = {"train": [7, 12, 3, 9, 5], "validation": [4, 10]}

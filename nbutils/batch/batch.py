@@ -18,18 +18,37 @@ from typing import Any, Protocol
 from nbutils.batch.preflight import check_variant, place_of
 from nbutils.batch.progress import BLOCKED, Display, Retry, Running, Tally, duration, terminal_width, text_table
 from nbutils.batch.runner import BROKEN, DONE, HELD, RUN_AGAIN, Outcome, place_needs
-from nbutils.foundation.errors import PlanError, RunError, WorkbookError, nearest
-from nbutils.foundation.files import atomic_write, read_json, write_json
-from nbutils.foundation.locks import is_held, shared
-from nbutils.foundation.places import relative, resolve
-from nbutils.foundation.stopping import stop_on_sigterm
-from nbutils.foundation.yaml_files import read_yaml
-from nbutils.runs.attempts import LOCKS, Place
-from nbutils.runs.contrasts import record_contrasts
-from nbutils.runs.dependencies import CodeOf
-from nbutils.runs.keys import made_of, run_key, what_changed
-from nbutils.runs.manifest import FINISHED, PREEMPTED, Manifest, was_made_of
-from nbutils.runs.plans import PLAN_FILE, Plan, Variant
+from nbutils.foundation import (
+    PlanError,
+    RunError,
+    WorkbookError,
+    atomic_write,
+    is_held,
+    nearest,
+    read_json,
+    read_yaml,
+    relative,
+    resolve,
+    shared,
+    stop_on_sigterm,
+    write_json,
+)
+from nbutils.runs import (
+    FINISHED,
+    LOCKS,
+    PLAN_FILE,
+    PREEMPTED,
+    CodeOf,
+    Manifest,
+    Place,
+    Plan,
+    Variant,
+    made_of,
+    record_contrasts,
+    run_key,
+    was_made_of,
+    what_changed,
+)
 
 TICK_SECONDS = 0.5  # between looks at the running variants
 LONGEST_BACKOFF_SECONDS = 600.0
@@ -61,7 +80,7 @@ def register_plan(plan: Plan, plan_folder: Path) -> None:
 
 def _other_file(plan: Plan, plan_folder: Path) -> Path | None:
     """The other plan file that made the runs in the folder; None without one, or where it has gone or been renamed."""
-    from nbutils.runs.run_folder import load_runs
+    from nbutils.runs import load_runs
 
     if not (plan_folder / PLAN_FILE).is_file() or not (plan_folder / PLAN_RECORD).is_file():
         return None

@@ -28,10 +28,9 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from nbutils.batch.preflight import START, data_facts
-from nbutils.foundation.errors import ParameterError, Unreachable, did_you_mean
-from nbutils.foundation.places import resolve
-from nbutils.models.shapes import TOKENIZERS
-from nbutils.runs.plans import Plan, Variant
+from nbutils.foundation import ParameterError, Unreachable, did_you_mean, resolve
+from nbutils.models import TOKENIZERS
+from nbutils.runs import Plan, Variant
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -81,7 +80,7 @@ def check_gpu(gpu: str, utilisation: float) -> None:
 
 def _student(variant: Variant, plan: Plan, data: Mapping[str, Any]) -> tuple[PretrainedConfig, int] | None:
     """The model that a run trains: the one it begins with, where it names one."""
-    from nbutils.models.teachers import model_of
+    from nbutils.models import model_of
 
     params = variant.params
     if START in variant.needs:
@@ -105,7 +104,7 @@ def _vocabulary(data: Mapping[str, Any]) -> int:
     if tokenizer in ("train", "unigram"):
         return data["vocab_size"]
     if resolve(tokenizer).is_dir():
-        from nbutils.data.tokenization import load_tokenizer
+        from nbutils.data import load_tokenizer
 
         return len(load_tokenizer(tokenizer))
     return TOKENIZERS.get(tokenizer, 0)
@@ -131,7 +130,7 @@ def teachers_of(
     variant: Variant, plan: Plan, block_size: int, names: Sequence[str]
 ) -> tuple[list[tuple[PretrainedConfig, int]], tuple[str, ...]]:
     """Configuration and parameters of every teacher that the parameters `names` name, and those that are not known."""
-    from nbutils.models.teachers import model_of
+    from nbutils.models import model_of
 
     params, found, left_out = variant.params, [], []
     for name in names:
@@ -203,7 +202,7 @@ def teacher_memory(config: PretrainedConfig, parameters: int, cache: str = "off"
 
 @lru_cache(maxsize=64)
 def _model(model_name: str, vocab_size: int, block_size: int) -> tuple[PretrainedConfig, int]:
-    from nbutils.models.loading import build_config, count_parameters
+    from nbutils.models import build_config, count_parameters
 
     config = build_config(model_name, vocab_size, block_size)
     return config, count_parameters(config)

@@ -16,7 +16,7 @@ from nbutils.batch.cost import (
 )
 from nbutils.batch.interaction_cost import Model, interaction_cost
 from nbutils.batch.preflight import INTERACTION, data_facts
-from nbutils.runs.plans import Plan, Variant
+from nbutils.runs import Plan, Variant
 
 
 def estimate(variant: Variant, plan: Plan, gpu: str, utilisation: float) -> Cost | None:

@@ -14,7 +14,7 @@ import nbformat
 from nbformat import NotebookNode
 from papermill.execute import ERROR_MARKER_TAG
 
-from nbutils.foundation.files import atomic_write
+from nbutils.foundation import atomic_write
 
 LOG_LINES = 20
 ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")

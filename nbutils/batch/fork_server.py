@@ -22,7 +22,7 @@ from typing import Any
 
 from nbutils.batch import kernel_keeper
 from nbutils.batch.kernel_keeper import THRIFT, Imports, end_after, file_status, open_files
-from nbutils.foundation.places import ROOT
+from nbutils.foundation import ROOT
 
 PRELOADED = (
     "nbutils.training.trainer",

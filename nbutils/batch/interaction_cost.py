@@ -31,13 +31,23 @@ from nbutils.batch.cost import (
     teachers_of,
     training_memory,
 )
-from nbutils.interaction.correction import CORRECTORS as NO_TEACHERS
-from nbutils.interaction.final_questions import RUBRICS, held_out
-from nbutils.interaction.judges import JUDGES as NO_JUDGES
-from nbutils.interaction.judges import SERVER
-from nbutils.interaction.prompts import read_correction, read_rubric, read_story
-from nbutils.interaction.settings import CONTEXTS, DISTILL, NO_JUDGE, PAIRED, STORY, Interaction
-from nbutils.runs.plans import Plan, Variant
+from nbutils.interaction import (
+    CONTEXTS,
+    DISTILL,
+    NO_JUDGE,
+    PAIRED,
+    RUBRICS,
+    SERVER,
+    STORY,
+    Interaction,
+    held_out,
+    read_correction,
+    read_rubric,
+    read_story,
+)
+from nbutils.interaction import CORRECTORS as NO_TEACHERS
+from nbutils.interaction import JUDGES as NO_JUDGES
+from nbutils.runs import Plan, Variant
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

@@ -34,9 +34,7 @@ from typing import Any
 
 import psutil
 
-from nbutils.foundation.places import ROOT
-from nbutils.foundation.processes import adopt_orphans, end_with_parent
-from nbutils.foundation.stopping import DRIVEN_FOLDER
+from nbutils.foundation import DRIVEN_FOLDER, ROOT, adopt_orphans, end_with_parent
 
 THRIFT = {"TQDM_MININTERVAL": "30"}  # seconds between redraws of a progress bar that nobody watches
 OF_ONE_KERNEL = {DRIVEN_FOLDER, "JPY_PARENT_PID", "JPY_SESSION_NAME", "CUDA_VISIBLE_DEVICES"}

@@ -26,9 +26,7 @@ from traitlets.config import Config
 
 from nbutils.batch.executed_notebook import find_failure, mark_ending, shorten_printed
 from nbutils.batch.kernel_keeper import THRIFT, Keeper, KeeperGone, take_keeper
-from nbutils.foundation.environment import memory_kills
-from nbutils.foundation.processes import FROM_OUTSIDE
-from nbutils.foundation.stopping import Watch
+from nbutils.foundation import FROM_OUTSIDE, Watch, memory_kills
 
 IOPUB_SECONDS = 60  # the default of 4 fails a cell whose output is slow to arrive on a busy machine
 START_SECONDS = 180  # many kernels that start at once on few cores

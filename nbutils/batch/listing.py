@@ -13,10 +13,8 @@ from nbutils.batch.cost import Cost, quantity
 from nbutils.batch.estimate import estimate
 from nbutils.batch.preflight import check_variant, place_of, remarks
 from nbutils.batch.progress import text_table
-from nbutils.foundation.errors import Unreachable, WorkbookError
-from nbutils.foundation.places import RUNS, relative
-from nbutils.runs.contrasts import Comparison
-from nbutils.runs.plans import Plan, Stage
+from nbutils.foundation import RUNS, Unreachable, WorkbookError, relative
+from nbutils.runs import Comparison, Plan, Stage
 
 WIDTH = 110
 LEAST_HOURS = 0.001  # less is not worth a number

@@ -21,13 +21,8 @@ from typing import Any, ClassVar
 from nbutils.batch.fork_server import PRELOADED, ForkServer
 from nbutils.batch.kernel_keeper import fork_keeper
 from nbutils.batch.runner import BROKEN, Outcome, run_in_batch, runner_killed
-from nbutils.foundation import environment
-from nbutils.foundation.errors import PlanError, RunError
-from nbutils.foundation.places import relative
-from nbutils.foundation.stopping import SAVE_SECONDS
-from nbutils.runs.attempts import LOGS, Place
-from nbutils.runs.manifest import FAILED
-from nbutils.runs.plans import Variant
+from nbutils.foundation import SAVE_SECONDS, PlanError, RunError, environment, relative
+from nbutils.runs import FAILED, LOGS, Place, Variant
 
 STOP_SECONDS = SAVE_SECONDS + 15  # a runner has to end its kernel and write its record; then it is killed
 SERVER_LOG = ".fork-server"  # beside the logs of the runners

@@ -12,16 +12,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.data.fingerprints import DATA_FOLDER, check_prepared
-from nbutils.foundation.errors import ModelError, Unreachable
-from nbutils.foundation.files import read_json
-from nbutils.foundation.places import NOTEBOOKS, relative, resolve
-from nbutils.models.distillation_settings import check_cache, check_distillation
-from nbutils.runs.keys import read_inputs
-from nbutils.runs.plans import Plan, Variant
+from nbutils.data import DATA_FOLDER, check_prepared
+from nbutils.foundation import NOTEBOOKS, ModelError, Unreachable, read_json, relative, resolve
+from nbutils.models import check_cache, check_distillation
+from nbutils.runs import Plan, Variant, read_inputs
 
 if TYPE_CHECKING:
-    from nbutils.data.preparation import DataConfig
+    from nbutils.data import DataConfig
 
 # Parameters of a distillation, in the order in which its checks take them
 WEIGHTS = ("divergence", "ce_weight", "kl_weight", "kl_temperature", "jsd_beta")
@@ -43,21 +40,21 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
     if params.get(DATA_FOLDER) and resolve(params[DATA_FOLDER]).is_dir() and variant.notebook.parent == NOTEBOOKS:
         check_prepared(resolve(params[DATA_FOLDER]))
     if {"dataset_name", "data_files"} <= params.keys():
-        from nbutils.data.preparation import DataConfig
+        from nbutils.data import DataConfig
 
         _check_data(DataConfig(**{each.name: params[each.name] for each in fields(DataConfig) if each.name in params}))
     if {*WEIGHTS, *WORDS, *CACHE} <= params.keys():
         _check_distillation(params)
     if "terms" in params:
-        from nbutils.objectives.registry import objective_from
+        from nbutils.objectives import objective_from
 
         objective_from(params["terms"])
     if {*SMOOTHING} <= params.keys():
-        from nbutils.objectives.prefixes.settings import check_smoothing
+        from nbutils.objectives import check_smoothing
 
         check_smoothing(*(params[name] for name in SMOOTHING))
     if {*TASKS} <= params.keys():
-        from nbutils.evaluation.harness.settings import check_tasks, task_names
+        from nbutils.evaluation import check_tasks, task_names
 
         check_tasks(*(params[name] for name in TASKS))
         if not params["tasks_folder"]:
@@ -66,7 +63,7 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
         _check_pairs(*(params[name] for name in PAIRS if name in params))
     block_size = data_facts(variant, plan).get("block_size", 0)
     if {*INTERACTION} <= params.keys():
-        from nbutils.interaction.checks import check_interaction
+        from nbutils.interaction import check_interaction
 
         check_interaction(params, block_size)
     read_inputs(params)  # says which folder is missing
@@ -104,9 +101,8 @@ def _check_stories(params: dict[str, Any], block_size: int) -> None:
     """Do the written prompt and a story fit the model? Needs neither torch nor transformers."""
     from tokenizers import Tokenizer
 
-    from nbutils.interaction.prompts import read_story
-    from nbutils.interaction.settings import STORY, Interaction
-    from nbutils.models.loading import saved_model
+    from nbutils.interaction import STORY, Interaction, read_story
+    from nbutils.models import saved_model
 
     asked, tokenizer = Interaction.of(params), resolve(params[DATA_FOLDER]) / "data" / "tokenizer" / "tokenizer.json"
     if asked.prompts != STORY or not tokenizer.is_file():
@@ -123,7 +119,7 @@ def _check_stories(params: dict[str, Any], block_size: int) -> None:
 
 def remarks(plan: Plan) -> list[str]:
     """What whoever starts `plan` should know of its variants, a line each: targets that do not smooth, or only do."""
-    from nbutils.objectives.prefixes.settings import NO_SMOOTHING, Smoothing, equals_cross_entropy, leaves_no_gold_mass
+    from nbutils.objectives import NO_SMOOTHING, Smoothing, equals_cross_entropy, leaves_no_gold_mass
 
     lines = []
     for stage in plan.stages:
@@ -192,35 +188,35 @@ def _also_of_no_answer(check: Callable[..., None]) -> Callable[..., None]:
 
 @lru_cache(maxsize=256)
 def _check_data(config: DataConfig) -> None:
-    from nbutils.data.preparation import check_config
+    from nbutils.data import check_config
 
     check_config(config)
 
 
 @_also_of_no_answer
 def _check_model(model_name: str, from_scratch: bool, block_size: int) -> None:
-    from nbutils.models.loading import check_model
+    from nbutils.models import check_model
 
     check_model(model_name, from_scratch, block_size)
 
 
 @_also_of_no_answer
 def _check_teacher(name: str, block_size: int) -> None:
-    from nbutils.models.teachers import check_teacher
+    from nbutils.models import check_teacher
 
     check_teacher(name, block_size)
 
 
 @_also_of_no_answer
 def _check_tasks_of_hub(tasks: tuple[str, ...]) -> None:
-    from nbutils.evaluation.harness.items import check_reachable
+    from nbutils.evaluation import check_reachable
 
     check_reachable(tasks)
 
 
 @lru_cache(maxsize=256)
 def _check_pairs(folder: str, items: int = 0) -> None:
-    from nbutils.evaluation.harness.minimal_pairs import check_pairs
+    from nbutils.evaluation import check_pairs
 
     check_pairs(folder, items)
 
@@ -229,7 +225,7 @@ def _check_pairs(folder: str, items: int = 0) -> None:
 def _check_vocabulary(model_name: str, tokenizer_folder: Path, data_fingerprint: str) -> None:
     from transformers import AutoTokenizer
 
-    from nbutils.models.loading import build_config, check_vocabulary
+    from nbutils.models import build_config, check_vocabulary
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)

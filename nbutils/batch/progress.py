@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Protocol, TextIO
 
 from nbutils.batch.runner import Outcome
-from nbutils.foundation.files import read_json
-from nbutils.foundation.plaintext import visible
-from nbutils.runs.manifest import FINISHED
+from nbutils.foundation import read_json, visible
+from nbutils.runs import FINISHED
 
 BLOCKED = "blocked"  # what a variant is whose needed run failed
 PACE_SECONDS, PACE_SHARE = 60.0, 0.2  # after so long, or such a share of the steps, a start-up of seconds counts little

@@ -28,12 +28,8 @@ import psutil
 from nbutils.batch.local_engine import machine_gpus, signals_held_back
 from nbutils.batch.ray_node import STOP_SECONDS, Task, work
 from nbutils.batch.runner import KERNEL_DIED, Outcome
-from nbutils.foundation import environment
-from nbutils.foundation.errors import PlanError, RunError
-from nbutils.foundation.places import relative
-from nbutils.runs.keys import nbutils_sha256
-from nbutils.runs.manifest import KILLED
-from nbutils.runs.plans import Plan, Variant
+from nbutils.foundation import PlanError, RunError, environment, relative
+from nbutils.runs import KILLED, Plan, Variant, nbutils_sha256
 
 LOCAL = "local"  # the address of a cluster of this machine alone
 MARKS = ".ray"  # in the plan's folder: a folder for each batch at work, which its nodes must see

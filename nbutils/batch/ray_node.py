@@ -18,13 +18,8 @@ from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 
 from nbutils.batch.runner import BROKEN, Outcome, run_in_batch, runner_killed
-from nbutils.foundation.places import ROOT, relative
-from nbutils.foundation.processes import end_with_parent
-from nbutils.foundation.stopping import SAVE_SECONDS
-from nbutils.runs.attempts import Place
-from nbutils.runs.keys import nbutils_sha256
-from nbutils.runs.manifest import FAILED
-from nbutils.runs.plans import Variant
+from nbutils.foundation import ROOT, SAVE_SECONDS, end_with_parent, relative
+from nbutils.runs import FAILED, Place, Variant, nbutils_sha256
 
 STOP_SECONDS = SAVE_SECONDS + 15  # a runner has to end its kernel and write its record; then it is killed
 LOOK_SECONDS = 0.2  # between looks at the runner and at whether it is to stop

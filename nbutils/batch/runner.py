@@ -19,18 +19,41 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.batch.preflight import check_inputs, check_variant
-from nbutils.foundation.errors import LockedRunError, PlanError, Preempted, RankKilled, RunError, WorkbookError
-from nbutils.foundation.files import flush_tree
-from nbutils.foundation.places import relative, resolve
-from nbutils.foundation.plaintext import shortened, visible
-from nbutils.foundation.resources import Resources
-from nbutils.foundation.stopping import AGAIN, CELL_TIMEOUT, DRIVEN_FOLDER, Watch, kernel_stopped
-from nbutils.runs.attempts import Place
-from nbutils.runs.keys import made_of, run_key
-from nbutils.runs.manifest import FAILED, FINISHED, KILLED, PREEMPTED, Manifest, begin, end
-from nbutils.runs.params import RUN_FOLDER, read_schema
-from nbutils.runs.plans import Variant
-from nbutils.training.checkpoints import CHECKPOINTS
+from nbutils.foundation import (
+    AGAIN,
+    CELL_TIMEOUT,
+    DRIVEN_FOLDER,
+    LockedRunError,
+    PlanError,
+    Preempted,
+    RankKilled,
+    Resources,
+    RunError,
+    Watch,
+    WorkbookError,
+    flush_tree,
+    kernel_stopped,
+    relative,
+    resolve,
+    shortened,
+    visible,
+)
+from nbutils.runs import (
+    FAILED,
+    FINISHED,
+    KILLED,
+    PREEMPTED,
+    RUN_FOLDER,
+    Manifest,
+    Place,
+    Variant,
+    begin,
+    end,
+    made_of,
+    read_schema,
+    run_key,
+)
+from nbutils.training import CHECKPOINTS
 
 DONE, BROKEN, REFUSED, RUN_AGAIN, KERNEL_DIED = 0, 1, 2, 75, 138
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a folder that is full, or not to be written

@@ -21,11 +21,23 @@ from pathlib import Path
 from nbutils.batch.batch import is_going_on, stale_of
 from nbutils.batch.progress import BLOCKED, duration, read_steps, terminal_width, text_table
 from nbutils.batch.runner import summary
-from nbutils.foundation.errors import WorkbookError
-from nbutils.runs.dependencies import CodeOf
-from nbutils.runs.manifest import FAILED, FINISHED, KILLED, PREEMPTED, RUNNING, Manifest
-from nbutils.runs.plans import INTERACTIVE, PLAN_FILE, Plan, Variant, load_plan
-from nbutils.runs.run_folder import Run, load_runs
+from nbutils.foundation import WorkbookError
+from nbutils.runs import (
+    FAILED,
+    FINISHED,
+    INTERACTIVE,
+    KILLED,
+    PLAN_FILE,
+    PREEMPTED,
+    RUNNING,
+    CodeOf,
+    Manifest,
+    Plan,
+    Run,
+    Variant,
+    load_plan,
+    load_runs,
+)
 
 WAITING = "waiting"
 HEADER = ("variant", "status", "attempts", "duration", "message")

@@ -20,11 +20,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from nbutils.benchmarks.heads import LOGIT_SPREAD
 from nbutils.benchmarks.measuring import interleaved
-from nbutils.data.batches import Rows, in_order
-from nbutils.data.preparation import PreparedData
-from nbutils.models.distillation_settings import CACHES
-from nbutils.models.teacher_cache import WithTeacher, build_cache
-from nbutils.models.teachers import LiveTeacher
+from nbutils.data import PreparedData, Rows, in_order
+from nbutils.models import CACHES, LiveTeacher, WithTeacher, build_cache
 from nbutils.objectives import ObjectiveModel, Teacher, distillation, next_tokens
 
 BARS = {"hidden": 0.5, "topk": 0.4}  # share of the live teacher's seconds an epoch, at most

@@ -13,9 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nbutils.benchmarks.measuring import interleaved
-from nbutils.foundation.errors import ModelError
-from nbutils.models.loading import load_trained
-from nbutils.models.weights import WEIGHT_FILES, weight_files
+from nbutils.foundation import ModelError
+from nbutils.models import WEIGHT_FILES, load_trained, weight_files
 
 NUMBERS = ("parameters", "bytes_on_disk", "generation_tokens_per_second", "scoring_tokens_per_second")
 

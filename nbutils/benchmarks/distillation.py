@@ -23,9 +23,10 @@ from torch import Tensor
 
 from nbutils.benchmarks.heads import LOGIT_SPREAD
 from nbutils.benchmarks.measuring import Step, extra_memory, interleaved
-from nbutils.objectives import IGNORE_INDEX, UNLABELLED, Objective, TeacherStates, WeightedTerm, chunked_head
+from nbutils.data import IGNORE_INDEX, UNLABELLED
+from nbutils.models import TeacherStates
+from nbutils.objectives import Objective, WeightedTerm, chunked_head, textbook_loss
 from nbutils.objectives import distillation as objective_of
-from nbutils.objectives.check import textbook_loss
 
 TEMPERATURE = 2.0
 MASKED = 0.25  # share of the positions that nobody scores: padding

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.figure import Figure
 
-from nbutils.report.figures.style import canvas, log_axis, look, styled
+from nbutils.report import canvas, log_axis, look, styled
 
 
 @styled()

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from nbutils.benchmarks.heads import Problem, chunked
 from nbutils.benchmarks.measuring import Step, extra_memory, interleaved
-from nbutils.objectives import Objective, SparseTargets, cosine_mixing, smoothing
-from nbutils.objectives.prefixes import SmoothedTargets
+from nbutils.objectives import Objective, SmoothedTargets, SparseTargets, cosine_mixing, smoothing
 
 MEAN_PREFIXES, MOST_PREFIXES = 4.5, 86  # tokens of a row in Llama 3's vocabulary, the gold token included
 TIME_BAR = 1.1  # of the chunked cross entropy's time

@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from nbutils.batch.cost import PEAK, flops_per_token
-from nbutils.models.loading import build_config
-from nbutils.objectives import Objective, ObjectiveModel, next_tokens
-from nbutils.objectives.check import textbook_loss
+from nbutils.batch import PEAK, flops_per_token
+from nbutils.models import build_config
+from nbutils.objectives import Objective, ObjectiveModel, next_tokens, textbook_loss
 
 WARM_UP = 3  # steps that are not counted: allocation, choice of kernels
 

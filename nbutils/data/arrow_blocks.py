@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nbutils.foundation.errors import CorpusError
-from nbutils.foundation.places import relative
+from nbutils.foundation import CorpusError, relative
 
 if TYPE_CHECKING:
     from datasets import Dataset

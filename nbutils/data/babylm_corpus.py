@@ -14,8 +14,7 @@ from pathlib import Path
 
 from nbutils.data.sources import KEEPS_GIVEN_SPLITS, SPLITS, CorpusRequest, Document, Located, Source, listed
 from nbutils.data.text_corpora import join_lines, read_text
-from nbutils.foundation.errors import CorpusError
-from nbutils.foundation.places import resolve
+from nbutils.foundation import CorpusError, resolve
 
 JOINED = {"train": "train_babylm.txt", "validation": "val_babylm.txt", "test": "test_babylm.txt"}
 FOLDERS = {

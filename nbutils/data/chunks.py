@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbutils.data.mds_blocks import MdsBlocks
-from nbutils.foundation.errors import CorpusError
+from nbutils.foundation import CorpusError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -26,7 +26,7 @@ from nbutils.data.pydoc_corpus import PYDOC, pydoc_versions
 from nbutils.data.sources import SPLITS, CorpusRequest, Document, Located, Source, UnreachableCorpusError, listed
 from nbutils.data.table_corpora import CSV, JSONL, PARQUET
 from nbutils.data.text_corpora import BIG_TEXT, TEXT
-from nbutils.foundation.errors import CorpusError, ParameterError, did_you_mean
+from nbutils.foundation import CorpusError, ParameterError, did_you_mean
 
 __all__ = [
     "SPLITS",

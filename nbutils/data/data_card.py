@@ -17,7 +17,7 @@ from nbutils.data.bytes_of_tokens import token_bytes
 from nbutils.data.corpora import Document, corpus_versions, seen_by_base_model
 from nbutils.data.documents import Duplicate
 from nbutils.data.packing import Totals, unigram_cross_entropy
-from nbutils.foundation.errors import CorpusError
+from nbutils.foundation import CorpusError
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -16,7 +16,7 @@ import numpy as np
 
 from nbutils.data.corpora import SPLITS, Document
 from nbutils.data.text_corpora import join_lines
-from nbutils.foundation.errors import CorpusError
+from nbutils.foundation import CorpusError
 
 CLEAN = ("standard", "newlines", "none")
 DEDUP = ("near", "exact", "off")

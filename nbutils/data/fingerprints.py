@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from nbutils.foundation.errors import CorpusError, RunError
-from nbutils.foundation.files import read_json, sha256_of_hashes, tree_sha256
-from nbutils.foundation.places import relative
+from nbutils.foundation import CorpusError, RunError, read_json, relative, sha256_of_hashes, tree_sha256
 
 MODELS = ("model", "model_best")  # what a run leaves for others to read
 DATA_FOLDER = "data_folder"  # the parameter that names the run folder with the prepared data

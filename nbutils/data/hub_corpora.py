@@ -26,8 +26,7 @@ from nbutils.data.sources import (
 )
 from nbutils.data.table_corpora import Rows, check_columns, documents_of_rows, nearest_name
 from nbutils.data.text_corpora import articles, find_wikitext_folder, read_wikitext_folder
-from nbutils.foundation.errors import CorpusError
-from nbutils.foundation.hub import HUB_SECONDS
+from nbutils.foundation import HUB_SECONDS, CorpusError
 
 if TYPE_CHECKING:
     from datasets import IterableDataset

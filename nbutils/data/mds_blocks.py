@@ -24,8 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from nbutils.foundation.errors import CorpusError, ParameterError
-from nbutils.foundation.places import relative
+from nbutils.foundation import CorpusError, ParameterError, relative
 
 PACKAGES = ("brotli", "catalogue", "snappy", "xxhash", "zstd")  # modules that mosaicml-streaming imports
 INSTALL = "pip install --no-deps -r requirements-streaming.txt"

@@ -18,7 +18,7 @@ import numpy as np
 
 from nbutils.data.arrow_blocks import ArrowWriter, read_arrow
 from nbutils.data.mds_blocks import INDEX, MdsBlocks, MdsWriter, missing_packages
-from nbutils.foundation.errors import CorpusError
+from nbutils.foundation import CorpusError
 
 if TYPE_CHECKING:
     from datasets import Dataset

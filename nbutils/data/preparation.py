@@ -43,10 +43,7 @@ from nbutils.data.question_preparation import clean_pairs, pack_questions, remov
 from nbutils.data.settings import DataConfig, check_config
 from nbutils.data.streamed_preparation import prepare_streamed
 from nbutils.data.tokenization import load_tokenizer, make_tokenizer, tokenize
-from nbutils.foundation import places
-from nbutils.foundation.errors import CorpusError
-from nbutils.foundation.files import read_json, write_json
-from nbutils.foundation.locks import exclusively
+from nbutils.foundation import CorpusError, exclusively, places, read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import Dataset

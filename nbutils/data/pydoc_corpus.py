@@ -21,7 +21,7 @@ from pathlib import Path
 from nbutils.data.pydoc_questions import module_questions
 from nbutils.data.question_corpus import pair_document
 from nbutils.data.sources import CorpusRequest, Document, Located, Source
-from nbutils.foundation.errors import CorpusError
+from nbutils.foundation import CorpusError
 
 # This list and no other: a new requirement of the project must not change the embedded data.
 PYDOC_PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "nltk")

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from nbutils.data.sources import CorpusRequest, Document
-from nbutils.foundation.errors import CorpusError
+from nbutils.foundation import CorpusError
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from nbutils.data.question_corpus import PROMPT, pair_document, prompt_of
 from nbutils.data.sources import SPLITS, Document
 from nbutils.data.text_corpora import join_lines
 from nbutils.data.tokenization import tokenize
-from nbutils.foundation.errors import CorpusError
+from nbutils.foundation import CorpusError
 
 if TYPE_CHECKING:
     from pandas import DataFrame

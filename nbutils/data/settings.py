@@ -11,7 +11,7 @@ from nbutils.data.documents import CLEAN, DEDUP, HELD_OUT_SHARE, SPLIT
 from nbutils.data.mds_blocks import require_streaming
 from nbutils.data.sources import TASKS
 from nbutils.data.tokenization import check_tokenizer
-from nbutils.foundation.errors import ParameterError, did_you_mean
+from nbutils.foundation import ParameterError, did_you_mean
 
 STORAGE = ("arrow", "mds", "auto")
 STREAMED = {"task": ("lm",), "dedup": ("exact", "off"), "split": ("hash", "given")}  # what a stream allows

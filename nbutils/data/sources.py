@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from nbutils.foundation.errors import CorpusError, Unreachable
-from nbutils.foundation.places import resolve
+from nbutils.foundation import CorpusError, Unreachable, resolve
 
 SPLITS = ("train", "validation", "test")
 KEEPS_GIVEN_SPLITS = ("given", "contiguous")  # ways of splitting that use the splits a corpus comes with

@@ -45,7 +45,7 @@ from nbutils.data.documents import (
 from nbutils.data.packing import Tally, Totals, block_writer, too_few
 from nbutils.data.streamed_measures import LeakageSample, SeenTexts
 from nbutils.data.tokenization import load_tokenizer, tokenize
-from nbutils.foundation.errors import CorpusError
+from nbutils.foundation import CorpusError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nbutils.data.question_corpus import examples_of_rows
 from nbutils.data.sources import YOURS, CorpusRequest, Document, Located, Source, find_files, short_names
-from nbutils.foundation.errors import CorpusError, did_you_mean
+from nbutils.foundation import CorpusError, did_you_mean
 
 logger = logging.getLogger(__name__)
 

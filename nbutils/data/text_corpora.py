@@ -11,8 +11,7 @@ from itertools import chain, tee
 from pathlib import Path
 
 from nbutils.data.sources import SPLITS, YOURS, CorpusRequest, Document, Located, Source, find_files, short_names
-from nbutils.foundation.errors import CorpusError
-from nbutils.foundation.places import resolve
+from nbutils.foundation import CorpusError, resolve
 
 WIKITEXT_FILE = re.compile(r"(?:wiki\.)?(train|valid|validation|test)\.(?:txt|tokens|raw)")
 WIKITEXT_TITLE = re.compile(r"\s?= (?P<title>[^=]|[^=].*[^=]) =\s*")  # ` = Title = `; sections have more `=`

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nbutils.data.unigram_tokenizer import SMALLEST_UNIGRAM_VOCABULARY, UNKNOWN_TOKEN, train_unigram_model
-from nbutils.foundation.errors import ModelError
-from nbutils.foundation.hub import locate, unusable
+from nbutils.foundation import ModelError, locate, unusable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from nbutils.foundation.errors import ModelError
+from nbutils.foundation import ModelError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -23,7 +23,7 @@ from nltk.translate import bleu_score
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest, _bootstrap_resample
 
-from nbutils.foundation.errors import RunError
+from nbutils.foundation import RunError
 
 BLEU_SIGNATURE = (
     f"mean sentence BLEU|nltk:{nltk.__version__}|smooth:method4|weights:0.25,0.25,0.25,0.25|eff:no|case:mixed|"

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nbutils.data.tokenization import tokenize
+from nbutils.data import tokenize
 from nbutils.evaluation.generation import continued, seeded
-from nbutils.foundation.errors import ModelError, ParameterError
+from nbutils.foundation import ModelError, ParameterError
 
 logger = logging.getLogger(__name__)
 

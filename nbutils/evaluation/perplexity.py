@@ -16,10 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from nbutils.data.batches import Rows, in_order
-from nbutils.data.bytes_of_tokens import token_lengths
+from nbutils.data import UNLABELLED, Rows, in_order, token_lengths
 from nbutils.objectives import (
-    UNLABELLED,
     Accuracy,
     Confidence,
     CosineProxy,
@@ -38,7 +36,7 @@ from nbutils.objectives import (
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from nbutils.data.preparation import PreparedData
+    from nbutils.data import PreparedData
 
 LARGEST_EXPONENT = 700  # whose exponential a float still holds
 CALIBRATION_BINS = 15  # Guo et al. 2017

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from nbutils.data.bytes_of_tokens import token_bytes
-from nbutils.objectives import PrefixMass, SparseTargets
-from nbutils.objectives.prefixes import (
+from nbutils.data import token_bytes
+from nbutils.objectives import (
+    PREFIXES,
+    SOFTMAX_FORMS,
+    PrefixMass,
     PrefixTable,
     SmoothedTargets,
     Smoothing,
+    SparseTargets,
     Unsmoothing,
     effective_smoothing,
     equals_cross_entropy,
@@ -23,7 +26,6 @@ from nbutils.objectives.prefixes import (
     predicted_cost,
     smoothed_targets,
 )
-from nbutils.objectives.prefixes.settings import PREFIXES, SOFTMAX_FORMS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
     from transformers import PreTrainedModel
 
-    from nbutils.data.preparation import PreparedData
-    from nbutils.runs.run_folder import RunFolder
+    from nbutils.data import PreparedData
+    from nbutils.runs import RunFolder
 
 SAMPLES = 5  # answers of each run that the report shows side by side
 

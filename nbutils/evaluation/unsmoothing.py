@@ -21,19 +21,17 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from transformers import LogitsProcessor
 
-from nbutils.data.bytes_of_tokens import token_lengths
+from nbutils.data import token_lengths
 from nbutils.evaluation.generation import sample_continuations
 from nbutils.evaluation.perplexity import SPLITS, batches_to_score
 from nbutils.evaluation.sample_measures import measure_samples
-from nbutils.objectives.head import walk
+from nbutils.objectives import walk
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from nbutils.data.batches import Rows
-    from nbutils.data.preparation import PreparedData
-    from nbutils.objectives import ObjectiveModel
-    from nbutils.objectives.prefixes import Unsmoothing
+    from nbutils.data import PreparedData, Rows
+    from nbutils.objectives import ObjectiveModel, Unsmoothing
 
 LEAST_MIXING = 1e-6  # of p in P': a gold token whose P is 0 has a finite cross entropy all the same
 

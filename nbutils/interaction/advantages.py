@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nbutils.foundation.errors import ParameterError
+from nbutils.foundation import ParameterError
 from nbutils.interaction.losses import kl_estimate
 from nbutils.interaction.settings import LARGEST_ERROR
 

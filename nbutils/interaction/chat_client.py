@@ -24,8 +24,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from nbutils.foundation.errors import ModelError, ParameterError
-from nbutils.foundation.plaintext import shortened, visible
+from nbutils.foundation import ModelError, ParameterError, shortened, visible
 from nbutils.interaction.deadline import Deadline
 from nbutils.interaction.limits import Budget, JudgeLimits
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nbutils.foundation.errors import ParameterError
+from nbutils.foundation import ParameterError
 from nbutils.interaction.correction import CORRECTORS, HUMAN, check_corrector
 from nbutils.interaction.distilling import check_distilling_teacher
 from nbutils.interaction.judges import JUDGES, check_judge
 from nbutils.interaction.settings import CONTEXTS, DISTILL, NO_JUDGE, Interaction, check_held_out
-from nbutils.models.shapes import CONFIGURATIONS
+from nbutils.models import CONFIGURATIONS
 
 
 def check_interaction(params: Mapping[str, Any], block_size: int = 0) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nbutils.data.tokenization import tokenize
+from nbutils.data import tokenize
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nbutils.foundation.places import RUNS
+from nbutils.foundation import RUNS
 from nbutils.interaction.chat_client import ServerSettings
 from nbutils.interaction.correctors import (
     Corrections,

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from nbutils.foundation.errors import ModelError, ParameterError
+from nbutils.foundation import ModelError, ParameterError
 from nbutils.interaction.chat_client import ChatClient, ServerSettings
 from nbutils.interaction.continuations import text_after
 from nbutils.interaction.judges.judged import NOT_ASKED, as_raw
@@ -225,8 +225,7 @@ class ModelCorrector(WritingCorrector):
 
     def _sampled(self, prompts: Sequence[Sequence[int]], first: Draft) -> list[tuple[str, bool]] | None:
         """(text, whether it ended by itself) of each; None where the model gives no distribution."""
-        from nbutils.evaluation.answers import left_padded
-        from nbutils.evaluation.generation import continued, seeded
+        from nbutils.evaluation import continued, left_padded, seeded
 
         model = self.model.model
         ids, mask = left_padded(prompts, model.device)

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nbutils.foundation.errors import ParameterError
+from nbutils.foundation import ParameterError
 from nbutils.interaction.settings import DISTILL, Interaction
-from nbutils.models.teachers import check_teacher, load_teachers
+from nbutils.models import check_teacher, load_teachers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from transformers import PreTrainedTokenizerBase
 
-    from nbutils.data.batches import Rows
-    from nbutils.models.teachers import LiveTeacher
+    from nbutils.data import Rows
+    from nbutils.models import LiveTeacher
 
 logger = logging.getLogger(__name__)
 WORDS_ALONE = ("human", "server")  # who may correct and has no distribution to give

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from nbutils.evaluation.sample_measures import distinct, repetition
-from nbutils.foundation.errors import ModelError
+from nbutils.evaluation import distinct, repetition
+from nbutils.foundation import ModelError
 from nbutils.interaction.final_questions import RUBRICS, held_out
 from nbutils.interaction.judges import Judged
 from nbutils.interaction.judges.quality import agreement, length_correlation
@@ -29,7 +29,7 @@ from nbutils.interaction.training import InteractionConfig, judge_of, starting_m
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from nbutils.data.preparation import PreparedData
+    from nbutils.data import PreparedData
 
 logger = logging.getLogger(__name__)
 TEMPERATURE, TOP_P = 1.0, 0.8  # of the held-out samples, however an arm sampled while it learned

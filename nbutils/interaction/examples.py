@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Sampler
 
-from nbutils.data.batches import IGNORE_INDEX
-from nbutils.data.order import permutation
-from nbutils.foundation.files import atomic_write
+from nbutils.data import IGNORE_INDEX, permutation
+from nbutils.foundation import atomic_write
 from nbutils.interaction.settings import ON_POLICY, PAIRED, Interaction
 
 Example = dict[str, np.ndarray]

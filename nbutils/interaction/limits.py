@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from nbutils.foundation.errors import ParameterError
+from nbutils.foundation import ParameterError
 
 logger = logging.getLogger(__name__)
 # Probability of any allowed number. Instruct models that were told to reply so have nearly all of it there; with less

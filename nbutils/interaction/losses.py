@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nbutils.models.products import add_matrix_product, matrix_product, product_precision
-from nbutils.objectives.chunk import Gradients
-from nbutils.objectives.head import walk
-from nbutils.objectives.terms.cross_entropy import CrossEntropy
+from nbutils.models import add_matrix_product, matrix_product, product_precision
+from nbutils.objectives import CrossEntropy, Gradients, walk
 
 
 class PolicyLoss(NamedTuple):

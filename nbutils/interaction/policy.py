@@ -20,12 +20,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from nbutils.data.batches import IGNORE_INDEX
+from nbutils.data import IGNORE_INDEX
 from nbutils.interaction.losses import mean_log_probs, ppo_loss, rloo_loss, simpo_loss, token_log_probs, value_loss
 from nbutils.interaction.settings import DISTILL, ON_POLICY, PAIRED, Interaction
-from nbutils.models.teacher_target import TeacherStates
-from nbutils.objectives import Distillation, Objective, ObjectiveModel, Teacher, distillation, next_tokens, smoothing
-from nbutils.objectives.head import term_values
+from nbutils.models import TeacherStates
+from nbutils.objectives import (
+    Distillation,
+    Objective,
+    ObjectiveModel,
+    Teacher,
+    distillation,
+    next_tokens,
+    smoothing,
+    term_values,
+)
 
 CROSS_ENTROPY, PREFERENCE, POLICY, VALUE, TAUGHT = "ce", "simpo", "policy", "value", "kl"  # what losses are called
 DIVERGENCE = Distillation(temperature=1.0, divergence="reverse")  # KL(student || start)

@@ -19,11 +19,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
-from nbutils.foundation.errors import ModelError, did_you_mean
-from nbutils.foundation.files import file_sha256
-from nbutils.foundation.hub import locate
+from nbutils.foundation import ModelError, did_you_mean, file_sha256, locate
 from nbutils.interaction.prompts import Messages
-from nbutils.models.teachers import model_of
+from nbutils.models import model_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +38,7 @@ def check_prompted_model(name: str, what: str, others: Sequence[str]) -> None:
 
     Reads no weights and loads no torch; asks the Hub where the model is not on this machine.
     """
-    from nbutils.models.shapes import CONFIGURATIONS
+    from nbutils.models import CONFIGURATIONS
 
     near = did_you_mean(name, others)
     if name in CONFIGURATIONS:
@@ -65,7 +63,7 @@ class PromptedModel:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        from nbutils.data.tokenization import load_tokenizer
+        from nbutils.data import load_tokenizer
 
         return load_tokenizer(self.source)
 
@@ -75,7 +73,7 @@ class PromptedModel:
         import torch
         from transformers.utils import logging as logging_of_transformers
 
-        from nbutils.models.loading import load_trained
+        from nbutils.models import load_trained
 
         logging_of_transformers.disable_progress_bar()  # a bar for each judge is noise
         return load_trained(self.source, "auto" if torch.cuda.is_available() else "float32").requires_grad_(False)
@@ -92,14 +90,14 @@ class PromptedModel:
     @cached_property
     def positions(self) -> int:
         """Tokens that a text may have."""
-        from nbutils.models.loading import build_config
+        from nbutils.models import build_config
 
         return getattr(build_config(self.source, 0, 0), "max_position_embeddings", None) or 1 << 30
 
     @cached_property
     def identity(self) -> str:
         """A hash of what decides its replies: weights, vocabulary, template, precision and kind of device."""
-        from nbutils.models.weights import weight_files
+        from nbutils.models import weight_files
 
         files = weight_files(self.source) or (self.model and weight_files(self.source))
         vocabulary = sorted(self.tokenizer.get_vocab().items())

@@ -13,9 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nbutils.foundation.errors import ParameterError, PlanError, did_you_mean
-from nbutils.foundation.places import PARAMS, relative
-from nbutils.foundation.yaml_files import read_yaml
+from nbutils.foundation import PARAMS, ParameterError, PlanError, did_you_mean, read_yaml, relative
 
 FOLDER = PARAMS / "prompts"
 RUBRIC_PREFIX = "judge-"

@@ -16,9 +16,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from nbutils.foundation.errors import RunError
-from nbutils.foundation.locks import exclusively
-from nbutils.foundation.places import relative
+from nbutils.foundation import RunError, exclusively, relative
 
 logger = logging.getLogger(__name__)
 FILE = "replies.sqlite"

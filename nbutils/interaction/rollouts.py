@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from nbutils.evaluation.generation import continued, seeded
-from nbutils.foundation.errors import ModelError
+from nbutils.evaluation import continued, seeded
+from nbutils.foundation import ModelError
 from nbutils.interaction.continuations import as_text, text_after
 from nbutils.interaction.prompts import read_story
 

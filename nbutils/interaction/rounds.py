@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from nbutils.data.order import permutation
-from nbutils.evaluation.sample_measures import distinct, repetition
-from nbutils.foundation.files import atomic_write
+from nbutils.data import permutation
+from nbutils.evaluation import distinct, repetition
+from nbutils.foundation import atomic_write
 from nbutils.interaction.continuations import as_text, text_after, tokens_after
 from nbutils.interaction.correction import HUMAN
 from nbutils.interaction.correctors import Corrector
@@ -32,7 +32,7 @@ from nbutils.interaction.rollouts import Rollout, Sampling, cut_at_end, sample, 
 from nbutils.interaction.settings import ON_POLICY, STORY, Interaction
 
 if TYPE_CHECKING:
-    from nbutils.data.batches import Rows
+    from nbutils.data import Rows
 
 ROUNDS, SAMPLES = "rounds.csv", "round_samples.jsonl"
 SHOWN = 2  # samples of each round that are kept

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from nbutils.foundation.errors import ParameterError, did_you_mean
+from nbutils.foundation import ParameterError, did_you_mean
 from nbutils.interaction.prompts import read_story
 
 DISTILL = "distill"
@@ -217,8 +217,7 @@ class Interaction:
 
         Its tokens are taken to be as long as the student's. Reads the model's configuration, no weights.
         """
-        from nbutils.models.loading import build_config
-        from nbutils.models.teachers import model_of
+        from nbutils.models import build_config, model_of
 
         positions = getattr(build_config(model_of(name), 0, 0), "max_position_embeddings", None)
         story = len(read_story().prompt.split()) + END_TOKENS if self.prompts == STORY else 0
@@ -248,10 +247,10 @@ def check_held_out(params: Mapping[str, Any]) -> None:
 
 def _source(name: str) -> str:
     """The same for two names of one model: of a server its model's, of a folder its path."""
-    from nbutils.foundation.places import resolve
+    from nbutils.foundation import resolve
     from nbutils.interaction.chat_client import MODEL
     from nbutils.interaction.judges import SERVER
-    from nbutils.models.teachers import model_of
+    from nbutils.models import model_of
 
     if name == SERVER:
         return os.environ.get(MODEL, "").strip() or name

@@ -19,9 +19,8 @@ from transformers import set_seed
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging as logging_of_transformers
 
-from nbutils.data.preparation import PreparedData, load_data
-from nbutils.foundation.places import resolve
-from nbutils.foundation.stopping import noted
+from nbutils.data import PreparedData, load_data
+from nbutils.foundation import noted, resolve
 from nbutils.interaction.correction import make_corrector
 from nbutils.interaction.distilling import distilling_teacher
 from nbutils.interaction.examples import ROUND_FILE, RoundOrder, RoundRows
@@ -31,13 +30,17 @@ from nbutils.interaction.policy import CROSS_ENTROPY, LOSSES, MEANS, PolicyModel
 from nbutils.interaction.rollouts import story_prompt
 from nbutils.interaction.rounds import ROUNDS, SAMPLES, WORDS, RoundMaker, read_rounds
 from nbutils.interaction.settings import NO_JUDGE, ON_POLICY, STORY, Interaction
-from nbutils.models.loading import load_model, saved_model
+from nbutils.models import load_model, saved_model
 from nbutils.objectives import Objective, smoothing
-from nbutils.training.arguments import make_deterministic
-from nbutils.training.checkpoints import CHECKPOINTS
-from nbutils.training.rows import plain_rows
-from nbutils.training.tracking import memory_mib, reset_peak_memory
-from nbutils.training.trainer import ObjectiveTrainer, TrainingConfig
+from nbutils.training import (
+    CHECKPOINTS,
+    ObjectiveTrainer,
+    TrainingConfig,
+    make_deterministic,
+    memory_mib,
+    plain_rows,
+    reset_peak_memory,
+)
 
 MOST_BLOCKS = 5_000  # of the training text, that a judge of rules learns words from
 JUDGE_CACHE = f"{CHECKPOINTS}/judge_cache"  # in the run's folder: what outlives it where the run is tried again

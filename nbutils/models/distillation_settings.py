@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nbutils.foundation.errors import ParameterError, did_you_mean
+from nbutils.foundation import ParameterError, did_you_mean
 
 NO_DIVERGENCE = "none"  # cross entropy alone: the control
 DIVERGENCES = ("forward", "reverse", "jsd")

@@ -7,10 +7,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.data.tokenization import load_tokenizer
-from nbutils.foundation.errors import ModelError
-from nbutils.foundation.hub import locate, unusable
-from nbutils.foundation.places import resolve
+from nbutils.data import load_tokenizer
+from nbutils.foundation import ModelError, locate, resolve, unusable
 from nbutils.models.shapes import CONFIGURATIONS, PUBLISHED, PUBLISHED_POSITIONS, PUBLISHED_VOCABULARY
 
 if TYPE_CHECKING:

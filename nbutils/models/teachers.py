@@ -10,9 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from nbutils.foundation import places
-from nbutils.foundation.errors import ModelError, ParameterError, UnreachableModelError
-from nbutils.foundation.files import file_sha256
+from nbutils.foundation import ModelError, ParameterError, UnreachableModelError, file_sha256, places
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from nbutils.models.teacher_target import TeacherStates
-    from nbutils.training.trainer import TrainingConfig
+    from nbutils.training import TrainingConfig
 
 
 class LiveTeacher:
@@ -106,7 +104,7 @@ def before_training(config: TrainingConfig) -> PreTrainedModel:
     import torch
     from transformers import set_seed
 
-    from nbutils.data.preparation import load_data
+    from nbutils.data import load_data
     from nbutils.models.loading import load_model
 
     data = load_data(config.data_folder)

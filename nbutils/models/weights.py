@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from nbutils.foundation.errors import ModelError
-from nbutils.foundation.places import resolve
+from nbutils.foundation import ModelError, resolve
 
 # What from_pretrained reads, in its order; an index names the files that hold the parts.
 WEIGHT_FILES = (

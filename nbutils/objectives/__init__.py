@@ -1,58 +1,52 @@
-"""Training objectives: the chunked head, one file per term, measures, and the textbook reference."""
+"""Objectives: what training minimises.
 
-from nbutils.data.batches import IGNORE_INDEX, UNLABELLED
-from nbutils.models.loading import head_matrices
-from nbutils.models.teacher_target import TeacherStates, TeacherTarget, TopTokens
-from nbutils.objectives.head import chunked_head, term_values
-from nbutils.objectives.measures import (
-    Accuracy,
-    Confidence,
-    CosineProxy,
-    Entropy,
-    TeacherAccuracy,
-    TeacherAgreement,
-    TeacherCrossEntropy,
-    UnigramCosine,
+The chunked head turns hidden states into a weighted sum of terms. Each file of `terms` is one term: value,
+gradient, textbook form, formula. `prefixes` has the soft targets over prefixes of a token's text.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "check": ["compare_with_textbook", "textbook_loss"],
+        "chunk": ["Gradients"],
+        "head": ["chunked_head", "term_values", "walk"],
+        "measures": [
+            "Accuracy",
+            "Confidence",
+            "CosineProxy",
+            "Entropy",
+            "TeacherAccuracy",
+            "TeacherAgreement",
+            "TeacherCrossEntropy",
+            "UnigramCosine",
+        ],
+        "objective": ["Objective", "cosine_mixing", "distillation", "smoothing"],
+        "objective_model": ["ObjectiveModel", "Teacher", "next_tokens"],
+        "prefixes.arithmetic": ["effective_smoothing", "mean_target_entropy", "predicted_cost"],
+        "prefixes.description": ["count_distribution", "describe"],
+        "prefixes.inverse": ["Unsmoothing"],
+        "prefixes.settings": [
+            "BUT_WHITESPACE",
+            "FORMS",
+            "MIXED_FORMS",
+            "NO_SMOOTHING",
+            "PREFIXES",
+            "RANDOM",
+            "SOFTMAX_FORMS",
+            "Smoothing",
+            "UNIFORM",
+            "check_smoothing",
+            "equals_cross_entropy",
+            "leaves_no_gold_mass",
+        ],
+        "prefixes.table": ["PrefixTable", "prefix_table"],
+        "prefixes.targets": ["SmoothedTargets", "smoothed_targets"],
+        "registry": ["objective_from"],
+        "term": ["Term", "WeightedTerm"],
+        "terms.cross_entropy": ["CrossEntropy"],
+        "terms.distillation": ["Distillation", "relative_entropy"],
+        "terms.sparse_target": ["PrefixMass", "SparseTargets"],
+    },
 )
-from nbutils.objectives.objective import Objective, cosine_mixing, distillation, smoothing
-from nbutils.objectives.objective_model import ObjectiveModel, Teacher, next_tokens
-from nbutils.objectives.term import Term, WeightedTerm
-from nbutils.objectives.terms.cosine import ExpectedEmbeddingCosine
-from nbutils.objectives.terms.cross_entropy import CrossEntropy
-from nbutils.objectives.terms.distillation import Distillation
-from nbutils.objectives.terms.sparse_target import PrefixMass, SmoothedCrossEntropy, SparseTargets, TargetDivergence
-
-__all__ = [
-    "IGNORE_INDEX",
-    "UNLABELLED",
-    "Accuracy",
-    "Confidence",
-    "CosineProxy",
-    "CrossEntropy",
-    "Distillation",
-    "Entropy",
-    "ExpectedEmbeddingCosine",
-    "Objective",
-    "ObjectiveModel",
-    "PrefixMass",
-    "SmoothedCrossEntropy",
-    "SparseTargets",
-    "TargetDivergence",
-    "Teacher",
-    "TeacherAccuracy",
-    "TeacherAgreement",
-    "TeacherCrossEntropy",
-    "TeacherStates",
-    "TeacherTarget",
-    "Term",
-    "TopTokens",
-    "UnigramCosine",
-    "WeightedTerm",
-    "chunked_head",
-    "cosine_mixing",
-    "distillation",
-    "head_matrices",
-    "next_tokens",
-    "smoothing",
-    "term_values",
-]

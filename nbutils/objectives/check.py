@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nbutils.models.teacher_target import TeacherStates, TeacherTarget
+from nbutils.models import TeacherStates, TeacherTarget
 from nbutils.objectives.head import chunked_head
 from nbutils.objectives.objective import Objective
 from nbutils.objectives.term import Term, WeightedTerm

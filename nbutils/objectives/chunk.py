@@ -10,8 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nbutils.models.products import matrix_product
-from nbutils.models.teacher_target import TeacherTarget
+from nbutils.models import TeacherTarget, matrix_product
 
 SMALLEST_NORM = 1e-8  # below it a vector has no direction: cosine 0 and no gradient (a padded vocabulary has such rows)
 

@@ -25,8 +25,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from nbutils.models.products import add_matrix_product, chunk_rows, matrix_product, product_precision
-from nbutils.models.teacher_target import TeacherTarget
+from nbutils.models import TeacherTarget, add_matrix_product, chunk_rows, matrix_product, product_precision
 from nbutils.objectives.chunk import Buffers, Chunk, Gradients
 from nbutils.objectives.term import Term, WeightedTerm
 

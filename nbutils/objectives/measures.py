@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nbutils.models.products import matrix_product
+from nbutils.models import matrix_product
 from nbutils.objectives.chunk import Chunk, unit
 from nbutils.objectives.term import Measure
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from nbutils.foundation.errors import ParameterError
-from nbutils.models.distillation_settings import NO_DIVERGENCE, check_distillation
+from nbutils.foundation import ParameterError
+from nbutils.models import NO_DIVERGENCE, check_distillation
 from nbutils.objectives.term import Term
 from nbutils.objectives.terms.cosine import ExpectedEmbeddingCosine
 from nbutils.objectives.terms.cross_entropy import CrossEntropy

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nbutils.data.batches import IGNORE_INDEX, UNLABELLED
-from nbutils.models.loading import head_matrices
-from nbutils.models.teacher_target import TeacherTarget
+from nbutils.data import IGNORE_INDEX, UNLABELLED
+from nbutils.models import TeacherTarget, head_matrices
 from nbutils.objectives.head import chunked_head, term_values
 from nbutils.objectives.objective import Objective
 from nbutils.objectives.term import Term, WeightedTerm

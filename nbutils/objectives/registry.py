@@ -14,8 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nbutils.foundation.errors import ParameterError, did_you_mean
-from nbutils.foundation.places import resolve
+from nbutils.foundation import ParameterError, did_you_mean, resolve
 from nbutils.objectives import terms as folder
 from nbutils.objectives.objective import Objective
 from nbutils.objectives.registering import REGISTERED

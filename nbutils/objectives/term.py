@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from nbutils.models.teacher_target import TeacherTarget
+from nbutils.models import TeacherTarget
 from nbutils.objectives.chunk import Chunk, Gradients
 
 

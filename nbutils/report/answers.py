@@ -8,16 +8,12 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from nbutils.foundation.errors import RunError
-from nbutils.foundation.files import MANIFEST
-from nbutils.foundation.places import resolve
-from nbutils.foundation.plaintext import escaped
+from nbutils.foundation import MANIFEST, RunError, escaped, resolve
 from nbutils.report.page import details, frame_of, more_arms, side_by_side, stacked, table
 from nbutils.report.studies import Arm, Study, number
 from nbutils.report.tables import mean_and_interval, seeds
 from nbutils.report.teachers import without_teacher
-from nbutils.runs.metric_labels import UNKNOWN, measure, p_text
-from nbutils.runs.run_folder import Run, load_runs
+from nbutils.runs import UNKNOWN, Run, load_runs, measure, p_text
 
 MEASURES = ("bleu", "corpus_bleu", "chrf", "exact_match", "token_f1", "perplexity")
 COMPARED = ("corpus_bleu", "chrf")  # scores of a whole split, which a bootstrap over questions can compare
@@ -69,7 +65,7 @@ def _signatures(study: Study) -> HTML:
 
 def bootstrap_table(study: Study) -> HTML:
     """Corpus scores of each arm's first run against the control's run with that seed, questions drawn again."""
-    from nbutils.evaluation.answer_measures import compare_answers
+    from nbutils.evaluation import compare_answers
 
     control, split = _control(study), _split(study)
     rows = []

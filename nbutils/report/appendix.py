@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.display import HTML
 
-from nbutils.foundation.plaintext import escaped
+from nbutils.foundation import escaped
 from nbutils.report.page import by_study, details, frame_of, more_arms, name_of, side_by_side, stacked, table
 from nbutils.report.studies import Arm, Evidence, Study
-from nbutils.runs.metric_labels import UNKNOWN
+from nbutils.runs import UNKNOWN
 
 if TYPE_CHECKING:
-    from nbutils.runs.run_folder import Run
+    from nbutils.runs import Run
 
 SAMPLES, FEWER = 5, 2  # prompts shown of one study, and of each of several
 LONGEST_SAMPLE = 300  # characters of a continuation

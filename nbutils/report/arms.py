@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nbutils.foundation.plaintext import shortened, visible
+from nbutils.foundation import shortened, visible
 
 if TYPE_CHECKING:
-    from nbutils.runs.run_folder import Run
+    from nbutils.runs import Run
 
 SEEDS = ("seed", "noise_seed")  # they repeat an arm, they do not make another one
 LONGEST_VALUE, LONGEST_LABEL = 60, 160  # characters, or a legend and a table would be nothing else

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbutils.batch.progress import text_table
-from nbutils.batch.repeating.circumstances import Change, in_few, listed
-from nbutils.foundation.places import REPORTS, relative, resolve
-from nbutils.foundation.plaintext import escaped, visible
+from nbutils.batch import Change, in_few, listed, text_table
+from nbutils.foundation import REPORTS, escaped, relative, resolve, visible
 from nbutils.report.comparison import OTHER_DATA, Comparison, VerdictRow, compare_sides
-from nbutils.report.export import ReportError, export
+from nbutils.report.html_export import ReportError, export
 from nbutils.report.log import text as markdown
 from nbutils.report.page import frame_of, table
 from nbutils.report.sides import read_sides

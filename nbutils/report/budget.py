@@ -21,10 +21,10 @@ from nbutils.report.statistics import mean_interval
 from nbutils.report.studies import Arm, Study, number
 from nbutils.report.teachers import has_teacher
 from nbutils.report.win_rule import is_longer
-from nbutils.runs.metric_labels import UNKNOWN, measure
+from nbutils.runs import UNKNOWN, measure
 
 if TYPE_CHECKING:
-    from nbutils.runs.run_folder import Run
+    from nbutils.runs import Run
 
 EQUAL_TOKENS = "Equal tokens: Δ\n(× control's time)"
 TOKENS_NOTE = (

@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from nbutils.batch.repeating.circumstances import Change, changes
+from nbutils.batch import Change, changes
 from nbutils.report import statistics
 from nbutils.report.arms import Arm, number
 from nbutils.report.sides import Side
-from nbutils.runs.manifest import Manifest
-from nbutils.runs.metric_labels import UNKNOWN, Measure, measure
+from nbutils.runs import UNKNOWN, Manifest, Measure, measure
 
 SAME, UNDECIDED, OTHER_DATA = "same", "undecided", "other data"
 

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from nbutils.foundation.plaintext import visible
+from nbutils.foundation import visible
 from nbutils.report.page import frame_of, table
 from nbutils.report.studies import Arm, Study
 from nbutils.report.tables import measure_table, seeds
-from nbutils.runs.metric_labels import UNKNOWN, measure
+from nbutils.runs import UNKNOWN, measure
 
 PROXIES = ("cosine", "cosine_unigram", "cosine_centred", "cosine_tuned", "tuned_temperature")
 CALIBRATION = ("ece", "entropy", "bits_per_byte")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from IPython.display import HTML
 
-from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escaped
+from nbutils.foundation import LONGEST_PARAGRAPH, escaped
 from nbutils.report.interaction_results import (
     SCORES,
     STORY_SCORES,
@@ -17,7 +17,7 @@ from nbutils.report.interaction_results import (
 )
 from nbutils.report.statistics import mean_interval
 from nbutils.report.studies import Arm, Study
-from nbutils.runs.metric_labels import measure
+from nbutils.runs import measure
 
 
 def gains(study: Study) -> HTML:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from nbutils.interaction.settings import DISTILL, JUDGED, NO_JUDGE, STORY, taught_by
+from nbutils.interaction import DISTILL, JUDGED, NO_JUDGE, STORY, taught_by
 from nbutils.report.arms import named
 from nbutils.report.statistics import mean_interval
 from nbutils.report.studies import Arm, Evidence, Judged, Study
-from nbutils.runs.metric_labels import measure
+from nbutils.runs import measure
 
 if TYPE_CHECKING:
-    from nbutils.runs.run_folder import Run
+    from nbutils.runs import Run
 
 TEXT = "text"
 METHOD_WORDS = {

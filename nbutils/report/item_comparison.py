@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nbutils.foundation.errors import ParameterError
+from nbutils.foundation import ParameterError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,15 +7,13 @@ import math
 import numpy as np
 from IPython.display import HTML
 
-from nbutils.interaction.judges import SERVER
-from nbutils.interaction.limits import LITTLE_MASS
-from nbutils.interaction.settings import CORRECTED, STORY
+from nbutils.interaction import CORRECTED, LITTLE_MASS, SERVER, STORY
 from nbutils.report.arms import named
 from nbutils.report.interaction_results import JUDGES, holds_out, is_interaction, method_of, rounds_of, writes_stories
 from nbutils.report.page import frame_of, table
 from nbutils.report.statistics import mean_interval
 from nbutils.report.studies import Arm, Study
-from nbutils.runs.metric_labels import UNKNOWN, measure
+from nbutils.runs import UNKNOWN, measure
 
 CAPTION = (
     "Mean and 95 % interval over seeds. Failures: samples that the judge gave no score while the student learned; they "

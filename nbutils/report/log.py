@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from nbutils.foundation.files import atomic_write, write_json
-from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, LONGEST_TEXT, shortened, visible
-from nbutils.interaction.settings import DISTILL
+from nbutils.foundation import LONGEST_PARAGRAPH, LONGEST_TEXT, atomic_write, shortened, visible, write_json
+from nbutils.interaction import DISTILL
 from nbutils.report import statistics
 from nbutils.report.arms import number
 from nbutils.report.interaction_results import WORDS
@@ -27,7 +26,7 @@ from nbutils.report.studies import Arm, Evidence, PlanEvidence, Slot, Study, is_
 from nbutils.report.teachers import no_better
 from nbutils.report.weekly import summary
 from nbutils.report.win_rule import NEITHER, TRADE_OFF, UNDECIDED, WIN, composite, mixes
-from nbutils.runs.metric_labels import UNKNOWN, Measure, measure
+from nbutils.runs import UNKNOWN, Measure, measure
 
 LOG = "results.md"
 METRICS = "metrics.json"

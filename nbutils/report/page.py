@@ -9,7 +9,7 @@ import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escaped, shortened, visible
+from nbutils.foundation import LONGEST_PARAGRAPH, escaped, shortened, visible
 from nbutils.report import figures
 from nbutils.report.studies import Evidence, Study
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from IPython.display import HTML
 
-from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escaped
-from nbutils.objectives.prefixes.settings import NO_SMOOTHING, leaves_no_gold_mass
+from nbutils.foundation import LONGEST_PARAGRAPH, escaped
+from nbutils.objectives import NO_SMOOTHING, leaves_no_gold_mass
 from nbutils.report import figures
 from nbutils.report.appendix import AS_TRAINED
 from nbutils.report.page import figure_of, frame_of, heading, side_by_side, stacked, table
@@ -38,7 +38,7 @@ from nbutils.report.statistics import mean_interval
 from nbutils.report.studies import Arm, Evidence, Study
 from nbutils.report.tables import mean_and_interval, seeds
 from nbutils.report.tasks import task_table
-from nbutils.runs.metric_labels import UNKNOWN, Measure, measure
+from nbutils.runs import UNKNOWN, Measure, measure
 
 TITLE = (
     "<h2>Prefix smoothing</h2><p>A target that gives some of the gold token's probability to the prefixes of its text. "

@@ -8,11 +8,11 @@ from typing import Any
 
 from IPython.display import HTML
 
-from nbutils.foundation.plaintext import escaped, shortened
+from nbutils.foundation import escaped, shortened
 from nbutils.report.interaction_results import is_interaction, one_of_each_method, sampled_rounds
 from nbutils.report.page import more_arms, side_by_side
 from nbutils.report.studies import Arm, Study
-from nbutils.runs.metric_labels import UNKNOWN, measure
+from nbutils.runs import UNKNOWN, measure
 
 COLUMNS = ("First round", "Halfway", "Last round")
 LONGEST_PROMPT = 160  # characters; of a long one the end, which the student writes on from

@@ -11,17 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nbutils.batch.repeating.circumstances import listed
-from nbutils.foundation.errors import WorkbookError
-from nbutils.foundation.files import MANIFEST, read_json
-from nbutils.foundation.places import relative, resolve, typed
-from nbutils.report.export import ReportError
+from nbutils.batch import listed
+from nbutils.foundation import MANIFEST, WorkbookError, read_json, relative, resolve, typed
+from nbutils.report.html_export import ReportError
 from nbutils.report.studies import Arm, Evidence, Judged, gather
 from nbutils.report.weekly import FINISHED, summary
-from nbutils.runs.attempts import ATTEMPTS
-from nbutils.runs.manifest import Manifest
-from nbutils.runs.plans import INTERACTIVE, PLAN_FILE
-from nbutils.runs.run_folder import load_runs
+from nbutils.runs import ATTEMPTS, INTERACTIVE, PLAN_FILE, Manifest, load_runs
 
 WHAT_FITS = (
     "Give a report (reports/<week>.html or .json), a plan's folder of runs (runs/<plan>), or one of plans (runs)."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nbutils.objectives.prefixes.settings import (
+from nbutils.objectives import (
     BUT_WHITESPACE,
     MIXED_FORMS,
     NO_SMOOTHING,
@@ -26,10 +26,10 @@ from nbutils.objectives.prefixes.settings import (
 from nbutils.report.arms import without_seeds
 from nbutils.report.statistics import NoiseFloor
 from nbutils.report.studies import FINAL, Arm, Judged, Study, number
-from nbutils.runs.metric_labels import measure
+from nbutils.runs import measure
 
 if TYPE_CHECKING:
-    from nbutils.runs.run_folder import Run
+    from nbutils.runs import Run
 
 OVER_WORDS = {
     PREFIXES: "prefixes",

@@ -11,14 +11,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.foundation.errors import WorkbookError
+from nbutils.foundation import WorkbookError
 from nbutils.report import statistics
 from nbutils.report.arms import Arm, Slot, group_arms, named, number, without_seeds
 
 if TYPE_CHECKING:
-    from nbutils.runs.contrasts import Comparison, Contrast
-    from nbutils.runs.plans import Plan
-    from nbutils.runs.run_folder import Run
+    from nbutils.runs import Comparison, Contrast, Plan, Run
 
 LONGEST_FOLDER_NAME = 120  # characters; file systems allow 255 bytes
 BEFORE = "before_eval_ce_loss"  # a result of runs that fine-tune a teacher
@@ -156,8 +154,7 @@ def gather(folder: Path, plan: str = "") -> Evidence:
     made by hand in a notebook count only where `plan` is "interactive". Raises PlanError where `plan` names
     neither a plan nor runs.
     """
-    from nbutils.runs.plans import INTERACTIVE, find_plan, load_plan
-    from nbutils.runs.run_folder import load_runs
+    from nbutils.runs import INTERACTIVE, find_plan, load_plan, load_runs
 
     runs = load_runs(folder)
     names = sorted({run.plan for run in runs})
@@ -172,7 +169,7 @@ def gather(folder: Path, plan: str = "") -> Evidence:
 
 def _plan_evidence(folder: Path, name: str, all_runs: Sequence[Run], file: Path | None = None) -> PlanEvidence:
     """What the runs of the plan called `name` show; from `file`, or from the copy kept with the runs."""
-    from nbutils.runs.plans import INTERACTIVE, PLAN_FILE, find_plan, load_plan
+    from nbutils.runs import INTERACTIVE, PLAN_FILE, find_plan, load_plan
 
     if file is None and not is_folder_name(name):  # manifests say so, and it may be anything: no path is made of it
         return _without_plan(name, all_runs)
@@ -225,8 +222,8 @@ def _is_needed(study: Study, plan: Plan) -> bool:
 
 def _contrasts_changed(plan_folder: Path, plan: Plan | None) -> bool | None:
     """Whether `plan` asks now what it did not ask before its first run; None where that was not recorded."""
-    from nbutils.foundation.files import read_json
-    from nbutils.runs.contrasts import USED_FILE, contrasts_sha256
+    from nbutils.foundation import read_json
+    from nbutils.runs import USED_FILE, contrasts_sha256
 
     record = plan_folder / USED_FILE
     if plan is None or not record.is_file():
@@ -289,7 +286,7 @@ def _borrowed(contrasts: Iterable[Contrast], arms: dict[str, list[Arm]]) -> list
 
 def one_run(folder: Path) -> Study:
     """The run in `folder`, finished or not, as a study of its own: for figures in the notebook that makes it."""
-    from nbutils.runs.run_folder import load_runs
+    from nbutils.runs import load_runs
 
     (run,) = load_runs(folder)
     return Study(run.plan, run.stage or run.variant, (), (Arm(run.variant, run.matrix, (run,), 1),))

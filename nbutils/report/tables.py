@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
-from nbutils.foundation.plaintext import escaped
+from nbutils.foundation import escaped
 from nbutils.report import statistics
 from nbutils.report.page import frame_of, table
 from nbutils.report.smoothing_results import smooths
 from nbutils.report.studies import BEFORE, Arm, Study
 from nbutils.report.teachers import has_teacher
-from nbutils.runs.metric_labels import UNKNOWN, Measure, measure
+from nbutils.runs import UNKNOWN, Measure, measure
 
 HEADLINE = ("perplexity", "ce_loss", "bits_per_byte", "unsmoothed_bits_per_byte", "token_acc", "cosine")
 HEADLINE += ("kl_to_teacher", "bleu")

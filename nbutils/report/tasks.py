@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 import pandas as pd
 from IPython.display import HTML
 
-from nbutils.foundation.errors import ParameterError
+from nbutils.foundation import ParameterError
 from nbutils.report.item_comparison import compare_items
 from nbutils.report.page import MOST_ARMS, frame_of, more_arms, table
 from nbutils.report.smoothing_results import arm_names, cross_entropy
 from nbutils.report.studies import Arm, Study
 from nbutils.report.tables import mean_and_interval
-from nbutils.runs.metric_labels import TASKS, measure
+from nbutils.runs import TASKS, measure
 
 if TYPE_CHECKING:
-    from nbutils.runs.run_folder import Run
+    from nbutils.runs import Run
 
 # Measures of a task by the ending of their name in result.json: how `compare_items` calls the difference, a title.
 MEASURED = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nbutils.report.studies import Arm, Study
-from nbutils.runs.metric_labels import measure
+from nbutils.runs import measure
 
 WORDS = "teacher_words"  # of an interaction, whose teacher is no teacher of a distillation
 PREFIX = "teacher_"  # of results that are the teacher's

@@ -16,15 +16,14 @@ from typing import Any
 import numpy as np
 from IPython.display import HTML
 
-from nbutils.foundation.files import read_json, write_json
-from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escaped, visible
+from nbutils.foundation import LONGEST_PARAGRAPH, escaped, read_json, visible, write_json
 from nbutils.report import statistics
 from nbutils.report.appendix import finished_at
-from nbutils.report.export import clean
+from nbutils.report.html_export import clean
 from nbutils.report.page import code, details, frame_of, table
 from nbutils.report.studies import Arm, Evidence, Judged, Study
 from nbutils.report.tables import HEADLINE
-from nbutils.runs.metric_labels import UNKNOWN, measure
+from nbutils.runs import UNKNOWN, measure
 
 WEEK = re.compile(r"(\d{4})-W(\d{2})")
 WEEK_LENGTH = len("2026-W47")

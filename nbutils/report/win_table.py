@@ -8,7 +8,7 @@ from nbutils.report.page import frame_of, table
 from nbutils.report.studies import Study
 from nbutils.report.tables import difference_lines
 from nbutils.report.win_rule import RULE, composite
-from nbutils.runs.metric_labels import UNKNOWN, measure
+from nbutils.runs import UNKNOWN, measure
 
 TUNED = {True: "yes", False: "not shown", None: UNKNOWN}
 

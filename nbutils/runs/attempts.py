@@ -25,13 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from nbutils.foundation.errors import LockedRunError, RunError
-from nbutils.foundation.files import MANIFEST
-from nbutils.foundation.locks import is_held, lock
-from nbutils.foundation.places import relative
-from nbutils.foundation.plaintext import shortened, visible
+from nbutils.foundation import MANIFEST, LockedRunError, RunError, is_held, lock, relative, shortened, visible
 from nbutils.runs.manifest import FINISHED, KILLED, RUNNING, Manifest, as_killed, find_manifest
-from nbutils.training.checkpoints import CHECKPOINTS
+from nbutils.training import CHECKPOINTS
 
 ATTEMPTS, PREVIOUS, ASIDE, LOCKS, LOGS = ".attempts", ".previous", ".aside", ".locks", ".logs"
 RESERVE, RESERVED = ".reserve", 1 << 18  # a file in an attempt's folder, and its bytes

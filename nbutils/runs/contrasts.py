@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from nbutils.foundation.errors import PlanError, did_you_mean
-from nbutils.foundation.files import now, read_json, write_json
+from nbutils.foundation import PlanError, did_you_mean, now, read_json, write_json
 from nbutils.runs.result_names import check_metric
 
 CHOICES = {"better": ("lower", "higher"), "claim": ("better", "no worse")}

@@ -13,8 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nbutils.foundation.files import file_sha256
-from nbutils.foundation.places import ROOT
+from nbutils.foundation import ROOT, file_sha256
 from nbutils.runs.notebooks import read_cells
 
 DECIDING = ("data", "models", "objectives", "training", "evaluation", "interaction")  # rooms that decide numbers

@@ -14,10 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nbutils.data.corpora import CorpusRequest, corpus_versions, locate_corpus
-from nbutils.data.fingerprints import fingerprint, output_fingerprint
-from nbutils.foundation.files import file_sha256, sha256_of_hashes
-from nbutils.foundation.places import ROOT, relative, resolve
+from nbutils.data import CorpusRequest, corpus_versions, fingerprint, locate_corpus, output_fingerprint
+from nbutils.foundation import ROOT, file_sha256, relative, resolve, sha256_of_hashes
 from nbutils.runs.dependencies import code_hashes
 from nbutils.runs.notebooks import source_sha256
 from nbutils.runs.params import RUN_FOLDER
@@ -130,8 +128,7 @@ def prompts_content(params: Mapping[str, Any]) -> dict[str, str]:
     """
     if not {"rubric", "judge"} <= params.keys():
         return {}
-    from nbutils.interaction import prompts
-    from nbutils.interaction.final_questions import RUBRICS
+    from nbutils.interaction import RUBRICS, prompts
 
     rubrics = {"rubric": params["rubric"], **{f"held_out_{kind}": name for kind, name in RUBRICS.items()}}
     files = {name: prompts.read_rubric(rubric) for name, rubric in rubrics.items()}

@@ -12,11 +12,18 @@ from typing import Any
 
 import yaml
 
-from nbutils.data.fingerprints import output_fingerprint
-from nbutils.foundation import environment
-from nbutils.foundation.errors import RunError
-from nbutils.foundation.files import MANIFEST, atomic_write, now, read_json, sha256_of_hashes, write_json
-from nbutils.foundation.places import relative
+from nbutils.data import output_fingerprint
+from nbutils.foundation import (
+    MANIFEST,
+    RunError,
+    atomic_write,
+    environment,
+    now,
+    read_json,
+    relative,
+    sha256_of_hashes,
+    write_json,
+)
 from nbutils.runs.keys import data_fingerprint, made_of, read_inputs, run_key
 from nbutils.runs.params import RUN_FOLDER
 from nbutils.runs.plans import Variant

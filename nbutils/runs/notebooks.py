@@ -11,8 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nbutils.foundation.errors import PlanError, did_you_mean
-from nbutils.foundation.places import NOTEBOOKS, relative, resolve
+from nbutils.foundation import NOTEBOOKS, PlanError, did_you_mean, relative, resolve
 
 
 def find_notebook(name: str | Path) -> Path:

@@ -25,8 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbutils.foundation.errors import ParameterError, did_you_mean
-from nbutils.foundation.places import relative
+from nbutils.foundation import ParameterError, did_you_mean, relative
 from nbutils.runs.notebooks import read_cells, tags
 
 RUN_FOLDER = "run_folder"  # where a run's results go; the runner sets it, so it says nothing about the result

@@ -38,11 +38,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nbutils.foundation.errors import ParameterError, PlanError, did_you_mean
-from nbutils.foundation.places import PARAMS, relative, resolve, typed
-from nbutils.foundation.plaintext import LONGEST_QUOTED, shortened
-from nbutils.foundation.resources import Resources, read_resources
-from nbutils.foundation.yaml_files import read_yaml
+from nbutils.foundation import (
+    LONGEST_QUOTED,
+    PARAMS,
+    ParameterError,
+    PlanError,
+    Resources,
+    did_you_mean,
+    read_resources,
+    read_yaml,
+    relative,
+    resolve,
+    shortened,
+    typed,
+)
 from nbutils.runs.contrasts import Comparison, Contrast, check_criterion, check_metrics, check_pairs
 from nbutils.runs.notebooks import find_notebook
 from nbutils.runs.params import RUN_FOLDER, Schema, read_schema

@@ -10,10 +10,9 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from nbutils.evaluation.harness.settings import SPELLING, TASKS, number_names
-from nbutils.foundation.errors import PlanError, did_you_mean
-from nbutils.foundation.places import NOTEBOOKS
-from nbutils.interaction.prompts import read_rubric, rubric_names
+from nbutils.evaluation import SPELLING, TASKS, number_names
+from nbutils.foundation import NOTEBOOKS, PlanError, did_you_mean
+from nbutils.interaction import read_rubric, rubric_names
 
 SPLITS = ("eval", "test")
 MEASURED = ("loss", "ce_loss", "perplexity", "token_acc", "entropy", "bits_per_byte", "ece")  # of a split, as are these

@@ -28,18 +28,27 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.foundation.environment import versions_line
-from nbutils.foundation.errors import RunError
-from nbutils.foundation.files import MANIFEST, atomic_write, read_json, write_json
-from nbutils.foundation.places import RUNS, relative, resolve
-from nbutils.foundation.stopping import DRIVEN_FOLDER, leave_quickly, stop_at_once
+from nbutils.foundation import (
+    DRIVEN_FOLDER,
+    MANIFEST,
+    RUNS,
+    RunError,
+    atomic_write,
+    leave_quickly,
+    read_json,
+    relative,
+    resolve,
+    stop_at_once,
+    versions_line,
+    write_json,
+)
 from nbutils.runs.attempts import ATTEMPTS, PREVIOUS, Place
 from nbutils.runs.keys import made_of, run_key
 from nbutils.runs.manifest import FINISHED, Manifest, begin, end, find_manifest, read_manifest
 from nbutils.runs.notebooks import find_notebook
 from nbutils.runs.params import RUN_FOLDER, read_schema
 from nbutils.runs.plans import INTERACTIVE, Variant
-from nbutils.training.checkpoints import CHECKPOINTS
+from nbutils.training import CHECKPOINTS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable
 
-from nbutils.foundation.stopping import WITH_PARENT
+from nbutils.foundation import WITH_PARENT
 
 
 def command(words: Iterable[object]) -> list[str]:

@@ -14,11 +14,9 @@ from typing import Any
 
 import yaml
 
-from nbutils.batch.preflight import data_card
-from nbutils.foundation.errors import ParameterError, PlanError
-from nbutils.foundation.files import atomic_write
-from nbutils.foundation.places import relative, resolve
-from nbutils.runs.plans import SLUG, load_plan
+from nbutils.batch import data_card
+from nbutils.foundation import ParameterError, PlanError, atomic_write, relative, resolve
+from nbutils.runs import SLUG, load_plan
 from nbutils.search.setting import Setting
 from nbutils.search.space import Dimension, read_values
 from nbutils.search.study import INDEX, OBJECTIVE, PARAMS

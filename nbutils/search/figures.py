@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from nbutils.report.figures.style import COLOURS, INK, canvas, empty, look, styled
+from nbutils.report import COLOURS, INK, canvas, empty, look, styled
 
 if TYPE_CHECKING:
-    from nbutils.search import Dimension
+    from nbutils.search.space import Dimension
 
 STATES = ("pruned", "finished")  # those with a loss; grey is what was given up
 LOSS = "validation loss (nats)"

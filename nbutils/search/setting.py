@@ -8,14 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from nbutils.batch.batch import is_finished
-from nbutils.foundation.errors import ParameterError, PlanError, RunError, did_you_mean
-from nbutils.foundation.locks import exclusively
-from nbutils.foundation.places import RUNS, relative
-from nbutils.runs.attempts import Place
-from nbutils.runs.notebooks import find_notebook
-from nbutils.runs.params import RUN_FOLDER, Schema, read_schema
-from nbutils.runs.plans import Plan, Variant, find_plan, load_plan
+from nbutils.batch import is_finished
+from nbutils.foundation import RUNS, ParameterError, PlanError, RunError, did_you_mean, exclusively, relative
+from nbutils.runs import RUN_FOLDER, Place, Plan, Schema, Variant, find_notebook, find_plan, load_plan, read_schema
 from nbutils.search.children import command
 from nbutils.search.space import read_values
 

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from nbutils.foundation.errors import ParameterError, did_you_mean
-from nbutils.foundation.yaml_files import PlainLoader
-from nbutils.runs.params import RUN_FOLDER, Schema
+from nbutils.foundation import ParameterError, PlainLoader, did_you_mean
+from nbutils.runs import RUN_FOLDER, Schema
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.foundation.errors import ParameterError, RunError
-from nbutils.foundation.locks import exclusively, is_held
-from nbutils.foundation.places import relative, resolve
-from nbutils.runs.run_folder import RunFolder
+from nbutils.foundation import ParameterError, RunError, exclusively, is_held, relative, resolve
+from nbutils.runs import RunFolder
 from nbutils.search.setting import Setting
 from nbutils.search.space import Dimension, values_of
 

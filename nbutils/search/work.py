@@ -15,15 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from nbutils.batch.runner import DONE, REFUSED, summary
-from nbutils.foundation import environment
-from nbutils.foundation.errors import ParameterError, RunError
-from nbutils.foundation.files import atomic_write, now, read_json
-from nbutils.foundation.locks import exclusively
-from nbutils.foundation.places import relative
-from nbutils.foundation.stopping import SAVE_SECONDS, stop_on_sigterm
-from nbutils.runs.attempts import Place
-from nbutils.runs.manifest import find_manifest
+from nbutils.batch import DONE, REFUSED, summary
+from nbutils.foundation import (
+    SAVE_SECONDS,
+    ParameterError,
+    RunError,
+    atomic_write,
+    environment,
+    exclusively,
+    now,
+    read_json,
+    relative,
+    stop_on_sigterm,
+)
+from nbutils.runs import Place, find_manifest
 from nbutils.search.children import command
 from nbutils.search.setting import Setting, prepare
 from nbutils.search.space import Dimension

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
-from nbutils.foundation.errors import ParameterError
+from nbutils.foundation import ParameterError
 
 if TYPE_CHECKING:
     from nbutils.training.trainer import TrainingConfig

@@ -15,10 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nbutils.data.batches import Rows, collate
-from nbutils.objectives.check import textbook_loss
-from nbutils.objectives.objective_model import ObjectiveModel, next_tokens
-from nbutils.objectives.term import Term
+from nbutils.data import Rows, collate
+from nbutils.objectives import ObjectiveModel, Term, next_tokens, textbook_loss
 
 COLUMNS = (
     "step",

@@ -8,18 +8,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbutils.data.batches import collate
-from nbutils.foundation.files import read_json, write_json
-from nbutils.objectives import TeacherStates, WeightedTerm, chunked_head
-from nbutils.objectives.terms.distillation import relative_entropy
+from nbutils.data import collate
+from nbutils.foundation import read_json, write_json
+from nbutils.models import TeacherStates
+from nbutils.objectives import WeightedTerm, chunked_head, relative_entropy
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from nbutils.data.preparation import PreparedData
-    from nbutils.models.teacher_cache.reading import TeacherCache
-    from nbutils.models.teachers import LiveTeacher
-    from nbutils.objectives import Distillation, ObjectiveModel, TeacherTarget
+    from nbutils.data import PreparedData
+    from nbutils.models import LiveTeacher, TeacherCache, TeacherTarget
+    from nbutils.objectives import Distillation, ObjectiveModel
 
 SPLIT = "train"  # what the student learns from
 MEASURED = "exactness.json"  # in the cache's folder: what the first student found

@@ -21,9 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nbutils.foundation.errors import RunError
-from nbutils.foundation.files import MANIFEST, atomic_write, read_json
-from nbutils.foundation.places import relative
+from nbutils.foundation import MANIFEST, RunError, atomic_write, read_json, relative
 
 CHECKPOINTS = "checkpoints"  # in the folder of a run that trains
 

@@ -23,10 +23,19 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from nbutils.foundation import errors
-from nbutils.foundation.errors import Preempted, RankKilled, RunError, WorkbookError
-from nbutils.foundation.processes import FROM_OUTSIDE, end_with_parent
-from nbutils.foundation.stopping import AGAIN, leave_quickly, noted, stop_at_once
+from nbutils.foundation import (
+    AGAIN,
+    FROM_OUTSIDE,
+    Preempted,
+    RankKilled,
+    RunError,
+    WorkbookError,
+    end_with_parent,
+    errors,
+    leave_quickly,
+    noted,
+    stop_at_once,
+)
 
 STOP = "stop"  # a file in the folder of logs: ranks that start later were asked to stop, too
 TERMINATED = {signal.SIGTERM, signal.SIGABRT}  # how ranks end because another one failed

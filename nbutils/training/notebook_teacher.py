@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import uuid
 
-from nbutils.data.preparation import PreparedData
+from nbutils.data import PreparedData
 from nbutils.foundation import places
 
 SMALL_TEACHER = {"model_name": "tiny", "max_steps": 150, "learning_rate": 3e-3, "seed": 0}  # for notebooks run by hand

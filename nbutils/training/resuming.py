@@ -29,11 +29,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl
 
-from nbutils.data.fingerprints import fingerprint
-from nbutils.foundation.errors import Preempted
-from nbutils.foundation.files import read_json, write_json
-from nbutils.foundation.places import relative, resolve
-from nbutils.foundation.stopping import DRIVEN_FOLDER, StopRequest
+from nbutils.data import fingerprint
+from nbutils.foundation import DRIVEN_FOLDER, Preempted, StopRequest, read_json, relative, resolve, write_json
 from nbutils.training.checkpoints import CHECKPOINTS, Checkpoints, flush, link_files
 from nbutils.training.tracking import replace_folder
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nbutils.data.batches import Rows
-from nbutils.data.sources import TASKS
-from nbutils.foundation.errors import ParameterError, did_you_mean
-from nbutils.foundation.places import relative
-from nbutils.models import teachers
-from nbutils.models.distillation_settings import check_cache
-from nbutils.models.teacher_cache import TeacherCache, WithTeacher, build_cache
-from nbutils.models.teachers import LiveTeacher, check_shared_vocabulary
+from nbutils.data import TASKS, Rows
+from nbutils.foundation import ParameterError, did_you_mean, relative
+from nbutils.models import (
+    LiveTeacher,
+    TeacherCache,
+    WithTeacher,
+    build_cache,
+    check_cache,
+    check_shared_vocabulary,
+    teachers,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from nbutils.data.preparation import PreparedData
+    from nbutils.data import PreparedData
     from nbutils.objectives import Teacher
     from nbutils.training.trainer import TrainingConfig
 
@@ -28,7 +31,7 @@ def open_data(data_folder: str, task: str) -> PreparedData:
 
     Raises ParameterError where the task is another than that of the data.
     """
-    from nbutils.data.preparation import load_data, small_data, small_questions
+    from nbutils.data import load_data, small_data, small_questions
 
     if task not in TASKS:
         raise ParameterError(f"task is {task!r}. {did_you_mean(task, TASKS)}")
@@ -49,7 +52,7 @@ def training_rows(
 
     Raises ParameterError or ModelError where teacher, cache and objective do not fit each other.
     """
-    from nbutils.data.chunks import RandomChunks
+    from nbutils.data import RandomChunks
 
     if config.random_chunks and data.card.get("task") == "qa":
         raise ParameterError("random_chunks is for running text; questions are whole. Set it to false.")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, TrainerCallback
 
-from nbutils.evaluation.perplexity import PROXIES
+from nbutils.evaluation import PROXIES
 from nbutils.objectives import Objective, ObjectiveModel
 from nbutils.training.audit import COLUMNS, audit_gradients
 

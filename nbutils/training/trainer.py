@@ -22,16 +22,10 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, set_
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging as logging_of_transformers
 
-from nbutils.data.batches import IGNORE_INDEX, Rows, collate
-from nbutils.data.order import TrainingOrder, WithEmptyRow
-from nbutils.data.preparation import PreparedData, load_data
-from nbutils.evaluation.harness.callback import HarnessEvaluation, HarnessSettings
-from nbutils.evaluation.perplexity import combine, evaluate
-from nbutils.evaluation.question_answering import Generation, answer_questions
-from nbutils.foundation.files import write_json
-from nbutils.foundation.stopping import noted
-from nbutils.models.loading import load_model, saved_model
-from nbutils.models.teacher_cache import TeacherCache
+from nbutils.data import IGNORE_INDEX, PreparedData, Rows, TrainingOrder, WithEmptyRow, collate, load_data
+from nbutils.evaluation import Generation, HarnessEvaluation, HarnessSettings, answer_questions, combine, evaluate
+from nbutils.foundation import noted, write_json
+from nbutils.models import TeacherCache, load_model, saved_model
 from nbutils.objectives import Objective, ObjectiveModel, next_tokens
 from nbutils.training.arguments import make_deterministic, training_arguments
 from nbutils.training.audit import audit_batch

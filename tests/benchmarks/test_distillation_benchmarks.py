@@ -25,9 +25,10 @@ from nbutils.benchmarks.distillation import (
     torch_kl_div,
     verdicts,
 )
+from nbutils.data.batches import IGNORE_INDEX
 from nbutils.foundation import places
 from nbutils.models import products
-from nbutils.objectives import IGNORE_INDEX, WeightedTerm, chunked_head, distillation, head
+from nbutils.objectives import WeightedTerm, chunked_head, distillation, head
 
 TINY = Sizes(vocab=67, blocks=3, block_size=12, batch=2, top_k=5, teacher=(2, 32, 2), student=(1, 16, 2))
 

@@ -7,18 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import kl_div
 
+from nbutils.data.batches import IGNORE_INDEX, UNLABELLED
 from nbutils.models import products
-from nbutils.objectives import (
-    IGNORE_INDEX,
-    UNLABELLED,
-    CrossEntropy,
-    Distillation,
-    TeacherStates,
-    TopTokens,
-    WeightedTerm,
-    chunked_head,
-    next_tokens,
-)
+from nbutils.models.teacher_target import TeacherStates, TopTokens
+from nbutils.objectives import CrossEntropy, Distillation, WeightedTerm, chunked_head, next_tokens
 from nbutils.objectives.terms.distillation import distillation as textbook_distillation
 
 BATCH, TIME, VOCAB, WIDTH, TEACHER_WIDTH = 3, 8, 37, 6, 10

@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from nbutils.evaluation.generation import sample_continuations
 from nbutils.foundation.errors import ModelError, UnreachableModelError
-from nbutils.models.loading import build_config, check_model, count_parameters, load_model
+from nbutils.models.loading import build_config, check_model, count_parameters, head_matrices, load_model
 from nbutils.models.teachers import check_teacher
-from nbutils.objectives import head_matrices
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from nbutils.data.batches import IGNORE_INDEX, UNLABELLED
 from nbutils.foundation.errors import ParameterError
 from nbutils.models.loading import build_config
 from nbutils.models.teachers import LiveTeacher, check_shared_vocabulary
-from nbutils.objectives import IGNORE_INDEX, UNLABELLED, ObjectiveModel, distillation, next_tokens
+from nbutils.objectives import ObjectiveModel, distillation, next_tokens
 from nbutils.objectives.check import compare_with_textbook
 from nbutils.objectives.terms.distillation import distillation as textbook_distillation
 

@@ -7,14 +7,13 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, cross_entropy
 
+from nbutils.data.batches import IGNORE_INDEX
 from nbutils.foundation.errors import ParameterError
 from nbutils.models import products
 from nbutils.objectives import (
-    IGNORE_INDEX,
     Accuracy,
     CosineProxy,
     CrossEntropy,
-    ExpectedEmbeddingCosine,
     UnigramCosine,
     WeightedTerm,
     chunked_head,
@@ -22,6 +21,7 @@ from nbutils.objectives import (
     head,
     term_values,
 )
+from nbutils.objectives.terms.cosine import ExpectedEmbeddingCosine
 from nbutils.objectives.terms.cosine import expected_embedding_cosine as textbook_expected_embedding_cosine
 from nbutils.objectives.terms.cross_entropy import cross_entropy as textbook_cross_entropy
 

@@ -17,17 +17,15 @@ from torch.nn.functional import cross_entropy, kl_div
 from nbutils.benchmarks import prefixes as prefix_benchmarks
 from nbutils.benchmarks.heads import Problem
 from nbutils.benchmarks.prefixes import random_targets
+from nbutils.data.batches import IGNORE_INDEX
 from nbutils.evaluation.perplexity import evaluate
 from nbutils.evaluation.prefix_study import predicted_costs, smoothing_facts, unsmoothing_of
 from nbutils.evaluation.unsmoothing import UnsmoothedLogits, choose_mixing, gold_probabilities
 from nbutils.models import products
 from nbutils.objectives import (
-    IGNORE_INDEX,
     CrossEntropy,
     PrefixMass,
-    SmoothedCrossEntropy,
     SparseTargets,
-    TargetDivergence,
     WeightedTerm,
     chunked_head,
     smoothing,
@@ -35,6 +33,7 @@ from nbutils.objectives import (
 )
 from nbutils.objectives.check import compare_with_textbook
 from nbutils.objectives.prefixes import PrefixTable, SmoothedTargets, Smoothing, Unsmoothing, smoothed_targets
+from nbutils.objectives.terms.sparse_target import SmoothedCrossEntropy, TargetDivergence
 from nbutils.training.audit import audit_batch
 
 WIDTH, POSITIONS = 8, 41

@@ -15,10 +15,10 @@ from page_structure import Structure
 from synthetic_runs import CONTRASTS, final_numbers, write_plan, write_run, write_runs
 
 from nbutils.foundation.files import read_json, write_json
-from nbutils.report import ReportError, write_summary
+from nbutils.report import write_summary
 from nbutils.report.beside import COLUMNS, compare
 from nbutils.report.comparison import OTHER_DATA, SAME, UNDECIDED, Comparison, compare_sides
-from nbutils.report.export import CLASSES, TAGS
+from nbutils.report.html_export import CLASSES, TAGS, ReportError
 from nbutils.report.sides import read_sides
 from nbutils.report.statistics import mean_interval
 from nbutils.report.studies import gather

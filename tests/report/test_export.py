@@ -18,7 +18,7 @@ from synthetic_runs import PNG, write_plan, write_run, write_runs
 
 from nbutils import report
 from nbutils.foundation.places import NOTEBOOKS
-from nbutils.report.export import CLASSES, TAGS, clean
+from nbutils.report.html_export import CLASSES, TAGS, clean
 from nbutils.report.studies import gather
 
 HOSTILE = [

@@ -15,7 +15,7 @@ from synthetic_distillation import SEEDS, student_numbers, write_distillation
 
 from nbutils import report
 from nbutils.report import figures
-from nbutils.report.distillation import distillation
+from nbutils.report.distillation_section import distillation
 from nbutils.report.studies import Evidence, gather
 from nbutils.runs.run_folder import Run
 

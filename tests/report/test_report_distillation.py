@@ -22,10 +22,10 @@ from synthetic_runs import final_numbers, write_run
 from nbutils import report
 from nbutils.report import figures
 from nbutils.report.answers import answer_samples, answer_table, answers, bootstrap_table
-from nbutils.report.distillation import cache_table, callout, compression_table, student_table, teacher_table
-from nbutils.report.export import clean
+from nbutils.report.distillation_section import cache_table, callout, compression_table, student_table, teacher_table
+from nbutils.report.html_export import clean
 from nbutils.report.log import results_log
-from nbutils.report.method import objective_text
+from nbutils.report.method_section import objective_text
 from nbutils.report.studies import gather
 from nbutils.report.teachers import against_control, has_teacher
 

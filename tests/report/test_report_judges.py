@@ -25,7 +25,7 @@ from synthetic_interaction import (
 )
 
 from nbutils.report.gains import gains
-from nbutils.report.interaction import arm_table, aspect_table
+from nbutils.report.interaction_section import arm_table, aspect_table
 from nbutils.report.judges import judge_table
 
 

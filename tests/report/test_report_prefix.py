@@ -20,7 +20,7 @@ from synthetic_runs import STEPS, write_run
 
 from nbutils import report
 from nbutils.report import figures, statistics
-from nbutils.report.export import clean
+from nbutils.report.html_export import clean
 from nbutils.report.prefix import arm_table, ceiling_table, sampler_table
 from nbutils.report.smoothing_results import ceiling
 from nbutils.report.studies import gather

@@ -20,7 +20,7 @@ from synthetic_runs import FULL_CARD, PNG, audit_rows, write_full
 from nbutils import report
 from nbutils.report import figures
 from nbutils.report.diagnostics import finding, soft_share
-from nbutils.report.export import clean
+from nbutils.report.html_export import clean
 from nbutils.report.page import together
 from nbutils.report.studies import Evidence, gather
 from nbutils.runs.metric_labels import UNKNOWN

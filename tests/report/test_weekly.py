@@ -12,7 +12,7 @@ from page_structure import Structure, text_of
 from synthetic_runs import FULL_CARD, final_numbers, write_full, write_plan, write_run, write_runs
 
 from nbutils import report
-from nbutils.report.export import CLASSES
+from nbutils.report.html_export import CLASSES
 from nbutils.report.studies import Evidence, gather
 from nbutils.report.weekly import dates, summary
 

@@ -21,7 +21,8 @@ from nbutils.foundation.places import ROOT
 from nbutils.runs.attempts import Place
 from nbutils.runs.plans import load_plan
 from nbutils.runs.run_folder import load_runs
-from nbutils.search import Confirmation, best_plan, prepare, read_setting, trial_table
+from nbutils.search import Confirmation, best_plan, read_setting, trial_table
+from nbutils.search.setting import prepare
 from nbutils.search.study import INDEX, PARAMS
 
 pytestmark = pytest.mark.slow

@@ -16,12 +16,12 @@ from small_training import BLOCK, VOCAB, blocks, config, model, trained, weights
 from torch.nn.functional import cross_entropy
 from transformers import Adafactor, TrainerControl, TrainerState, set_seed
 
-from nbutils.data.batches import collate
+from nbutils.data.batches import IGNORE_INDEX, UNLABELLED, collate
 from nbutils.evaluation.perplexity import evaluate
 from nbutils.foundation.errors import ModelError, ParameterError
 from nbutils.models.loading import load_model, load_trained, saved_model
 from nbutils.models.teachers import LiveTeacher, load_teachers, model_of
-from nbutils.objectives import IGNORE_INDEX, UNLABELLED, ObjectiveModel, cosine_mixing, distillation
+from nbutils.objectives import ObjectiveModel, cosine_mixing, distillation
 from nbutils.objectives.terms.distillation import distillation as textbook_distillation
 from nbutils.training.launching import launch
 from nbutils.training.rows import training_rows

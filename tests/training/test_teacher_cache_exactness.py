@@ -10,14 +10,15 @@ import pytest
 import torch
 from small_teachers import BLOCK, LENGTHS, VOCAB, questions, teacher_of, text
 
-from nbutils.data.batches import collate
+from nbutils.data.batches import IGNORE_INDEX, collate
 from nbutils.data.chunks import RandomChunks
 from nbutils.data.preparation import PreparedData
 from nbutils.foundation.errors import RunError
 from nbutils.models.teacher_cache import WithTeacher, build_cache
 from nbutils.models.teacher_cache.building import top_tokens
+from nbutils.models.teacher_target import TeacherStates
 from nbutils.models.teachers import LiveTeacher
-from nbutils.objectives import IGNORE_INDEX, ObjectiveModel, TeacherStates, distillation
+from nbutils.objectives import ObjectiveModel, distillation
 from nbutils.objectives.terms.distillation import distillation_over_top as textbook_distillation_over_top
 from nbutils.training.cache_exactness import exactness
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nbutils.runs.manifest import Manifest
+from nbutils.runs import Manifest
 
 SHORT = 12  # digits of a hash: enough to find it again
 ABSENT = "–"  # a fact that one side does not have

@@ -15,13 +15,8 @@ from nbutils.batch.repeating.circumstances import SHORT, Change, changes, in_few
 from nbutils.batch.repeating.numbers import FileDifference, compare_runs
 from nbutils.batch.repeating.request import check_comparable, manifest_file, read_finished, recorded_variant
 from nbutils.batch.runner import BROKEN, DONE, Outcome, run_variant
-from nbutils.foundation.errors import RunError
-from nbutils.foundation.files import write_json
-from nbutils.foundation.places import RUNS, relative, resolve
-from nbutils.foundation.plaintext import visible
-from nbutils.foundation.resources import Resources
-from nbutils.runs.attempts import Place
-from nbutils.runs.manifest import FINISHED, Manifest, find_manifest, read_manifest
+from nbutils.foundation import RUNS, Resources, RunError, relative, resolve, visible, write_json
+from nbutils.runs import FINISHED, Manifest, Place, find_manifest, read_manifest
 
 REPEATED = ".repeated"  # beside the plans' folders; reports and status pass over what is hidden
 REPEAT_OF = "repeat of "  # begins the plan's name in a repeat's record, which no plan's own name can

@@ -15,12 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
-from nbutils.data.fingerprints import MODELS
-from nbutils.foundation.errors import RunError
-from nbutils.foundation.files import MANIFEST, file_sha256, read_json
-from nbutils.foundation.places import relative
-from nbutils.runs.metric_labels import is_of_the_machine
-from nbutils.runs.run_folder import RESULTS
+from nbutils.data import MODELS
+from nbutils.foundation import MANIFEST, RunError, file_sha256, read_json, relative
+from nbutils.runs import RESULTS, is_of_the_machine
 
 if TYPE_CHECKING:
     import torch

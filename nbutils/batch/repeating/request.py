@@ -8,15 +8,18 @@ from typing import Any
 from nbutils.batch.repeating.circumstances import SHORT
 from nbutils.batch.repeating.numbers import compare_runs
 from nbutils.batch.runner import summary
-from nbutils.data.fingerprints import fingerprint
-from nbutils.foundation.errors import ParameterError, PlanError, RunError
-from nbutils.foundation.files import MANIFEST, read_json
-from nbutils.foundation.places import RUNS, relative, resolve
-from nbutils.runs.manifest import FINISHED, Manifest, find_manifest
-from nbutils.runs.metric_labels import is_of_the_machine
-from nbutils.runs.notebooks import find_notebook
-from nbutils.runs.params import RUN_FOLDER, read_schema
-from nbutils.runs.plans import Variant
+from nbutils.data import fingerprint
+from nbutils.foundation import MANIFEST, RUNS, ParameterError, PlanError, RunError, read_json, relative, resolve
+from nbutils.runs import (
+    FINISHED,
+    RUN_FOLDER,
+    Manifest,
+    Variant,
+    find_manifest,
+    find_notebook,
+    is_of_the_machine,
+    read_schema,
+)
 
 SEARCHES = {"study", "space", "trials"}  # parameters of a notebook that searches
 NEEDED = {"plan": str, "stage": str, "variant": str, "notebook": str, "status": str, "params": dict, "matrix": dict}

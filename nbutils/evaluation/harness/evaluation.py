@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils.evaluation.harness.settings import SPELLING, check_tasks, task_names
-from nbutils.foundation.errors import ParameterError
-from nbutils.foundation.files import atomic_write
+from nbutils.foundation import ParameterError, atomic_write
 
 if TYPE_CHECKING:
     import pandas

@@ -14,11 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.data.sources import UnreachableCorpusError
+from nbutils.data import UnreachableCorpusError
 from nbutils.evaluation.harness.settings import SPELLING, TASKS, labels_file, local_file, read_rows
-from nbutils.foundation.errors import CorpusError, ParameterError
-from nbutils.foundation.hub import HUB_SECONDS
-from nbutils.foundation.places import relative
+from nbutils.foundation import HUB_SECONDS, CorpusError, ParameterError, relative
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nbutils.evaluation.harness.settings import SPELLING, TASKS, example_file
 from nbutils.evaluation.harness.spelling import write_spelling
-from nbutils.foundation.errors import ParameterError
+from nbutils.foundation import ParameterError
 
 if TYPE_CHECKING:
     from lm_eval.api.task import ConfigurableTask

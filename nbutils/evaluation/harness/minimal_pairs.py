@@ -28,8 +28,7 @@ from nbutils.evaluation.harness.agreement_pairs import agreement_pairs
 from nbutils.evaluation.harness.evaluation import undisturbed
 from nbutils.evaluation.harness.items import spread
 from nbutils.evaluation.harness.settings import read_rows
-from nbutils.foundation.errors import ParameterError
-from nbutils.foundation.places import relative, resolve
+from nbutils.foundation import ParameterError, relative, resolve
 
 if TYPE_CHECKING:
     import pandas
@@ -188,10 +187,9 @@ def _log_probs(model: PreTrainedModel, batch: Sequence[tuple[list[int], list[boo
     """Of each (tokens, which of them count): the sum over those that count, the first left out."""
     import torch
 
-    from nbutils.data.batches import IGNORE_INDEX
-    from nbutils.models.loading import head_matrices
-    from nbutils.objectives import CrossEntropy
-    from nbutils.objectives.head import term_values
+    from nbutils.data import IGNORE_INDEX
+    from nbutils.models import head_matrices
+    from nbutils.objectives import CrossEntropy, term_values
 
     width = max(2, *(len(tokens) for tokens, _ in batch))
     inputs = torch.zeros(len(batch), width - 1, dtype=torch.long)

@@ -18,8 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nbutils.foundation.errors import ParameterError, did_you_mean
-from nbutils.foundation.places import relative, resolve
+from nbutils.foundation import ParameterError, did_you_mean, relative, resolve
 
 
 @dataclass(frozen=True)

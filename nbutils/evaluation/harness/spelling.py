@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nbutils.data.bytes_of_tokens import token_bytes
+from nbutils.data import token_bytes
 from nbutils.evaluation.harness.settings import SPELLING_SHOTS
-from nbutils.foundation.errors import ParameterError
+from nbutils.foundation import ParameterError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from nbutils.foundation.plaintext import shortened, visible
+from nbutils.foundation import shortened, visible
 from nbutils.interaction.limits import LITTLE_MASS, Budget, JudgeLimits
 from nbutils.interaction.prompts import Aspect
 from nbutils.interaction.reply_cache import ReplyCache

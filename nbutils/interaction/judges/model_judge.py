@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nbutils.foundation.errors import ModelError
+from nbutils.foundation import ModelError
 from nbutils.interaction.judges.judged import Reply, ScoringJudge, Text
 from nbutils.interaction.limits import JudgeLimits
 from nbutils.interaction.prompted_model import PromptedModel
@@ -136,7 +136,7 @@ class ModelJudge(ScoringJudge):
         """
         import torch
 
-        from nbutils.evaluation.answers import left_padded
+        from nbutils.evaluation import left_padded
 
         model = self.model.model
         ids, mask = left_padded(batch, model.device)

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from nbutils.evaluation.sample_measures import repetition
+from nbutils.evaluation import repetition
 from nbutils.interaction.judges.judged import Reply, ScoringJudge, Text
 from nbutils.interaction.limits import JudgeLimits
 from nbutils.interaction.prompts import Aspect

@@ -21,10 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nbutils.foundation import places
-from nbutils.foundation.errors import ModelError, ParameterError, RunError
-from nbutils.foundation.files import now, write_json
-from nbutils.foundation.locks import exclusively, is_held
+from nbutils.foundation import ModelError, ParameterError, RunError, exclusively, is_held, now, places, write_json
 from nbutils.models.distillation_settings import check_cache
 from nbutils.models.teacher_cache.reading import (
     CARD,
@@ -41,7 +38,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import Tensor
 
-    from nbutils.data.preparation import PreparedData
+    from nbutils.data import PreparedData
     from nbutils.models.teacher_target import TeacherStates, TopTokens
     from nbutils.models.teachers import LiveTeacher
 

@@ -23,9 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nbutils.foundation import places
-from nbutils.foundation.errors import RunError
-from nbutils.foundation.files import read_json
+from nbutils.foundation import RunError, places, read_json
 
 if TYPE_CHECKING:
     import torch

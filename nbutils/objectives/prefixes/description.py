@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nbutils.data.bytes_of_tokens import token_bytes
+from nbutils.data import token_bytes
 from nbutils.objectives.prefixes.table import PrefixTable
 from nbutils.objectives.prefixes.targets import SmoothedTargets
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nbutils.foundation.errors import ParameterError
+from nbutils.foundation import ParameterError
 from nbutils.objectives.prefixes.targets import SmoothedTargets
 
 if TYPE_CHECKING:

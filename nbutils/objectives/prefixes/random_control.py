@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nbutils.foundation.errors import ModelError
+from nbutils.foundation import ModelError
 from nbutils.objectives.prefixes.table import PrefixTable
 
 ROUNDS = 20  # of drawing; what is left then has few tokens to choose from and is given them by search

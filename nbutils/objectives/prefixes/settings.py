@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from nbutils.foundation.errors import ParameterError, did_you_mean
+from nbutils.foundation import ParameterError, did_you_mean
 
 NO_SMOOTHING = "none"  # cross entropy: the control
 SOFTMAX_FORMS = ("normalised", "unnormalised")

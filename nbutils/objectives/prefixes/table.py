@@ -16,11 +16,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from nbutils.data.bytes_of_tokens import token_bytes
-from nbutils.foundation import places
-from nbutils.foundation.errors import ModelError
-from nbutils.foundation.files import atomic_write
-from nbutils.foundation.locks import exclusively
+from nbutils.data import token_bytes
+from nbutils.foundation import ModelError, atomic_write, exclusively, places
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nbutils.models.products import add_matrix_product, matrix_product
-from nbutils.models.teacher_target import TeacherTarget
+from nbutils.models import TeacherTarget, add_matrix_product, matrix_product
 from nbutils.objectives.chunk import Chunk, Gradients, unit
 from nbutils.objectives.registering import register
 from nbutils.objectives.term import Term

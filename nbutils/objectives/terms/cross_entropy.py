@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from nbutils.models.teacher_target import TeacherTarget
+from nbutils.models import TeacherTarget
 from nbutils.objectives.chunk import Chunk, Gradients
 from nbutils.objectives.registering import register
 from nbutils.objectives.term import Term

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nbutils.data.batches import IGNORE_INDEX
-from nbutils.models.teacher_target import TeacherTarget, TopTokens
+from nbutils.data import IGNORE_INDEX
+from nbutils.models import TeacherTarget, TopTokens
 from nbutils.objectives.chunk import Chunk, Gradients, tempered_softmax
 from nbutils.objectives.registering import register
 from nbutils.objectives.term import Term

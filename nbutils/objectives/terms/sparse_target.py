@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nbutils.models.teacher_target import TeacherTarget
+from nbutils.models import TeacherTarget
 from nbutils.objectives.chunk import Chunk, Gradients
 from nbutils.objectives.registering import register
 from nbutils.objectives.term import Measure, Term

@@ -14,7 +14,7 @@ from matplotlib.patches import Patch
 from nbutils.report import statistics
 from nbutils.report.figures.style import INK, LINE, QUIET, WIDTH, empty, styled
 from nbutils.report.studies import Judged, Study
-from nbutils.runs.metric_labels import Measure, measure
+from nbutils.runs import Measure, measure
 
 NAME_WIDTH = 26  # characters of a contrast's name in one line
 LABEL_WIDTH = 70  # of an axis

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from nbutils.report.figures.style import INK, canvas, empty, styled
 from nbutils.report.studies import Arm, Study
-from nbutils.runs.metric_labels import Measure, measure
+from nbutils.runs import Measure, measure
 
 ROWS, COLUMNS = "alpha", "temperature"
 MEASURES = ("ce_loss", "cosine")

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from nbutils.foundation.plaintext import shortened
+from nbutils.foundation import shortened
 from nbutils.report.figures.style import LINE, QUIET, arm_legend, canvas, empty, look, styled
 from nbutils.report.interaction_results import JUDGES, SCORES, by_round, scored_otherwise
 from nbutils.report.studies import Arm, Study
-from nbutils.runs.metric_labels import measure
+from nbutils.runs import measure
 
 MARKED = 25  # rounds of a line that has marks
 ROOM = 0.08  # of an axis, left around what is drawn

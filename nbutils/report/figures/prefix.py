@@ -15,15 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from nbutils.objectives.prefixes.settings import (
-    BUT_WHITESPACE,
-    FORMS,
-    NO_SMOOTHING,
-    PREFIXES,
-    RANDOM,
-    UNIFORM,
-    leaves_no_gold_mass,
-)
+from nbutils.objectives import BUT_WHITESPACE, FORMS, NO_SMOOTHING, PREFIXES, RANDOM, UNIFORM, leaves_no_gold_mass
 from nbutils.report.figures.style import COLOURS, INK, LINE, QUIET, canvas, empty, styled
 from nbutils.report.smoothing_results import (
     OVER_WORDS,
@@ -42,7 +34,7 @@ from nbutils.report.smoothing_results import (
 )
 from nbutils.report.statistics import mean_interval
 from nbutils.report.studies import Arm, Study
-from nbutils.runs.metric_labels import measure
+from nbutils.runs import measure
 
 NUMBERS = ("ce_loss", "bits_per_byte", "unsmoothed_bits_per_byte", "kl_to_target", "spelling_acc")
 # Colour and marker by what is smoothed over, so that neither alone has to be told apart.

@@ -27,8 +27,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from nbutils.foundation.places import FIGURES
-from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escape, escaped, shortened, visible
+from nbutils.foundation import FIGURES, LONGEST_PARAGRAPH, escape, escaped, shortened, visible
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +159,7 @@ def show(figure: Figure, name: str, caption: str, folder: Path = FIGURES) -> HTM
     """
     from IPython.display import HTML
 
-    from nbutils.foundation.files import atomic_write
+    from nbutils.foundation import atomic_write
 
     name = _file_name(name)
     _spell_out(figure)

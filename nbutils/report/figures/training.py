@@ -13,11 +13,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nbutils.foundation.plaintext import visible
+from nbutils.foundation import visible
 from nbutils.report.figures.style import QUIET, arm_legend, canvas, empty, log_axis, look, styled
 from nbutils.report.statistics import mean_interval
 from nbutils.report.studies import FINAL, Study, number
-from nbutils.runs.metric_labels import measure
+from nbutils.runs import measure
 
 POINTS = 100  # more along one curve cannot be told apart on paper
 STEPS = "optimiser step"

@@ -7,9 +7,9 @@ import math
 import numpy as np
 from IPython.display import HTML
 
-from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escaped, shortened
-from nbutils.interaction.settings import taught_by
-from nbutils.models.distillation_settings import NO_DIVERGENCE
+from nbutils.foundation import LONGEST_PARAGRAPH, escaped, shortened
+from nbutils.interaction import taught_by
+from nbutils.models import NO_DIVERGENCE
 from nbutils.report import statistics
 from nbutils.report.arms import SEEDS, named
 from nbutils.report.diagnostics import not_applied
@@ -18,8 +18,7 @@ from nbutils.report.page import code, frame_of, heading, table
 from nbutils.report.smoothing_results import cautions
 from nbutils.report.studies import Arm, Evidence, Judged, Study
 from nbutils.report.teachers import no_better
-from nbutils.runs.manifest import versions_of_code
-from nbutils.runs.metric_labels import UNKNOWN, Measure, measure, p_text, percent
+from nbutils.runs import UNKNOWN, Measure, measure, p_text, percent, versions_of_code
 
 CLASSES = {
     statistics.SUPPORTED: "supported",

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from IPython.display import HTML
 
-from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escaped
-from nbutils.interaction.settings import DISTILL
+from nbutils.foundation import LONGEST_PARAGRAPH, escaped
+from nbutils.interaction import DISTILL
 from nbutils.report import figures
 from nbutils.report.arms import named
 from nbutils.report.figures.interaction import beside, rewarded
@@ -39,7 +39,7 @@ from nbutils.report.rounds import round_table
 from nbutils.report.smoothing_results import reported
 from nbutils.report.studies import Arm, Evidence, Study
 from nbutils.report.tables import mean_and_interval, seeds
-from nbutils.runs.metric_labels import UNKNOWN, measure
+from nbutils.runs import UNKNOWN, measure
 
 TITLE = (
     "<h2>Interaction</h2><p>A student that writes, and learns from what a judge or a teacher makes of it, beside one "

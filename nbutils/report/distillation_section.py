@@ -13,7 +13,7 @@ import numpy as np
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
-from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escaped
+from nbutils.foundation import LONGEST_PARAGRAPH, escaped
 from nbutils.report import figures
 from nbutils.report.answers import answers
 from nbutils.report.figures.distillation import divisor, not_in_nats
@@ -22,7 +22,7 @@ from nbutils.report.statistics import mean_interval
 from nbutils.report.studies import Arm, Evidence, Study, number
 from nbutils.report.tables import ACROSS_TOKENIZERS, mean_and_interval, measure_table, seeds
 from nbutils.report.teachers import PREFIX, against_control, has_teacher, is_taught, teacher_mean, without_teacher
-from nbutils.runs.metric_labels import UNKNOWN, Measure, measure
+from nbutils.runs import UNKNOWN, Measure, measure
 
 TITLE = (
     "<h2>Teachers and distillation</h2><p>What a teacher learned, whether it knew more than a student without one, "

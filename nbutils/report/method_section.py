@@ -8,11 +8,10 @@ from typing import Any
 
 from IPython.display import HTML
 
-from nbutils.foundation.files import read_json
-from nbutils.foundation.plaintext import LONGEST_PARAGRAPH, escaped
+from nbutils.foundation import LONGEST_PARAGRAPH, escaped, read_json
 from nbutils.report.page import frame_of, of_studies, table
 from nbutils.report.studies import Evidence, Study
-from nbutils.runs.metric_labels import UNKNOWN
+from nbutils.runs import UNKNOWN
 
 # Formulas in plain HTML: a report runs no script, and MathJax is one.
 COSINE_FORMULAS = (

@@ -16,8 +16,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nbutils.foundation.errors import WorkbookError
-from nbutils.foundation.plaintext import visible
+from nbutils.foundation import WorkbookError, visible
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -71,7 +70,7 @@ def export(executed_notebook: Path, html_file: Path) -> Path:
     """
     from jinja2 import Environment
 
-    from nbutils.foundation.files import atomic_write
+    from nbutils.foundation import atomic_write
 
     notebook = _read(executed_notebook)
     body, contents = _number_sections(_render(notebook))

@@ -28,8 +28,7 @@ from nbutils.batch.batch import Batch, register_plan
 from nbutils.batch.local_engine import LocalEngine
 from nbutils.batch.progress import LogDisplay
 from nbutils.batch.status import plan_status
-from nbutils.foundation.files import read_json
-from nbutils.foundation.locks import is_held
+from nbutils.foundation.files import is_held, read_json
 from nbutils.runs.attempts import LOCKS
 from nbutils.runs.plans import load_plan
 from nbutils.runs.run_folder import load_runs

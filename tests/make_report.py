@@ -10,7 +10,7 @@ from pathlib import Path
 from nbutils.batch.kernels import execute
 from nbutils.report import export, write_log, write_metrics, write_summary
 from nbutils.report.studies import gather
-from nbutils.runs.notebooks import find_notebook
+from nbutils.runs.params import find_notebook
 
 
 def main(runs: Path, reports: Path, week: str, plan: str) -> None:

@@ -14,7 +14,7 @@ from tiny_notebooks import write_notebook
 
 from nbutils.batch.runner import flat_variant, run_variant
 from nbutils.foundation.files import read_json
-from nbutils.foundation.resources import Resources
+from nbutils.foundation.stopping import Resources
 from nbutils.runs.run_folder import load_runs
 
 WRITE = "from pathlib import Path\nPath(run_folder, 'out.txt').write_text(f'{alpha} {seed}')"

@@ -7,8 +7,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "caches": ["Sizes", "cache_results", "cache_verdicts", "compare_caches"],
         "compression": ["SavedModel", "compression_numbers"],
-        "figures": ["memory_by_positions"],
         "heads": ["CASES", "Problem", "compare", "growth", "results", "step_results", "verdicts"],
+        "measuring": ["memory_by_positions"],
         "throughput": ["training_steps"],
     },
 )

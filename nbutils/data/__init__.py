@@ -11,11 +11,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "batches": ["IGNORE_INDEX", "Rows", "UNLABELLED", "collate", "in_order"],
         "bytes_of_tokens": ["token_bytes", "token_lengths"],
-        "chunks": ["RandomChunks"],
         "corpora": ["corpus_versions", "locate_corpus"],
         "data_card": ["copies_dropped", "headline", "left_out"],
         "fingerprints": ["DATA_FOLDER", "MODELS", "check_prepared", "fingerprint", "output_fingerprint"],
-        "order": ["TrainingOrder", "WithEmptyRow", "permutation"],
+        "order": ["RandomChunks", "TrainingOrder", "WithEmptyRow", "permutation"],
         "preparation": ["PreparedData", "load_data", "prepare_data", "small_data", "small_questions"],
         "settings": ["DataConfig", "check_config"],
         "sources": ["CorpusRequest", "TASKS", "UnreachableCorpusError"],

@@ -11,6 +11,7 @@ import ast
 import importlib.metadata
 import importlib.util
 import platform
+import re
 import sys
 import sysconfig
 import warnings
@@ -18,10 +19,16 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
-from nbutils.data.pydoc_questions import module_questions
 from nbutils.data.question_corpus import pair_document
 from nbutils.data.sources import CorpusRequest, Document, Located, Source
 from nbutils.foundation import CorpusError
+
+WORDS, CHARACTERS = range(4, 41), range(20, 241)  # of a sensible answer
+ROLE = re.compile(r":[\w:+-]+:`~?(?:[^`<]*<)?~?!?([^`<>]+)>?`")  # :func:`median`, :class:`~torch.Tensor`
+QUOTED = re.compile(r"``([^`]+)``|`([^`<]+)(?:<[^`]+>)?`_{0,2}")
+SENTENCE_END = re.compile(r"(?<=[.!?])(?<!\be\.g\.)(?<!\bi\.e\.)(?<!\betc\.)(?<!\bvs\.)(?<!\bcf\.)\s+(?=[A-Z`\"'(*])")
+MARKUP = re.compile(r"\.\. |::|>>>|\|\w+\||[{}\\`<>*_=]{2,}|\\\w|:\w+:|\S\.\.\.|->|https?:|[`\\$%]")
+DEPRECATED = re.compile(r"deprecat|do not use|internal|todo|not implemented", re.IGNORECASE)
 
 # This list and no other: a new requirement of the project must not change the embedded data.
 PYDOC_PACKAGES = ("torch", "numpy", "pandas", "matplotlib", "nltk")
@@ -124,3 +131,39 @@ PYDOC = Source(
     "corpora many times over. Judge pretrained models on it by differences between arms only.",
     has_questions=True,
 )
+
+
+def module_questions(module: str, tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """(question, answer) for each public function, class and method of a public module, in the order of the source."""
+    if any(part.startswith("_") for part in module.split(".")):
+        return
+    for name, node in _definitions(module, tree):
+        answer = first_sentence(ast.get_docstring(node) or "")
+        if answer:
+            described = isinstance(node, ast.ClassDef) or any(_is_property(each) for each in node.decorator_list)
+            yield f"What is {name}?" if described else f"What does {name} do?", answer
+
+
+def first_sentence(docstring: str) -> str:
+    """The first sentence on one line and without markup, "" where there is none that reads as an answer."""
+    paragraph = " ".join(re.split(r"\n\s*\n", docstring.strip(), maxsplit=1)[0].split())
+    plain = QUOTED.sub(lambda match: match[1] or match[2], ROLE.sub(r"\1", paragraph)).strip()
+    sentence = SENTENCE_END.split(plain, maxsplit=1)[0]
+    sound = sentence.endswith(".") and not sentence.endswith("..") and sentence[:1].isupper() and sentence.isascii()
+    sized = len(sentence.split()) in WORDS and len(sentence) in CHARACTERS
+    return sentence if sound and sized and not MARKUP.search(sentence) and not DEPRECATED.search(sentence) else ""
+
+
+def _definitions(
+    prefix: str, parent: ast.Module | ast.ClassDef
+) -> Iterator[tuple[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Public functions and classes with their dotted names; what stands inside a function is nobody's to call."""
+    for node in parent.body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith("_"):
+            yield f"{prefix}.{node.name}", node
+            if isinstance(node, ast.ClassDef):
+                yield from _definitions(f"{prefix}.{node.name}", node)
+
+
+def _is_property(decorator: ast.expr) -> bool:
+    return "property" in ast.unparse(decorator)

@@ -9,7 +9,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "answer_measures": ["compare_answers"],
-        "answers": ["left_padded"],
         "generation": ["continued", "sample_continuations", "seeded"],
         "harness.callback": ["HarnessEvaluation", "HarnessSettings"],
         "harness.evaluation": ["append_items"],
@@ -25,7 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "token_counts",
             "unsmoothing_of",
         ],
-        "question_answering": ["Generation", "answer_questions", "answers_of_run"],
+        "question_answering": ["Generation", "answer_questions", "answers_of_run", "left_padded"],
         "sample_measures": ["distinct", "measure_samples", "repetition"],
         "unsmoothing": ["evaluate_unsmoothed", "unsmoothed_samples"],
     },

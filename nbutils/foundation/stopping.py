@@ -12,17 +12,19 @@ import gc
 import math
 import os
 import signal
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from threading import Thread
 from types import FrameType
 from typing import Any
 
-from nbutils.foundation.errors import Preempted
-from nbutils.foundation.resources import Resources
+from nbutils.foundation.errors import PlanError, Preempted, did_you_mean
+
+PROCESSES = "processes"  # the parameter of a notebook that trains; each process takes a GPU
 
 DRIVEN_FOLDER = "WORKBOOK_RUN_FOLDER"  # environment variable: the folder of the run that a runner is recording
 MARK = ".training"  # begins the name of a file in that folder while a stop is obeyed after a step
@@ -250,3 +252,45 @@ def _handled(handler: Callable[[int, FrameType | None], None], *numbers: int) ->
     finally:
         for number, former in before.items():
             signal.signal(number, former or signal.SIG_DFL)  # None: a handler that Python did not set
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one variant asks for; None where the plan does not say.
+
+    gpus: of its own (not said: one for each training process, where there are any); cpus: cores, and so threads.
+    run_minutes, cell_minutes: how long the variant and one of its cells may take; not said: for ever.
+    """
+
+    gpus: int | None = None
+    cpus: int | None = None
+    run_minutes: float | None = None
+    cell_minutes: float | None = None
+
+    def gpus_for(self, params: Mapping[str, Any], there: int) -> int:
+        """GPUs that a variant with these parameters takes where so many are there, which may be more than there are.
+
+        there: those that may yet be started count, too. Where there are none, processes train on cores.
+        """
+        if self.gpus is not None:
+            return self.gpus
+        return int(params.get(PROCESSES, 0)) if there else 0
+
+
+def read_resources(where: str, given: Mapping[str, Any]) -> Resources:
+    """The `resources` of a stage. Raises PlanError, `where` first, for what cannot be asked for."""
+    names = [each.name for each in fields(Resources)]
+    for name, value in given.items():
+        if name not in names:
+            raise PlanError(f"{where}: resources has no {str(name)!r}. {did_you_mean(str(name), names)}")
+        whole, least = name in ("gpus", "cpus"), 0 if name == "gpus" else 1 if name == "cpus" else None
+        fits = isinstance(value, int | None if whole else int | float | None) and not isinstance(value, bool)
+        if not fits or (value is not None and (value < least if least is not None else not 0 < value < float("inf"))):
+            asked = f"a whole number, at least {least}" if whole else "a number of minutes above 0"
+            raise PlanError(f"{where}: resources {name} is {value!r}. Give {asked}.")
+    return Resources(**given)
+
+
+def command(words: Iterable[object]) -> list[str]:
+    """The command line that runs `python -m nbutils` with `words`, for a child that ends when this process does."""
+    return [sys.executable, "-m", "nbutils", WITH_PARENT, str(os.getpid()), *map(str, words)]

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "distillation_settings": ["CACHES", "NO_DIVERGENCE", "check_cache", "check_distillation"],
         "loading": [
+            "WEIGHT_FILES",
             "build_config",
             "check_model",
             "check_vocabulary",
@@ -20,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "load_trained",
             "output_vocabulary",
             "saved_model",
+            "weight_files",
         ],
         "products": ["add_matrix_product", "chunk_rows", "matrix_product", "product_precision"],
         "shapes": ["CONFIGURATIONS", "TOKENIZERS"],
@@ -34,6 +36,5 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "load_teachers",
             "model_of",
         ],
-        "weights": ["WEIGHT_FILES", "weight_files"],
     },
 )

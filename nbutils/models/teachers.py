@@ -73,7 +73,7 @@ class LiveTeacher:
 
     def fingerprint(self) -> str:
         """A hash of all weights; of the files they lie in where the models are named, which loads nothing."""
-        from nbutils.models.weights import weight_files
+        from nbutils.models.loading import weight_files
 
         if self.names:
             if not all(weight_files(name) for name in self.names):

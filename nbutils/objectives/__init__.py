@@ -24,8 +24,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "objective": ["Objective", "cosine_mixing", "distillation", "smoothing"],
         "objective_model": ["ObjectiveModel", "Teacher", "next_tokens"],
-        "prefixes.arithmetic": ["effective_smoothing", "mean_target_entropy", "predicted_cost"],
-        "prefixes.description": ["count_distribution", "describe"],
+        "prefixes.description": [
+            "count_distribution",
+            "describe",
+            "effective_smoothing",
+            "mean_target_entropy",
+            "predicted_cost",
+        ],
         "prefixes.inverse": ["Unsmoothing"],
         "prefixes.settings": [
             "BUT_WHITESPACE",

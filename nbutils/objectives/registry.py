@@ -17,8 +17,7 @@ from typing import Any
 from nbutils.foundation import ParameterError, did_you_mean, resolve
 from nbutils.objectives import terms as folder
 from nbutils.objectives.objective import Objective
-from nbutils.objectives.registering import REGISTERED
-from nbutils.objectives.term import Term
+from nbutils.objectives.term import REGISTERED, Term
 from nbutils.objectives.terms.cross_entropy import CrossEntropy
 
 CONVERT: dict[str, Callable[[str], Any]] = {"float": float, "int": int, "str": str, "bool": lambda v: v == "true"}

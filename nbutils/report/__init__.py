@@ -34,7 +34,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "tables": ["cost_table", "document_table", "headline_table"],
         "verdict_sentences": ["contrasts_changed", "has_contrasts", "verdict_table", "verdicts"],
         "weekly": ["note", "period", "since_last", "week_of", "write_summary"],
-        "win_rule": ["mixes"],
-        "win_table": ["composite_table"],
+        "win_rule": ["composite_table", "mixes"],
     },
 )

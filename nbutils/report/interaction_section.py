@@ -16,7 +16,7 @@ from nbutils.interaction import DISTILL
 from nbutils.report import figures
 from nbutils.report.arms import named
 from nbutils.report.figures.interaction import beside, rewarded
-from nbutils.report.gains import gains
+from nbutils.report.gains import gains, round_table
 from nbutils.report.interaction_results import (
     ABOUT,
     JUDGES,
@@ -35,7 +35,6 @@ from nbutils.report.interaction_results import (
 )
 from nbutils.report.judges import judge_table
 from nbutils.report.page import MOST_ARMS, behind, figure_of, frame_of, heading, more_arms, stacked, table
-from nbutils.report.rounds import round_table
 from nbutils.report.smoothing_results import reported
 from nbutils.report.studies import Arm, Evidence, Study
 from nbutils.report.tables import mean_and_interval, seeds

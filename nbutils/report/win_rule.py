@@ -14,8 +14,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from IPython.display import HTML
+
 from nbutils.report import statistics
+from nbutils.report.page import frame_of, table
 from nbutils.report.studies import Arm, Study
+from nbutils.report.tables import difference_lines
+from nbutils.runs import UNKNOWN, measure
+
+TUNED = {True: "yes", False: "not shown", None: UNKNOWN}
 
 WIN, TRADE_OFF, NEITHER, UNDECIDED = "win", "trade-off", "neither", "undecided"
 
@@ -110,3 +117,22 @@ def _beats_tuned(study: Study, arm: Arm, proxy: str) -> bool | None:
     tuned = study.control.by_seed(f"{proxy}_tuned")
     differences = [value - tuned[seed] for seed, value in arm.by_seed(proxy).items() if seed in tuned]
     return statistics.mean_interval(differences)[0] > 0 if len(differences) > 1 else None
+
+
+def composite_table(study: Study) -> HTML:
+    """Every arm's outcome under the rule, with the differences it was read from; or what it lacks."""
+    outcomes = composite(study)
+    if not outcomes:
+        return HTML("<p>The rule needs a planned contrast's control, a cross entropy and a cosine proxy.</p>")
+    metrics = [metric for metric in map(study.final, ("ce_loss", "token_acc", "cosine")) if metric]
+    rows = []
+    for outcome in outcomes:
+        row = {"Arm": outcome.arm.label, "Outcome": outcome.result}
+        for metric in metrics:
+            quantity = measure(metric)
+            unit = f"\n({quantity.difference_unit})" if quantity.difference_unit else ""
+            row[f"Δ {quantity.label}{unit}"] = "\n".join(difference_lines(study, outcome.arm, metric))
+        if study.reports(f"{metrics[-1]}_tuned"):
+            row["Above the\ntuned control"] = TUNED[outcome.beats_tuned]
+        rows.append(row | {"Pairs": str(outcome.pairs)})
+    return table(frame_of(rows), RULE, text=("Arm", "Outcome"))

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.foundation import ROOT, file_sha256
-from nbutils.runs.notebooks import read_cells
+from nbutils.runs.params import read_cells
 
 DECIDING = ("data", "models", "objectives", "training", "evaluation", "interaction")  # rooms that decide numbers
 TERMS = "nbutils.objectives.terms"  # of these a run uses those that its parameter `terms` names, too

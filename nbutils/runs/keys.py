@@ -17,8 +17,7 @@ from typing import Any
 from nbutils.data import CorpusRequest, corpus_versions, fingerprint, locate_corpus, output_fingerprint
 from nbutils.foundation import ROOT, file_sha256, relative, resolve, sha256_of_hashes
 from nbutils.runs.dependencies import code_hashes
-from nbutils.runs.notebooks import source_sha256
-from nbutils.runs.params import RUN_FOLDER
+from nbutils.runs.params import RUN_FOLDER, source_sha256
 
 FOLDER_SUFFIX = "_folder"  # a parameter that ends so names a folder the run reads
 FILES_NAMED = 4  # of the code, where a message says what changed

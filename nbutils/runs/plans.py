@@ -53,8 +53,7 @@ from nbutils.foundation import (
     typed,
 )
 from nbutils.runs.contrasts import Comparison, Contrast, check_criterion, check_metrics, check_pairs
-from nbutils.runs.notebooks import find_notebook
-from nbutils.runs.params import RUN_FOLDER, Schema, read_schema
+from nbutils.runs.params import RUN_FOLDER, Schema, find_notebook, read_schema
 
 PLAN_FILE = "plan.yaml"  # the plan's folder keeps a copy of the plan its runs were made from
 

@@ -45,8 +45,7 @@ from nbutils.foundation import (
 from nbutils.runs.attempts import ATTEMPTS, PREVIOUS, Place
 from nbutils.runs.keys import made_of, run_key
 from nbutils.runs.manifest import FINISHED, Manifest, begin, end, find_manifest, read_manifest
-from nbutils.runs.notebooks import find_notebook
-from nbutils.runs.params import RUN_FOLDER, read_schema
+from nbutils.runs.params import RUN_FOLDER, find_notebook, read_schema
 from nbutils.runs.plans import INTERACTIVE, Variant
 from nbutils.training import CHECKPOINTS
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nbutils.batch import is_finished
-from nbutils.foundation import RUNS, ParameterError, PlanError, RunError, did_you_mean, exclusively, relative
+from nbutils.foundation import RUNS, ParameterError, PlanError, RunError, command, did_you_mean, exclusively, relative
 from nbutils.runs import RUN_FOLDER, Place, Plan, Schema, Variant, find_notebook, find_plan, load_plan, read_schema
-from nbutils.search.children import command
 from nbutils.search.space import read_values
 
 REPEATS = ("seed", "noise_seed")  # of a matrix: the first value does for a search

@@ -21,6 +21,7 @@ from nbutils.foundation import (
     ParameterError,
     RunError,
     atomic_write,
+    command,
     environment,
     exclusively,
     now,
@@ -29,7 +30,6 @@ from nbutils.foundation import (
     stop_on_sigterm,
 )
 from nbutils.runs import Place, find_manifest
-from nbutils.search.children import command
 from nbutils.search.setting import Setting, prepare
 from nbutils.search.space import Dimension
 from nbutils.search.study import INDEX, MESSAGE, OBJECTIVE, PARAMS, SearchConfig, SharedStudy

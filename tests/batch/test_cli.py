@@ -155,7 +155,7 @@ def test_report_executes_and_exports(here, capsys, monkeypatch):
     names = ("runs_folder", "reports_folder", "plan", "week")
     parameters = "".join(f'{name}: str = ""  # text\n' for name in names)
     notebook = write_notebook(here / "08_report.ipynb", *cells, parameters=parameters)
-    monkeypatch.setattr("nbutils.runs.notebooks.NOTEBOOKS", notebook.parent)
+    monkeypatch.setattr("nbutils.runs.params.NOTEBOOKS", notebook.parent)
     monkeypatch.setattr(cli, "REPORTS", here / "reports")
     monkeypatch.chdir(here)
     (here / "runs").mkdir()

@@ -11,7 +11,7 @@ from tiny_notebooks import write_notebook
 
 from nbutils.batch.runner import flat_variant, run_variant
 from nbutils.foundation.errors import RunError
-from nbutils.foundation.resources import Resources
+from nbutils.foundation.stopping import Resources
 from nbutils.runs.plans import Variant
 
 pytestmark = pytest.mark.slow

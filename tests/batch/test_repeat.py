@@ -21,7 +21,7 @@ from nbutils.batch.status import folder_status
 from nbutils.foundation.errors import ParameterError, PlanError, RunError, WorkbookError
 from nbutils.foundation.files import read_json, write_json
 from nbutils.foundation.places import NOTEBOOKS
-from nbutils.foundation.resources import Resources
+from nbutils.foundation.stopping import Resources
 from nbutils.runs.run_folder import load_runs
 
 PARAMETERS = """\
@@ -227,7 +227,7 @@ def test_another_notebook_is_refused_with_its_commit(copied, tmp_path):
 
 
 def test_another_input_is_refused_with_what_made_it(copied, runs, tmp_path, monkeypatch):
-    monkeypatch.setattr("nbutils.batch.repeating.request.RUNS", runs)
+    monkeypatch.setattr("nbutils.batch.repeating.making.RUNS", runs)
     data = runs / "tiny" / "data"
     change(copied, inputs={"data_folder": {"folder": str(data), "fingerprint": "0123456789abcdef" * 4}})
     message = refusal(RunError, copied)

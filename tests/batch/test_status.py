@@ -12,8 +12,7 @@ from tiny_notebooks import write_notebook
 
 from nbutils.batch.batch import BATCH_LOCK, is_going_on, made_now
 from nbutils.batch.status import plan_folders, plan_status, watch
-from nbutils.foundation.files import now
-from nbutils.foundation.locks import shared
+from nbutils.foundation.files import now, shared
 from nbutils.runs.attempts import LOCKS, Place
 from nbutils.runs.keys import run_key
 

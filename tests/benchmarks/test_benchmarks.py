@@ -12,7 +12,6 @@ import torch
 
 from nbutils.benchmarks import heads as benchmarks
 from nbutils.benchmarks import measuring
-from nbutils.benchmarks.figures import memory_by_positions
 from nbutils.benchmarks.heads import (
     CASES,
     Case,
@@ -25,6 +24,7 @@ from nbutils.benchmarks.heads import (
     textbook,
     verdicts,
 )
+from nbutils.benchmarks.measuring import memory_by_positions
 from nbutils.benchmarks.throughput import peak_flops, training_steps
 from nbutils.objectives import cosine_mixing
 

@@ -24,8 +24,7 @@ from nbutils.data.preparation import DataConfig, PreparedData, check_config, loa
 from nbutils.data.tokenization import character_tokenizer
 from nbutils.foundation import places
 from nbutils.foundation.errors import CorpusError, ModelError, ParameterError
-from nbutils.runs.notebooks import find_notebook
-from nbutils.runs.params import RUN_FOLDER, read_schema
+from nbutils.runs.params import RUN_FOLDER, find_notebook, read_schema
 
 WORDS = [
     f"{start}{end}" for start in ("train", "token", "block", "model", "loss") for end in ("s", "ed", "ing", "er", "")

@@ -14,7 +14,7 @@ from prepared_hub import add_data_set, parquet_file
 from nbutils.data.corpora import Document, read_corpus
 from nbutils.data.data_card import left_out
 from nbutils.data.preparation import DataConfig, check_config, prepare_data
-from nbutils.data.pydoc_questions import first_sentence, module_questions
+from nbutils.data.pydoc_corpus import first_sentence, module_questions
 from nbutils.data.question_corpus import pair_document
 from nbutils.data.question_preparation import clean_pairs, question_key, remove_pair_copies
 from nbutils.data.sources import CorpusRequest

@@ -25,7 +25,7 @@ from nbutils.evaluation.answer_measures import (
     sentence_bleu,
     token_f1,
 )
-from nbutils.evaluation.answers import generate_answers, left_padded
+from nbutils.evaluation.question_answering import generate_answers, left_padded
 from nbutils.foundation.errors import ModelError, ParameterError, RunError
 from nbutils.models.loading import load_model
 

@@ -135,7 +135,7 @@ def test_lm_eval_s_convention_is_another_one(table):
     pytest.importorskip("lm_eval")
     from lm_eval.api.instance import Instance
 
-    from nbutils.evaluation.harness.language_model import ModelInMemory
+    from nbutils.evaluation.harness.loading import ModelInMemory
 
     texts = sorted(("that cats sleep", "those cats sleep"), key=lambda text: by_hand(table, text))
     table = table.clone()

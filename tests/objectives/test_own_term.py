@@ -10,8 +10,8 @@ from small_training import config, trained
 
 from nbutils.foundation.places import ROOT
 from nbutils.objectives.check import compare_with_textbook
-from nbutils.objectives.registering import REGISTERED
 from nbutils.objectives.registry import objective_from
+from nbutils.objectives.term import REGISTERED
 
 TERM = ROOT / "nbutils" / "objectives" / "terms" / "confidence_penalty.py"
 DOCUMENTATION = ROOT / "docs" / "own_term.md"

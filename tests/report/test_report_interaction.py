@@ -33,10 +33,10 @@ from synthetic_runs import write_run
 
 from nbutils import report
 from nbutils.report import figures
+from nbutils.report.gains import round_table
 from nbutils.report.html_export import clean
 from nbutils.report.interaction_results import by_round, one_of_each_method, words_of
 from nbutils.report.interaction_section import arm_table, aspect_table, equal_words, response_table, word_table
-from nbutils.report.rounds import round_table
 from nbutils.report.studies import gather
 
 

@@ -24,7 +24,7 @@ from nbutils.report.html_export import clean
 from nbutils.report.page import together
 from nbutils.report.studies import Evidence, gather
 from nbutils.runs.metric_labels import UNKNOWN
-from nbutils.runs.notebooks import find_notebook
+from nbutils.runs.params import find_notebook
 
 BY_STUDY = [
     report.audit_findings,

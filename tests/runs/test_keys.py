@@ -16,7 +16,7 @@ from nbutils.interaction import prompts
 from nbutils.runs import dependencies
 from nbutils.runs.keys import made_of, read_inputs, run_key, what_changed
 from nbutils.runs.manifest import begin
-from nbutils.runs.notebooks import find_notebook
+from nbutils.runs.params import find_notebook
 from nbutils.runs.plans import Variant
 
 

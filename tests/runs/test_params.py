@@ -14,8 +14,7 @@ from tiny_notebooks import write_notebook
 from nbutils.foundation.errors import ParameterError
 from nbutils.foundation.places import NOTEBOOKS
 from nbutils.foundation.yaml_files import PlainLoader
-from nbutils.runs.notebooks import source_sha256
-from nbutils.runs.params import read_schema
+from nbutils.runs.params import read_schema, source_sha256
 
 CELL = """\
 # the objective

@@ -15,8 +15,7 @@ from synthetic_runs import final_numbers, write_plan, write_run
 from nbutils import __main__ as cli
 from nbutils.batch.batch import BATCH_LOCK, LOCKS, PLAN_RECORD, register_plan
 from nbutils.foundation.errors import PlanError, did_you_mean
-from nbutils.foundation.files import read_json
-from nbutils.foundation.locks import shared
+from nbutils.foundation.files import read_json, shared
 from nbutils.foundation.places import PARAMS, ROOT
 from nbutils.runs.plans import PLAN_FILE, find_plan, load_plan
 

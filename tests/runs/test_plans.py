@@ -17,7 +17,7 @@ from nbutils.batch.listing import plan_listing
 from nbutils.foundation.errors import ParameterError, PlanError
 from nbutils.foundation.places import PARAMS
 from nbutils.runs.contrasts import contrasts_sha256
-from nbutils.runs.notebooks import find_notebook
+from nbutils.runs.params import find_notebook
 from nbutils.runs.plans import LONGEST_NAME, SLUG, find_plan, load_plan, variant_name
 
 

@@ -21,8 +21,7 @@ from tiny_notebooks import write_notebook
 from nbutils.batch.batch import is_going_on
 from nbutils.batch.status import folder_status
 from nbutils.foundation.errors import LockedRunError, ParameterError, RunError
-from nbutils.foundation.files import atomic_write, read_json, write_json
-from nbutils.foundation.locks import exclusively, shared
+from nbutils.foundation.files import atomic_write, exclusively, read_json, shared, write_json
 from nbutils.runs.attempts import Place
 from nbutils.runs.keys import read_inputs
 from nbutils.runs.manifest import begin, end, read_manifest

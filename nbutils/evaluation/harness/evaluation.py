@@ -83,8 +83,7 @@ def evaluate_tasks(
     with _quiet(), undisturbed(model):
         from lm_eval.evaluator import evaluate
 
-        from nbutils.evaluation.harness.language_model import ModelInMemory
-        from nbutils.evaluation.harness.loading import load_tasks
+        from nbutils.evaluation.harness.loading import ModelInMemory, load_tasks
 
         asked = load_tasks(names, tokenizer, tasks_folder, few_shot, items, seed)
         language_model = ModelInMemory(model, tokenizer, batch_size, prompt_start)

@@ -6,8 +6,13 @@ effective_smoothing(targets, counts)                       # 1 - mean gold mass:
 Unsmoothing(targets, table.lengths).invert(p)  # what the model says of the text, smoothing taken out
 """
 
-from nbutils.objectives.prefixes.arithmetic import effective_smoothing, mean_target_entropy, predicted_cost
-from nbutils.objectives.prefixes.description import count_distribution, describe
+from nbutils.objectives.prefixes.description import (
+    count_distribution,
+    describe,
+    effective_smoothing,
+    mean_target_entropy,
+    predicted_cost,
+)
 from nbutils.objectives.prefixes.inverse import Unsmoothed, Unsmoothing
 from nbutils.objectives.prefixes.settings import Smoothing, check_smoothing, equals_cross_entropy, leaves_no_gold_mass
 from nbutils.objectives.prefixes.table import PrefixTable, prefix_table

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from nbutils.models import TeacherTarget, add_matrix_product, matrix_product
 from nbutils.objectives.chunk import Chunk, Gradients, unit
-from nbutils.objectives.registering import register
-from nbutils.objectives.term import Term
+from nbutils.objectives.term import Term, register
 
 GATHER_BYTES = 8 * 2**20  # embeddings gathered at once for top-k: some rows, never (positions, k, width)
 VOCAB_BLOCK = 2048  # columns of E v at once: they stay in the cache, and no fourth matrix of a chunk is needed

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from nbutils.models import TeacherTarget
 from nbutils.objectives.chunk import Chunk, Gradients
-from nbutils.objectives.registering import register
-from nbutils.objectives.term import Term
+from nbutils.objectives.term import Term, register
 
 
 @register("cross_entropy")

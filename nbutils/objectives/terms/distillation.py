@@ -10,8 +10,7 @@ from torch import Tensor
 from nbutils.data import IGNORE_INDEX
 from nbutils.models import TeacherTarget, TopTokens
 from nbutils.objectives.chunk import Chunk, Gradients, tempered_softmax
-from nbutils.objectives.registering import register
-from nbutils.objectives.term import Term
+from nbutils.objectives.term import Term, register
 
 
 @register("distillation")

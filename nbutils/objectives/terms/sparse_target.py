@@ -15,8 +15,7 @@ from torch import Tensor
 
 from nbutils.models import TeacherTarget
 from nbutils.objectives.chunk import Chunk, Gradients
-from nbutils.objectives.registering import register
-from nbutils.objectives.term import Measure, Term
+from nbutils.objectives.term import Measure, Term, register
 
 if TYPE_CHECKING:
     from nbutils.objectives.prefixes import SmoothedTargets

@@ -6,9 +6,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "caches": ["Sizes", "cache_results", "cache_verdicts", "compare_caches"],
-        "compression": ["SavedModel", "compression_numbers"],
         "heads": ["CASES", "Problem", "compare", "growth", "results", "step_results", "verdicts"],
         "measuring": ["memory_by_positions"],
-        "throughput": ["training_steps"],
+        "throughput": ["SavedModel", "compression_numbers", "training_steps"],
     },
 )

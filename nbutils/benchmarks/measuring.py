@@ -1,4 +1,4 @@
-"""How a benchmark takes time and memory: all sides in turns, and what a step holds beyond what was there.
+"""How a benchmark takes time and memory, and how it is drawn.
 
 Time: the steps take turns in one process, so that a busy machine slows all of them, and the median over the rounds
 counts. Memory: on a GPU what CUDA's allocator counts; elsewhere a thread samples this process's resident memory each

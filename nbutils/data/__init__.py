@@ -9,12 +9,21 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "batches": ["IGNORE_INDEX", "Rows", "UNLABELLED", "collate", "in_order"],
+        "batches": [
+            "IGNORE_INDEX",
+            "RandomChunks",
+            "Rows",
+            "TrainingOrder",
+            "UNLABELLED",
+            "WithEmptyRow",
+            "collate",
+            "in_order",
+            "permutation",
+        ],
         "bytes_of_tokens": ["token_bytes", "token_lengths"],
         "corpora": ["corpus_versions", "locate_corpus"],
         "data_card": ["copies_dropped", "headline", "left_out"],
         "fingerprints": ["DATA_FOLDER", "MODELS", "check_prepared", "fingerprint", "output_fingerprint"],
-        "order": ["RandomChunks", "TrainingOrder", "WithEmptyRow", "permutation"],
         "preparation": ["PreparedData", "load_data", "prepare_data", "small_data", "small_questions"],
         "settings": ["DataConfig", "check_config"],
         "sources": ["CorpusRequest", "TASKS", "UnreachableCorpusError"],

@@ -20,12 +20,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from nbutils.data.babylm_corpus import BABYLM
 from nbutils.data.hub_corpora import HUB, WIKITEXT, WIKITEXT_SOURCE, is_hub_name, refuse_gone
 from nbutils.data.pydoc_corpus import PYDOC, pydoc_versions
 from nbutils.data.sources import SPLITS, CorpusRequest, Document, Located, Source, UnreachableCorpusError, listed
 from nbutils.data.table_corpora import CSV, JSONL, PARQUET
-from nbutils.data.text_corpora import BIG_TEXT, TEXT
+from nbutils.data.text_corpora import BABYLM, BIG_TEXT, TEXT
 from nbutils.foundation import CorpusError, ParameterError, did_you_mean
 
 __all__ = [

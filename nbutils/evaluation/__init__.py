@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "answer_measures": ["compare_answers"],
-        "generation": ["continued", "sample_continuations", "seeded"],
+        "generation": ["continued", "distinct", "measure_samples", "repetition", "sample_continuations", "seeded"],
         "harness.callback": ["HarnessEvaluation", "HarnessSettings"],
         "harness.evaluation": ["append_items"],
         "harness.items": ["check_reachable"],
@@ -17,15 +17,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "harness.settings": ["SPELLING", "TASKS", "check_tasks", "number_names", "task_names"],
         "perplexity": ["PROXIES", "combine", "evaluate", "evaluate_run"],
         "prefix_study": [
+            "evaluate_unsmoothed",
             "mass_at_word_starts",
             "predicted_costs",
             "smoothing_facts",
             "smoothing_sweep",
             "token_counts",
+            "unsmoothed_samples",
             "unsmoothing_of",
         ],
         "question_answering": ["Generation", "answer_questions", "answers_of_run", "left_padded"],
-        "sample_measures": ["distinct", "measure_samples", "repetition"],
-        "unsmoothing": ["evaluate_unsmoothed", "unsmoothed_samples"],
     },
 )

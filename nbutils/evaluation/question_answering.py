@@ -1,4 +1,4 @@
-"""Answers to the questions of a prepared split: generated, measured, and kept for comparisons between variants."""
+"""Answers to the questions of a prepared split: generated in batches, measured, kept for comparisons."""
 
 from __future__ import annotations
 

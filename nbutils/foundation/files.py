@@ -1,4 +1,4 @@
-"""Files that others read: whole or not there, whatever happens while they are written."""
+"""Files that others read: whole or not there; their hashes; and locks that end with their holder."""
 
 from __future__ import annotations
 

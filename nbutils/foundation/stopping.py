@@ -1,4 +1,4 @@
-"""Asked to stop (SIGTERM, Ctrl-C): a run ends where it can go on from, and says so.
+"""Asked to stop (SIGTERM, Ctrl-C, a limit of time): a run ends where it can go on from, and says so.
 
 The runner passes the request on to its kernel. There it ends the cell at once with Preempted, but while a model trains
 it is only noted: after the next optimiser step the state is saved, then Preempted is raised. A file in the run's folder

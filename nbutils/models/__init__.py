@@ -9,7 +9,6 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "distillation_settings": ["CACHES", "NO_DIVERGENCE", "check_cache", "check_distillation"],
         "loading": [
             "WEIGHT_FILES",
             "build_config",
@@ -29,8 +28,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "teacher_cache.reading": ["TeacherCache", "WithTeacher"],
         "teacher_target": ["TeacherStates", "TeacherTarget", "TopTokens"],
         "teachers": [
+            "CACHES",
             "LiveTeacher",
+            "NO_DIVERGENCE",
             "before_training",
+            "check_cache",
+            "check_distillation",
             "check_shared_vocabulary",
             "check_teacher",
             "load_teachers",

@@ -1,4 +1,4 @@
-"""Models: pretrained by name or folder, or from a configuration with random weights."""
+"""Models: pretrained by name or folder, or from a configuration with random weights; their files of weights."""
 
 from __future__ import annotations
 

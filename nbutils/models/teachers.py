@@ -1,4 +1,4 @@
-"""Teachers: frozen models whose predictions a student learns from, one or several with their logits averaged.
+"""Teachers: frozen models a student learns from, their logits averaged; and what a distillation may be asked for.
 
 teacher = load_teachers(["runs/babylm/teacher"], tokenizer, block_size)      # a run of 02_teacher_finetune
 target = teacher.target(input_ids, {})                                       # for the chunked head
@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from nbutils.foundation import ModelError, ParameterError, UnreachableModelError, file_sha256, places
+from nbutils.foundation import ModelError, ParameterError, UnreachableModelError, did_you_mean, file_sha256, places
 
 if TYPE_CHECKING:
     import torch
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
     from nbutils.models.teacher_target import TeacherStates
     from nbutils.training import TrainingConfig
+
+NO_DIVERGENCE = "none"  # cross entropy alone: the control
+DIVERGENCES = ("forward", "reverse", "jsd")
+POSITIONS = ("all", "answers")
+REDUCTIONS = ("token", "batchmean")
+NO_CACHE = "off"
+CACHES = ("hidden", "topk")
 
 
 class LiveTeacher:
@@ -151,3 +158,49 @@ def check_shared_vocabulary(divergence: str, teacher: LiveTeacher, student: PreT
             f"divergence reverse needs a teacher with the student's {wanted} tokens, and it has {teacher.vocab}: where "
             "the teacher's probability is 0, the divergence is infinite. Use forward or jsd."
         )
+
+
+def check_distillation(
+    divergence: str,
+    ce_weight: float,
+    kl_weight: float,
+    temperature: float,
+    beta: float,
+    positions: str,
+    reduction: str,
+) -> None:
+    """Raise ParameterError, naming the notebook's parameter, where a value cannot be, whether it is used or not."""
+    for name, given, words in (
+        ("divergence", divergence, (NO_DIVERGENCE, *DIVERGENCES)),
+        ("kl_positions", positions, POSITIONS),
+        ("kd_reduction", reduction, REDUCTIONS),
+    ):
+        if given not in words:
+            raise ParameterError(f"{name} is {given!r}. {did_you_mean(given, words)}")
+    if not 0 < temperature < float("inf"):
+        raise ParameterError(f"kl_temperature is {temperature}; logits are divided by it, so give a number above 0.")
+    for name, weight in (("ce_weight", ce_weight), ("kl_weight", kl_weight)):
+        if not 0 <= weight < float("inf"):
+            raise ParameterError(f"{name} is {weight}; the weight of a term is a number of at least 0.")
+    if ce_weight == kl_weight == 0:
+        raise ParameterError("ce_weight and kl_weight are both 0, so nothing would be learned. Raise one of them.")
+    if not 0 < beta < 1:
+        raise ParameterError(
+            f"jsd_beta is {beta}; it weighs teacher against student and lies between 0 and 1, both excluded. At the "
+            "ends the divergence is one of two others: set divergence to forward or reverse."
+        )
+
+
+def check_cache(kind: str, divergence: str = "forward", top_k: int = 32) -> None:
+    """Raise ParameterError where a notebook's teacher_cache cannot serve its objective; "off" is no cache."""
+    if kind == NO_CACHE:
+        return
+    if kind not in CACHES:
+        raise ParameterError(f"teacher_cache is {kind!r}. {did_you_mean(kind, (NO_CACHE, *CACHES))}")
+    if kind == "topk" and divergence not in ("forward", NO_DIVERGENCE):
+        raise ParameterError(
+            f"divergence {divergence} needs the teacher's probability of every token, and teacher_cache topk holds "
+            "those of a few. Set teacher_cache to hidden or off, or divergence to forward."
+        )
+    if kind == "topk" and top_k < 1:
+        raise ParameterError(f"cache_top_k is {top_k}; give the number of tokens to keep at each position, 32 say.")

@@ -22,8 +22,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "TeacherCrossEntropy",
             "UnigramCosine",
         ],
-        "objective": ["Objective", "cosine_mixing", "distillation", "smoothing"],
-        "objective_model": ["ObjectiveModel", "Teacher", "next_tokens"],
+        "objective": [
+            "Objective",
+            "ObjectiveModel",
+            "Teacher",
+            "cosine_mixing",
+            "distillation",
+            "next_tokens",
+            "smoothing",
+        ],
         "prefixes.description": [
             "count_distribution",
             "describe",

@@ -1,4 +1,4 @@
-"""What a term of an objective is, and what a measure is: a term without a gradient."""
+"""What a term of an objective is, what a measure is (a term without a gradient), and how a term is registered."""
 
 from __future__ import annotations
 

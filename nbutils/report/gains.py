@@ -1,4 +1,4 @@
-"""Whether what students gained with a judge is a gain: what a judge that never taught them says, and people's text."""
+"""Whether students' gains with a judge are gains: what a held-out judge says, people's text, samples over rounds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cosine study's rule of success, which weighs quality and proxy together.
+"""The cosine study's rule of success, which weighs quality and proxy together, and its table.
 
     win         perplexity or accuracy equal or better, and the proxy better
     trade-off   the proxy better, perplexity modestly worse

@@ -1,4 +1,4 @@
-"""The parameters cell is the schema: its names, types, defaults and help are what a plan's values are checked against.
+"""The parameters cell of a notebook is the schema: names, types, defaults and help that values are checked against.
 
 Every line of the cell tagged `parameters` is `name: type = default  # help`. The help may state what is allowed, in
 words that are read here too:

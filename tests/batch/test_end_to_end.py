@@ -11,7 +11,7 @@ import yaml
 from real_data import REAL_DATA, needs_real_data
 
 from nbutils.foundation.places import PARAMS
-from nbutils.runs.result_names import known_results
+from nbutils.runs.contrasts import known_results
 from nbutils.runs.run_folder import load_runs
 
 PLAN = """

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from small_words import WORDS
 
-from nbutils.benchmarks.compression import (
+from nbutils.benchmarks.throughput import (
     NUMBERS,
     SavedModel,
     Workload,
@@ -87,7 +87,7 @@ def test_speed_is_tokens_over_seconds_and_no_end_token_stops_it(folders, monkeyp
             step()
         return {"teacher": 2.0, "student": 0.5}
 
-    monkeypatch.setattr("nbutils.benchmarks.compression.interleaved", timed)
+    monkeypatch.setattr("nbutils.benchmarks.throughput.interleaved", timed)
     models = {"teacher": folders / "teacher", "student": SavedModel(folders / "student", model)}
     table = compression_table(models, Workload(prompts=3, prompt_tokens=100, new_tokens=100, rounds=7))
     assert sides == [(["teacher", "student"], 7)] * 2  # in turns, so that a busy machine slows both

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nbutils.data.order import RandomChunks
+from nbutils.data.batches import RandomChunks
 from nbutils.data.packing import Blocks, load_blocks, save_blocks
 from nbutils.foundation.errors import CorpusError
 

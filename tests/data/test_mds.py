@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from nbutils.data import mds_blocks as mds
+from nbutils.data.batches import RandomChunks
 from nbutils.data.mds_blocks import MdsBlocks, require_streaming, streaming_module
-from nbutils.data.order import RandomChunks
 from nbutils.data.packing import Blocks, load_blocks, pack_examples, save_blocks
 from nbutils.data.preparation import DataConfig, PreparedData, check_config, load_data, prepare_data
 from nbutils.foundation.errors import CorpusError, ParameterError

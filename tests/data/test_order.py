@@ -18,9 +18,8 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, set_seed
 
-from nbutils.data.batches import collate
+from nbutils.data.batches import RandomChunks, TrainingOrder, WithEmptyRow, collate, permutation
 from nbutils.data.mds_blocks import require_streaming
-from nbutils.data.order import RandomChunks, TrainingOrder, WithEmptyRow, permutation
 from nbutils.data.packing import Blocks, load_blocks, save_blocks
 from nbutils.foundation.errors import ParameterError
 from nbutils.models.loading import build_config

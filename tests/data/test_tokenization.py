@@ -14,6 +14,7 @@ from real_data import REAL_DATA, needs_real_data
 from nbutils.data.bytes_of_tokens import token_bytes, token_lengths
 from nbutils.data.tokenization import (
     END_TOKEN,
+    SPELLING,
     UNKNOWN_TOKEN,
     character_tokenizer,
     check_tokenizer,
@@ -23,7 +24,6 @@ from nbutils.data.tokenization import (
     train_byte_level_bpe,
     train_unigram,
 )
-from nbutils.data.unigram_tokenizer import SPELLING
 from nbutils.foundation.errors import ModelError
 
 TEXTS = [

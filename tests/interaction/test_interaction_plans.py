@@ -22,8 +22,8 @@ from nbutils.batch.listing import plan_listing
 from nbutils.batch.local_engine import LocalEngine
 from nbutils.foundation.places import NOTEBOOKS, PARAMS
 from nbutils.interaction.settings import FROM_TEXT, METHODS, Interaction
+from nbutils.runs.contrasts import check_metric
 from nbutils.runs.plans import Plan, Variant, load_plan
-from nbutils.runs.result_names import check_metric
 from nbutils.runs.run_folder import load_runs
 
 METHOD = "method"

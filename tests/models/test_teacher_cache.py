@@ -21,9 +21,8 @@ from nbutils.data.packing import load_blocks
 from nbutils.data.preparation import PreparedData
 from nbutils.foundation import places
 from nbutils.foundation.errors import ModelError, ParameterError, RunError
-from nbutils.models.distillation_settings import check_cache
 from nbutils.models.teacher_cache import TeacherCache, build_cache, building, open_cache
-from nbutils.models.teachers import LiveTeacher
+from nbutils.models.teachers import LiveTeacher, check_cache
 
 pytestmark = pytest.mark.usefixtures("own_runs")
 

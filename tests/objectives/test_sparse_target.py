@@ -19,8 +19,14 @@ from nbutils.benchmarks.heads import Problem
 from nbutils.benchmarks.prefixes import random_targets
 from nbutils.data.batches import IGNORE_INDEX
 from nbutils.evaluation.perplexity import evaluate
-from nbutils.evaluation.prefix_study import predicted_costs, smoothing_facts, unsmoothing_of
-from nbutils.evaluation.unsmoothing import UnsmoothedLogits, choose_mixing, gold_probabilities
+from nbutils.evaluation.prefix_study import (
+    UnsmoothedLogits,
+    choose_mixing,
+    gold_probabilities,
+    predicted_costs,
+    smoothing_facts,
+    unsmoothing_of,
+)
 from nbutils.models import products
 from nbutils.objectives import (
     CrossEntropy,

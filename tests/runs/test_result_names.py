@@ -12,8 +12,8 @@ from nbutils.foundation.errors import PlanError
 from nbutils.foundation.places import NOTEBOOKS, PARAMS
 from nbutils.interaction.judges.rules import plain_rule_judge, rule_judge
 from nbutils.interaction.limits import JudgeLimits
+from nbutils.runs.contrasts import RULES, check_metric, known_results
 from nbutils.runs.plans import load_plan
-from nbutils.runs.result_names import RULES, check_metric, known_results
 
 
 def with_metric(folder: Path, key: str, name: str, stage: str = "") -> Path:

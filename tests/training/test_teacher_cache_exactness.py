@@ -10,8 +10,7 @@ import pytest
 import torch
 from small_teachers import BLOCK, LENGTHS, VOCAB, questions, teacher_of, text
 
-from nbutils.data.batches import IGNORE_INDEX, collate
-from nbutils.data.order import RandomChunks
+from nbutils.data.batches import IGNORE_INDEX, RandomChunks, collate
 from nbutils.data.preparation import PreparedData
 from nbutils.foundation.errors import RunError
 from nbutils.models.teacher_cache import WithTeacher, build_cache

@@ -1,4 +1,4 @@
-"""A run made again from its manifest: checked, executed in a folder of its own, compared with what it was."""
+"""A run made again from its manifest: what it asks is checked, executed in a folder of its own, and compared."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The harness's task objects, from its own task files or ours, on the items that `items.splits` finds.
+"""The harness's task objects, from its own files or ours, and its view of a model in memory.
 
 For each task a small file is written that includes the task file and changes where its items come from, and nothing
 else: prompts, choices and metrics stay what the included file says.

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbutils.foundation import ModelError, ParameterError, RunError, exclusively, is_held, now, places, write_json
-from nbutils.models.distillation_settings import check_cache
 from nbutils.models.teacher_cache.reading import (
     CARD,
     COLUMNS,
@@ -33,6 +32,7 @@ from nbutils.models.teacher_cache.reading import (
     TeacherCache,
     open_cache,
 )
+from nbutils.models.teachers import check_cache
 
 if TYPE_CHECKING:
     from datasets import Dataset

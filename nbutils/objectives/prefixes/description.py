@@ -1,4 +1,4 @@
-"""Prefix sets and their targets, for people to look at."""
+"""Prefix sets and their targets, for people to look at, and what smoothing costs by arithmetic alone."""
 
 from __future__ import annotations
 

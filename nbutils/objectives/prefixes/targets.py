@@ -1,4 +1,4 @@
-"""The target distribution of every gold token, as sparse rows.
+"""The target distribution of every gold token, as sparse rows; and the control with random tokens.
 
 Lengths are counted in bytes, which for ASCII text are its characters.
 """

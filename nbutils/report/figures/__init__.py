@@ -5,11 +5,10 @@
 Figures are made without pyplot: nothing stays open, and the reader's own style is left alone.
 """
 
-from nbutils.report.figures.contrasts import contrast_forest
+from nbutils.report.figures.contrasts import contrast_forest, heat_map
 from nbutils.report.figures.corpus import document_lengths, documents_per_split, leakage
 from nbutils.report.figures.diagnostics import gradient_audit, reliability
 from nbutils.report.figures.distillation import distance_to_teacher, loss_terms, overfitting
-from nbutils.report.figures.grid import heat_map
 from nbutils.report.figures.interaction import rounds_and_judges
 from nbutils.report.figures.prefix import by_smoothing, target_examples
 from nbutils.report.figures.style import show

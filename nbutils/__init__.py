@@ -1,7 +1,7 @@
 """nbutils: the heavy loops behind the Soft Targets Workbook's notebooks.
 
-Data flows one way: corpora -> documents -> packing -> models + objectives -> training -> evaluation -> runs ->
-statistics -> figures -> report. Nothing here imports a heavy library at package level: `import nbutils` is free.
+Rooms import downwards only: foundation < data < models < objectives < evaluation < training < interaction < runs <
+batch < report < search, benchmarks. Each room's `__init__` is its door. Nothing heavy is imported before it is used.
 """
 
 import warnings

@@ -18,7 +18,7 @@ from nbutils.interaction import training
 from nbutils.interaction.correctors import Corrections
 from nbutils.interaction.examples import RoundRows
 from nbutils.interaction.judges import Judged, JudgeLimits
-from nbutils.interaction.limits import Budget
+from nbutils.interaction.replies import Budget
 from nbutils.interaction.rounds import read_rounds
 from nbutils.interaction.settings import DISTILL, Interaction
 from nbutils.interaction.training import InteractionConfig, train_interactively

@@ -9,13 +9,12 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "checks": ["check_interaction"],
+        "checks": ["RUBRICS", "check_interaction", "held_out"],
         "correction": ["CORRECTORS"],
         "evaluation": ["judge_student"],
-        "final_questions": ["RUBRICS", "held_out"],
         "judges": ["JUDGES", "SERVER"],
-        "limits": ["JudgeLimits", "LITTLE_MASS"],
         "prompts": ["read_correction", "read_rubric", "read_story", "rubric_names"],
+        "replies": ["JudgeLimits", "LITTLE_MASS"],
         "settings": [
             "CONTEXTS",
             "CORRECTED",

@@ -26,7 +26,7 @@ from urllib.parse import quote, urlsplit
 
 from nbutils.foundation import ModelError, ParameterError, shortened, visible
 from nbutils.interaction.deadline import Deadline
-from nbutils.interaction.limits import Budget, JudgeLimits
+from nbutils.interaction.replies import Budget, JudgeLimits
 
 if TYPE_CHECKING:
     import httpx

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from nbutils.foundation import ParameterError
 from nbutils.interaction.correction import CORRECTORS, HUMAN, check_corrector
 from nbutils.interaction.distilling import check_distilling_teacher
 from nbutils.interaction.judges import JUDGES, check_judge
-from nbutils.interaction.settings import CONTEXTS, DISTILL, NO_JUDGE, Interaction, check_held_out
+from nbutils.interaction.prompts import read_story
+from nbutils.interaction.settings import CONTEXTS, DISTILL, NO_JUDGE, STORY, Interaction, check_held_out
 from nbutils.models import CONFIGURATIONS
+
+RUBRICS = {CONTEXTS: "weekly", STORY: "story"}  # whatever an arm learned by
+MOST_TOKENS = 256  # of a context, its end token included, and of a response to it
 
 
 def check_interaction(params: Mapping[str, Any], block_size: int = 0) -> None:
@@ -44,3 +49,12 @@ def check_interaction(params: Mapping[str, Any], block_size: int = 0) -> None:
             asked.check_model(teacher, "correcting_teacher")
     if asked.method == DISTILL and "distilling_teacher" in params:
         check_distilling_teacher(asked, params["distilling_teacher"])
+
+
+def held_out(settings: Interaction, kind: str, block_size: int) -> Interaction:
+    """`settings` with the prompts of `kind`, and as many tokens as those and their responses may have."""
+    half = block_size // 2
+    tokens = min(MOST_TOKENS, half) - 1, min(MOST_TOKENS, block_size - half)
+    if kind == STORY:
+        tokens = 0, read_story().max_new_tokens
+    return replace(settings, prompts=kind, prompt_tokens=tokens[0], response_tokens=tokens[1])

@@ -23,10 +23,9 @@ from nbutils.interaction.correctors import (
     ModelCorrector,
     ServerCorrector,
 )
-from nbutils.interaction.limits import JudgeLimits
 from nbutils.interaction.prompted_model import check_prompted_model, prompted_model
 from nbutils.interaction.prompts import read_correction
-from nbutils.interaction.reply_cache import ReplyCache
+from nbutils.interaction.replies import JudgeLimits, ReplyCache
 
 __all__ = ["Corrections", "Corrector", "check_corrector", "make_corrector"]
 

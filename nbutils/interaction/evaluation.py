@@ -16,9 +16,9 @@ import torch
 
 from nbutils.evaluation import distinct, repetition
 from nbutils.foundation import ModelError
-from nbutils.interaction.final_questions import RUBRICS, held_out
+from nbutils.interaction.checks import RUBRICS, held_out
 from nbutils.interaction.judges import Judged
-from nbutils.interaction.judges.quality import agreement, length_correlation
+from nbutils.interaction.judges.judged import agreement, length_correlation
 from nbutils.interaction.policy import PolicyModel
 from nbutils.interaction.prompted_model import release_models
 from nbutils.interaction.rewards import Rewarded

@@ -25,8 +25,8 @@ from nbutils.interaction.correction import make_corrector
 from nbutils.interaction.distilling import distilling_teacher
 from nbutils.interaction.examples import ROUND_FILE, RoundOrder, RoundRows
 from nbutils.interaction.judges import RULE, Judge, JudgeLimits, known_words_of, make_judge
-from nbutils.interaction.limits import Budget
 from nbutils.interaction.policy import CROSS_ENTROPY, LOSSES, MEANS, PolicyModel
+from nbutils.interaction.replies import Budget
 from nbutils.interaction.rollouts import story_prompt
 from nbutils.interaction.rounds import ROUNDS, SAMPLES, WORDS, RoundMaker, read_rounds
 from nbutils.interaction.settings import NO_JUDGE, ON_POLICY, STORY, Interaction

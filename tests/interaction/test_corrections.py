@@ -15,7 +15,7 @@ from small_judges import LIMITS, TEMPLATE, use_server, write_model
 from nbutils.foundation.errors import ModelError, ParameterError
 from nbutils.interaction.correction import check_corrector, make_corrector
 from nbutils.interaction.judges import JudgeLimits
-from nbutils.interaction.reply_cache import FILE
+from nbutils.interaction.replies import FILE
 
 PROMPTS = ["Once upon a time", "There was a girl ", "Once", "a girl", "style"]
 COMPLETIONS = [" grades", "was", "", " there", " text"]

@@ -14,7 +14,6 @@ from torch.autograd import grad, gradcheck
 from nbutils.benchmarks.measuring import extra_memory
 from nbutils.data.batches import IGNORE_INDEX, UNLABELLED
 from nbutils.foundation.errors import ParameterError
-from nbutils.interaction.advantages import AdaptiveKL, generalised_advantages, leave_one_out, shaped_rewards, whiten
 from nbutils.interaction.losses import (
     kl_estimate,
     mean_log_probs,
@@ -24,6 +23,7 @@ from nbutils.interaction.losses import (
     token_log_probs,
     value_loss,
 )
+from nbutils.interaction.rewards import AdaptiveKL, generalised_advantages, leave_one_out, shaped_rewards, whiten
 
 BATCH, TIME = 4, 6
 

@@ -314,7 +314,7 @@ def test_a_round_of_leave_one_out_is_as_few_steps_as_the_batch_allows(data, tmp_
 
 
 def test_the_weight_of_the_divergence_follows_it(data, tmp_path):
-    from nbutils.interaction.advantages import AdaptiveKL
+    from nbutils.interaction.rewards import AdaptiveKL
 
     given = settings("ppo", rounds=4, kl_target=0.05, kl_horizon=100, kl_coefficient=0.3)
     trained(configuration(data, tmp_path, given, learning_rate=3e-3), ToyJudge())

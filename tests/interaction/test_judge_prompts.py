@@ -12,7 +12,7 @@ from small_judges import ASPECTS
 from nbutils.foundation.errors import ParameterError
 from nbutils.interaction import prompts
 from nbutils.interaction.judges import check_judge
-from nbutils.interaction.judges.parsing import expected_grades, parse_grades
+from nbutils.interaction.judges.server_judge import expected_grades, parse_grades
 from nbutils.interaction.prompts import read_correction, read_rubric, read_story, rubric_names
 
 

@@ -22,7 +22,7 @@ from nbutils.foundation.places import NOTEBOOKS
 from nbutils.interaction.judges import JudgeLimits, agreement, known_words_of, length_correlation, make_judge
 from nbutils.interaction.judges.judged import Judged, Reply, ScoringJudge, judged
 from nbutils.interaction.judges.rules import balance, completeness, readability, variety
-from nbutils.interaction.reply_cache import FILE, ReplyCache, reply_key
+from nbutils.interaction.replies import FILE, ReplyCache, reply_key
 
 
 def test_rule_judges_by_hand():

@@ -20,7 +20,7 @@ from nbutils.interaction.judges.judged import Reply
 from nbutils.interaction.judges.model_judge import ForcedReply
 from nbutils.interaction.prompted_model import PromptedModel, release_models
 from nbutils.interaction.prompts import Aspect, read_correction, read_rubric
-from nbutils.interaction.reply_cache import FILE
+from nbutils.interaction.replies import FILE
 
 PROMPTS = ["Once upon a time", "There was a girl", "Once"]
 ANY_MASS = JudgeLimits(least_number_mass=0.0)  # random weights hardly ever write a number

@@ -11,7 +11,7 @@ from nbutils.evaluation.harness.settings import SPELLING, TASKS, number_names
 from nbutils.foundation.errors import PlanError
 from nbutils.foundation.places import NOTEBOOKS, PARAMS
 from nbutils.interaction.judges.rules import plain_rule_judge, rule_judge
-from nbutils.interaction.limits import JudgeLimits
+from nbutils.interaction.replies import JudgeLimits
 from nbutils.runs.contrasts import RULES, check_metric, known_results
 from nbutils.runs.plans import load_plan
 

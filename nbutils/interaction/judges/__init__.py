@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nbutils.interaction.judges.judged import RAW_CHARACTERS, Judge, Judged
-from nbutils.interaction.judges.quality import Agreement, agreement, length_correlation
+from nbutils.interaction.judges.judged import RAW_CHARACTERS, Agreement, Judge, Judged, agreement, length_correlation
 from nbutils.interaction.judges.rules import RULE, RULE_PLAIN, known_words_of, plain_rule_judge, rule_judge
-from nbutils.interaction.limits import JudgeLimits
 from nbutils.interaction.prompts import read_rubric
+from nbutils.interaction.replies import JudgeLimits
 
 __all__ = [
     "RAW_CHARACTERS",
@@ -75,7 +74,7 @@ def make_judge(
         return rule_judge(limits, known_words, asked_words)
     if name == RULE_PLAIN:
         return plain_rule_judge(limits)
-    from nbutils.interaction.reply_cache import ReplyCache
+    from nbutils.interaction.replies import ReplyCache
 
     cache, read = ReplyCache(cache_folder), read_rubric(rubric)
     if name == SERVER:

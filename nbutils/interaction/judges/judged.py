@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from nbutils.foundation import shortened, visible
-from nbutils.interaction.limits import LITTLE_MASS, Budget, JudgeLimits
 from nbutils.interaction.prompts import Aspect
-from nbutils.interaction.reply_cache import ReplyCache
+from nbutils.interaction.replies import LITTLE_MASS, Budget, JudgeLimits, ReplyCache
+
+FEWEST = 3  # texts: with two, every rank correlation is 1 or -1
 
 RAW_CHARACTERS = 400
 NOT_ASKED = "not asked: the budget is spent"
@@ -209,3 +211,32 @@ def _kept(reply: Reply) -> Mapping[str, object]:
 def _are_shares(values: object, number: int) -> bool:
     known = isinstance(values, list) and len(values) == number
     return known and all(isinstance(value, float | int) and 0 <= value <= 1 for value in values)
+
+
+class Agreement(NamedTuple):
+    """The rank correlation of two judges, in [-1, 1], and the texts that both of them graded."""
+
+    correlation: float
+    texts: int
+
+
+def length_correlation(judged: Judged, completions: Sequence[str]) -> float:
+    """Spearman's correlation of score and words, of the completions that the judge graded; NaN where it has none."""
+    words = np.array([len(text.split()) for text in completions], float)
+    return _rank_correlation(judged.scores[judged.by_judge], words[judged.by_judge])
+
+
+def agreement(first: Judged, second: Judged) -> Agreement:
+    """Spearman's correlation of two judges' scores of the same texts; NaN where it has none."""
+    both = first.by_judge & second.by_judge
+    return Agreement(_rank_correlation(first.scores[both], second.scores[both]), int(both.sum()))
+
+
+def _rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
+    if len(first) < FEWEST:
+        return float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of values that are all the same, which rank nothing: NaN says so
+        return float(spearmanr(first, second).statistic)

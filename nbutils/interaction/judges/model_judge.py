@@ -20,10 +20,9 @@ import numpy as np
 
 from nbutils.foundation import ModelError
 from nbutils.interaction.judges.judged import Reply, ScoringJudge, Text
-from nbutils.interaction.limits import JudgeLimits
 from nbutils.interaction.prompted_model import PromptedModel
 from nbutils.interaction.prompts import Aspect, Rubric
-from nbutils.interaction.reply_cache import ReplyCache, reply_key
+from nbutils.interaction.replies import JudgeLimits, ReplyCache, reply_key
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from nbutils.evaluation import repetition
 from nbutils.interaction.judges.judged import Reply, ScoringJudge, Text
-from nbutils.interaction.limits import JudgeLimits
 from nbutils.interaction.prompts import Aspect
+from nbutils.interaction.replies import JudgeLimits
 
 RULE, RULE_PLAIN = "rule", "rule_plain"
 LONGEST_TEXT = 100_000  # characters that are looked at

@@ -1,4 +1,4 @@
-"""The parameters of a run with a judge, checked before anything is loaded: settings, judge, teachers, and lengths."""
+"""The parameters of a run with a judge, checked before anything is loaded, and what every arm is asked at last."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Replies of judges and teachers, kept on disk: what was paid for is not asked again.
+"""Replies of judges and teachers: what they may cost, and the cache that keeps what was paid for.
 
 An SQLite file with one row a reply, by a hash of everything that decided it; so it holds neither prompts nor keys of
 servers. Several processes may use one file: each batch is one transaction, whole or not there. Its journal is a plain

@@ -1,4 +1,4 @@
-"""Scores of a round's samples become advantages: for PPO by a value head, for RLOO by the other samples of a prompt."""
+"""Scores of a round's samples become advantages of tokens: by a value head (PPO), or the other samples (RLOO)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a student says to prompts: sampled with left padding, with one mask from here to the loss.
+"""What a student says to prompts: sampled with left padding, one mask from here to the loss.
 
 A response is what was sampled, up to the first end token, which is part of it; nothing after that is anybody's.
 """

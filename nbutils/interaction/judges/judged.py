@@ -1,4 +1,4 @@
-"""What a judge says, and what all judges share: the budget, the cache, and that nothing is imputed."""
+"""What a judge says, what all judges share (budget, cache, nothing imputed), and how far one can be trusted."""
 
 from __future__ import annotations
 

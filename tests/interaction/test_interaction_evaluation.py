@@ -183,7 +183,7 @@ def test_a_judge_s_model_is_in_memory_once_and_only_while_it_is_asked(data_folde
         memory.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr("nbutils.models.loading.load_trained", load)
+    monkeypatch.setattr("nbutils.models.load_trained", load)
     limits = JudgeLimits(most_seconds=1e-9, least_number_mass=0.0)  # no seconds to judge in while it learned
     named = {"judge": str(folders[0]), "judge_limits": limits}
     config = configuration(data_folder, tmp_path / "run", settings("simpo"), **named)

@@ -225,7 +225,7 @@ def with_params(run, **params):
 
 def test_a_report_of_eight_stages_stays_light(full, tmp_path, monkeypatch):
     """All cells of the report notebook, without its figures, which count for themselves."""
-    monkeypatch.setattr("nbutils.report.studies.gather", lambda folder, plan: of_stages(full, 8))
+    monkeypatch.setattr("nbutils.report.gather", lambda folder, plan: of_stages(full, 8))
     monkeypatch.setattr("nbutils.report.page.figure_of", lambda *args: HTML(f"<figure>{args[3]}</figure>"))
     notebook, names = nbformat.read(find_notebook("08_report"), as_version=4), {}
     for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):

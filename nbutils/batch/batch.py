@@ -13,11 +13,12 @@ import time
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from nbutils.batch.preflight import check_variant, place_of
 from nbutils.batch.progress import BLOCKED, Display, Retry, Running, Tally, duration, terminal_width, text_table
 from nbutils.batch.runner import BROKEN, DONE, HELD, RUN_AGAIN, Outcome, place_needs
+from nbutils.batch.staleness import is_finished, stale_of
 from nbutils.foundation import (
     PlanError,
     RunError,
@@ -33,22 +34,7 @@ from nbutils.foundation import (
     stop_on_sigterm,
     write_json,
 )
-from nbutils.runs import (
-    FINISHED,
-    LOCKS,
-    PLAN_FILE,
-    PREEMPTED,
-    CodeOf,
-    Manifest,
-    Place,
-    Plan,
-    Variant,
-    made_of,
-    record_contrasts,
-    run_key,
-    was_made_of,
-    what_changed,
-)
+from nbutils.runs import FINISHED, LOCKS, PLAN_FILE, PREEMPTED, CodeOf, Place, Plan, Variant, record_contrasts
 
 TICK_SECONDS = 0.5  # between looks at the running variants
 LONGEST_BACKOFF_SECONDS = 600.0
@@ -121,32 +107,6 @@ def _nearest_pattern(plan: Plan, pattern: str) -> str:
     patterns = [stage.name if stage.name in names else f"{stage.name}-*" for stage in plan.stages]
     near = nearest(pattern, [*patterns, *names])
     return f"Did you mean {near[0]!r}? " if near else ""
-
-
-def is_finished(variant: Variant, plan_folder: Path, code: CodeOf | None = None) -> bool:
-    """Whether a run of exactly this variant is published and finished, its needs included; starts nothing.
-
-    code: one for all, where many variants are looked at.
-    """
-    made = made_now(variant, plan_folder, code)
-    return made is not None and Place(plan_folder, variant.name).is_finished(run_key(made))
-
-
-def made_now(variant: Variant, plan_folder: Path, code: CodeOf | None = None) -> dict[str, Any] | None:
-    """What a run of this variant would be made of now, None where something it reads is not there."""
-    try:
-        variant = place_needs(variant, plan_folder)
-        return made_of(variant.notebook, variant.params, code=(code or CodeOf())(variant.notebook, variant.params))
-    except WorkbookError:
-        return None
-
-
-def stale_of(manifest: Manifest, variant: Variant, plan_folder: Path, code: CodeOf | None = None) -> str:
-    """What has changed since a finished run of this variant; empty where it is what would be made now."""
-    made = made_now(variant, plan_folder, code)
-    if made is None:
-        return "something it reads is not there any more"
-    return "" if run_key(made) == manifest["key"] else what_changed(was_made_of(manifest), made)
 
 
 def is_going_on(plan_folder: Path) -> bool:

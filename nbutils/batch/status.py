@@ -18,9 +18,10 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from nbutils.batch.batch import is_going_on, stale_of
+from nbutils.batch.batch import is_going_on
 from nbutils.batch.progress import BLOCKED, duration, read_steps, terminal_width, text_table
 from nbutils.batch.runner import summary
+from nbutils.batch.staleness import stale_of
 from nbutils.foundation import WorkbookError
 from nbutils.runs import (
     FAILED,

@@ -5,26 +5,23 @@ stage needs, whether every contrast has pairs. A plan that loads can be started.
 
     name: quick
     stages:
-      - name: data
-        notebook: 01_data_prep
-        params: {vocab_size: 2048}
+      - {name: data, notebook: 01_data_prep, params: {vocab_size: 2048}}
       - name: cosine
         notebook: 04_cosine_mixing
         needs: {data_folder: data}     # this parameter is the folder of that stage's run
         matrix: {alpha: [0.0, 0.5, 1.0], seed: [1, 2, 3]}
-        exclude:                       # a list of values means any of them
-          - {alpha: 1.0, seed: [2, 3]}   # `only`, of the same form, keeps what fits one of its entries
+        exclude: [{alpha: 1.0, seed: [2, 3]}]   # `only`, of the same form, keeps what fits one of its entries
     contrasts:
       - name: mixing
         question: Is alpha 0.5 better in perplexity?
-        stage: cosine
+        stage: cosine                  # control_stage: another stage, where the control stands in that
         metric: test_ce_loss           # control_metric: another result, where the control is judged on that
-        treatment: {alpha: 0.5}        # control_stage: another stage, where the control stands in that
+        treatment: {alpha: 0.5}
         control: {alpha: 0.0}
-        better: lower                  # or higher
+        better: lower
         claim: better                  # or no worse
-        smallest_effect: 0.01          # in the metric's unit; for "no worse" the margin
         primary: true
+        smallest_effect: 0.01          # in the metric's unit; for the claim "no worse" the margin
 """
 
 from __future__ import annotations
@@ -32,14 +29,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nbutils.foundation import (
-    LONGEST_QUOTED,
     PARAMS,
     ParameterError,
     PlanError,
@@ -49,16 +44,14 @@ from nbutils.foundation import (
     read_yaml,
     relative,
     resolve,
-    shortened,
     typed,
 )
 from nbutils.runs.contrasts import Comparison, Contrast, check_criterion, check_metrics, check_pairs
 from nbutils.runs.params import RUN_FOLDER, Schema, find_notebook, read_schema
+from nbutils.runs.plan_entries import LONGEST_NAME, SLUG, check_keys, check_slug, refuse_equal
 
 PLAN_FILE = "plan.yaml"  # the plan's folder keeps a copy of the plan its runs were made from
 
-SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
-LONGEST_NAME = 120  # a variant is a folder name; file systems allow 255 bytes and temporary names add to it
 INTERACTIVE = "interactive"  # the plan name of runs started by hand in a notebook
 PLAN_KEYS = {"name": str, "stages": list, "contrasts": list, "noise_floor": dict}
 STAGE_KEYS = {"name": str, "notebook": str, "needs": dict, "params": dict, "matrix": dict, "exclude": list}
@@ -151,7 +144,7 @@ def load_plan(path: Path) -> Plan:
     Raises PlanError or ParameterError, naming the plan, the place in it, what was given and what is valid.
     """
     content, where = read_yaml(path), relative(path)
-    _check_keys(where, content, PLAN_KEYS, required=("name", "stages"))
+    check_keys(where, content, PLAN_KEYS, required=("name", "stages"))
     if content["name"] == INTERACTIVE:
         raise PlanError(f"{where}: the name {INTERACTIVE!r} is kept for runs started by hand. Choose another.")
     stages: list[Stage] = []
@@ -162,23 +155,23 @@ def load_plan(path: Path) -> Plan:
         variants += _variants(f"{where}: stage {stage.name!r}", stage, variants)
     if not stages:
         raise PlanError(f"{where}: stages is empty, so there is nothing to run.")
-    _refuse_equal(f"{where}: variant", [variant.name for variant in variants])
+    refuse_equal(f"{where}: variant", [variant.name for variant in variants])
     contrasts = tuple(_read_contrasts(where, content.get("contrasts") or [], stages, variants))
     floor = content.get("noise_floor")
     if floor is not None:
         floor = _read_noise_floor(f"{where}: noise_floor", floor, contrasts, stages, variants)
-    return Plan(_slug(where, content["name"]), path, tuple(stages), tuple(variants), contrasts, floor)
+    return Plan(check_slug(where, content["name"]), path, tuple(stages), tuple(variants), contrasts, floor)
 
 
 def _read_stage(plan: str, given: Any, earlier: list[Stage]) -> Stage:
     where = f"{plan}: stage {len(earlier) + 1}"
-    _check_keys(where, given, STAGE_KEYS, required=("name", "notebook"))
-    where = f"{plan}: stage {_slug(where, given['name'])!r}"
-    _refuse_equal(f"{plan}: stage", [*(stage.name for stage in earlier), given["name"]])
+    check_keys(where, given, STAGE_KEYS, required=("name", "notebook"))
+    where = f"{plan}: stage {check_slug(where, given['name'])!r}"
+    refuse_equal(f"{plan}: stage", [*(stage.name for stage in earlier), given["name"]])
     notebook = find_notebook(given["notebook"])
     schema = read_schema(notebook)
     needs, params, matrix = (given.get(key) or {} for key in ("needs", "params", "matrix"))
-    _refuse_equal(f"{where}: parameter", [*needs, *params, *matrix], "Set it in one of needs, params and matrix.")
+    refuse_equal(f"{where}: parameter", [*needs, *params, *matrix], "Set it in one of needs, params and matrix.")
     if RUN_FOLDER in {*needs, *params, *matrix}:
         raise PlanError(f"{where}: {RUN_FOLDER} is set by the runner and cannot stand in a plan.")
     for name, stage in needs.items():
@@ -212,13 +205,13 @@ def _matrix_values(where: str, name: Any, values: Any, schema: Schema) -> list[A
     if not isinstance(values, list) or not values:
         raise PlanError(f"{where}: matrix {name} is {values!r}. Give a list of values, [a, b].")
     values = [schema.convert({name: value})[name] for value in values]
-    _refuse_equal(f"{where}: matrix {name} value", [_word(value) for value in values], "Keep one of them.")
+    refuse_equal(f"{where}: matrix {name} value", [_word(value) for value in values], "Keep one of them.")
     return values
 
 
 def _matching(where: str, entry: Any, matrix: Mapping[str, list[Any]], schema: Schema) -> dict[str, list[Any]]:
     """An entry of `exclude` or `only`, every value in a list. Raises PlanError where it can fit nothing."""
-    _check_keys(where, entry, dict.fromkeys(matrix, object))
+    check_keys(where, entry, dict.fromkeys(matrix, object))
     values = {}
     for name, given in entry.items():
         several = isinstance(given, list) and not schema.parameters[name].type.startswith("list")
@@ -277,7 +270,7 @@ def _word(value: Any) -> str:
 def _read_contrasts(plan: str, given: list[Any], stages: list[Stage], variants: list[Variant]) -> Iterator[Contrast]:
     required = [key for key in CONTRAST_KEYS if key not in OPTIONAL]
     for number, entry in enumerate(given, 1):
-        _check_keys(f"{plan}: contrast {number}", entry, CONTRAST_KEYS, required)
+        check_keys(f"{plan}: contrast {number}", entry, CONTRAST_KEYS, required)
         where = f"{plan}: contrast {entry['name']!r}"
         check_criterion(where, entry)
         values = _comparison_values(where, entry, stages)
@@ -285,7 +278,7 @@ def _read_contrasts(plan: str, given: list[Any], stages: list[Stage], variants: 
         check_pairs(where, contrast, {stage.name: stage.matrix for stage in stages}, variants)
         check_metrics(where, contrast, {stage.name: stage.notebook for stage in stages})
         yield contrast
-    _refuse_equal(f"{plan}: contrast", [entry["name"] for entry in given])
+    refuse_equal(f"{plan}: contrast", [entry["name"] for entry in given])
     primary = [entry["name"] for entry in given if entry.get("primary")]
     if given and len(primary) != 1:
         raise PlanError(
@@ -297,7 +290,7 @@ def _read_contrasts(plan: str, given: list[Any], stages: list[Stage], variants: 
 def _read_noise_floor(
     where: str, given: Any, contrasts: tuple[Contrast, ...], stages: list[Stage], variants: list[Variant]
 ) -> Comparison:
-    _check_keys(where, given, COMPARISON_KEYS, required=("stage", "treatment", "control"))
+    check_keys(where, given, COMPARISON_KEYS, required=("stage", "treatment", "control"))
     metric = next((contrast.metric for contrast in contrasts if contrast.primary), None)
     if "metric" not in given and metric is None:
         raise PlanError(f"{where}: metric is missing, and there is no primary contrast to take it from.")
@@ -321,39 +314,3 @@ def _comparison_values(where: str, given: Mapping[str, Any], stages: list[Stage]
 
 def _stage(stages: list[Stage], name: str) -> Stage:
     return next(stage for stage in stages if stage.name == name)
-
-
-def _check_keys(where: str, given: Any, kinds: Mapping[str, type], required: Iterable[str] = ()) -> None:
-    if not isinstance(given, dict):
-        raise PlanError(
-            f"{where} is {_quoted(given)}. Give a mapping with the keys {', '.join(kinds) or 'of a matrix'}."
-        )
-    for key, value in given.items():
-        if key not in kinds:
-            raise PlanError(f"{where} has no key {_quoted(str(key))}. {did_you_mean(str(key), kinds)}")
-        if value is not None and not isinstance(value, kinds[key]):
-            raise PlanError(f"{where}: {key} is {_quoted(value)}. Give {_KINDS[kinds[key]]}.")
-    for key in required:
-        if given.get(key) in (None, ""):
-            raise PlanError(f"{where}: {key} is missing.")
-
-
-def _quoted(given: Any) -> str:
-    return shortened(repr(given), LONGEST_QUOTED)
-
-
-_KINDS = {str: "text, in quotes if it looks like a number", list: "a list", dict: "a mapping, {name: value}"}
-
-
-def _slug(where: str, name: str) -> str:
-    if not SLUG.fullmatch(name):
-        raise PlanError(
-            f"{where}: the name {name!r} becomes a folder. Use a-z, 0-9 and ._- only, a letter or digit first."
-        )
-    return name
-
-
-def _refuse_equal(where: str, names: list[Any], cure: str = "Each needs a name of its own.") -> None:
-    for name, times in Counter(names).items():
-        if times > 1:
-            raise PlanError(f"{where} {name!r} stands there {times} times. {cure}")

@@ -10,7 +10,8 @@ from small_batches import study_plan
 from terminal import in_a_terminal
 from tiny_notebooks import write_notebook
 
-from nbutils.batch.batch import BATCH_LOCK, is_going_on, made_now
+from nbutils.batch.batch import BATCH_LOCK, is_going_on
+from nbutils.batch.staleness import made_now
 from nbutils.batch.status import plan_folders, plan_status, watch
 from nbutils.foundation.files import now, shared
 from nbutils.runs.attempts import LOCKS, Place

@@ -18,7 +18,8 @@ from nbutils.foundation.errors import ParameterError, PlanError
 from nbutils.foundation.places import PARAMS
 from nbutils.runs.contrasts import contrasts_sha256
 from nbutils.runs.params import find_notebook
-from nbutils.runs.plans import LONGEST_NAME, SLUG, find_plan, load_plan, variant_name
+from nbutils.runs.plan_entries import LONGEST_NAME, SLUG
+from nbutils.runs.plans import find_plan, load_plan, variant_name
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from nbutils.foundation import ROOT, file_sha256
+from nbutils.foundation import ROOT, file_sha256, resolve
 from nbutils.runs.params import read_cells
 
 DECIDING = ("data", "models", "objectives", "training", "evaluation", "interaction")  # rooms that decide numbers
@@ -24,18 +24,22 @@ Import = tuple[str, str]  # module, name taken from it; "" for the module itself
 
 
 def code_hashes(notebook: Path, params: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """{file: short hash} of the nbutils files that decide the numbers of `notebook` with `params`."""
+    """{file: short hash} of the nbutils files, and of the term files, that decide the numbers of `notebook`."""
     cells = "\n".join(_python(cell["source"]) for cell in read_cells(notebook) if cell["cell_type"] == "code")
-    wanted = [*_imports(cells), *((f"{TERMS}.{name}", "") for name in _terms(params or {}))]
     files: set[Path] = set()
-    todo = list(_files(wanted))
+    todo = [*_files(_imports(cells)), *(file for name in _terms(params or {}) for file in _term_files(name))]
     while todo:
         file = todo.pop()
         if file not in files:
             files.add(file)
             todo += _files(_imports_of(file, file.stat().st_mtime_ns))
-    files |= {data for file in files for data in file.parent.rglob("*.yaml")}  # tasks that lie beside their reader
-    return {file.relative_to(ROOT).as_posix(): file_sha256(file)[:SHORT] for file in sorted(files)}
+    ours = [file for file in files if file.is_relative_to(ROOT / "nbutils")]
+    files |= {data for file in ours for data in file.parent.rglob("*.yaml")}  # tasks that lie beside their reader
+    return {_shown(file): file_sha256(file)[:SHORT] for file in sorted(files)}
+
+
+def _shown(file: Path) -> str:
+    return (file.relative_to(ROOT) if file.is_relative_to(ROOT) else file).as_posix()
 
 
 class CodeOf:
@@ -57,6 +61,22 @@ def _terms(params: Mapping[str, Any]) -> list[str]:
     return [str(each).split()[0] for each in terms if str(each).strip()] if isinstance(terms, list) else []
 
 
+def _term_files(name: str) -> list[Path]:
+    """The file that `name` is the path of, else those in the folder of terms that register this name."""
+    if name.endswith(".py"):
+        return [resolve(name)] if resolve(name).is_file() else []
+    folder = ROOT.joinpath(*TERMS.split("."))
+    return [file for file in sorted(folder.glob("*.py")) if name in _registered(file, file.stat().st_mtime_ns)]
+
+
+@lru_cache(maxsize=1024)
+def _registered(file: Path, modified: int) -> frozenset[str]:
+    """The names in a file's calls of `register`."""
+    calls = [node for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    named = [call.args[0] for call in calls if ast.unparse(call.func).split(".")[-1] == "register" and call.args]
+    return frozenset(arg.value for arg in named if isinstance(arg, ast.Constant))
+
+
 def _python(cell: str) -> str:
     """A cell without IPython's commands."""
     return "\n".join(line for line in cell.splitlines() if not line.lstrip().startswith(("%", "!", "?")))
@@ -72,9 +92,10 @@ def _resolved(module: str, name: str) -> Iterator[Path]:
     parts = module.split(".")
     if parts[0] != "nbutils" or (len(parts) > 1 and parts[1] not in DECIDING):
         return
+    if module == "nbutils":  # a whole room: `_taken_from_rooms` finds what is taken from it
+        return
     if name and (file := _file(f"{module}.{name}")):
-        if file.parts[-2:] != ("nbutils", "__init__.py") and f"{module}.{name}".split(".")[1] in DECIDING:
-            yield file
+        yield file
         return
     file = _file(module)
     if file is None:
@@ -110,9 +131,24 @@ def _imports_of(file: Path, modified: int) -> tuple[Import, ...]:
 
 def _imports(source: str) -> tuple[Import, ...]:
     try:
-        return tuple(_imports_in(ast.parse(source)))
+        tree = ast.parse(source)
     except SyntaxError:  # the kernel will say so
         return ()
+    return tuple(_imports_in(tree)) + tuple(_taken_from_rooms(tree))
+
+
+def _taken_from_rooms(tree: ast.AST) -> Iterator[Import]:
+    """(room, name) of each `room.name` where the room itself was imported: `from nbutils import objectives`."""
+    nodes = list(ast.walk(tree))
+    rooms = {
+        alias.asname or alias.name: f"nbutils.{alias.name}"
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module == "nbutils"
+        for alias in node.names
+    }
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in rooms:
+            yield rooms[node.value.id], node.attr
 
 
 def _imports_in(tree: ast.AST) -> Iterator[Import]:

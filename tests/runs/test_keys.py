@@ -42,11 +42,12 @@ def test_the_key_is_of_parameters_and_source(notebook):
 PACKAGE = {
     "__init__.py": "",
     "objectives/__init__.py": "import lazy_loader\n\n__getattr__, __dir__, __all__ = lazy_loader.attach(\n"
-    '    __name__, submod_attrs={"head": ["Head"], "terms.cosine": ["Cosine"]}\n)\n',
+    '    __name__, submod_attrs={"head": ["Head"], "whole": ["run"], "terms.cosine": ["Cosine"]}\n)\n',
     "objectives/head.py": "from nbutils.models import products\n",
     "objectives/terms/__init__.py": "",
     "objectives/terms/cosine.py": "from nbutils.objectives.head import Head\n",
-    "objectives/terms/mine.py": "",
+    "objectives/terms/mine.py": "@register('my_penalty')\nclass Mine: ...\n",
+    "objectives/whole.py": "",
     "models/__init__.py": "",
     "models/products.py": "from nbutils.foundation.files import now\n",
     "evaluation/harness/__init__.py": "from nbutils.evaluation.harness.run import tasks\n",
@@ -104,8 +105,20 @@ def test_only_what_the_notebook_imports_and_decides_numbers_is_in_the_key(packag
 def test_a_term_that_the_parameters_name_is_in_the_key(package, tmp_path):
     study = write_notebook(tmp_path / "study.ipynb", STUDY)
     plain = dependencies.code_hashes(study)
-    named = dependencies.code_hashes(study, {"terms": ["cosine 0.5", "mine 0.1"]})
+    named = dependencies.code_hashes(study, {"terms": ["cosine 0.5", "my_penalty 0.1"]})
     assert named.keys() - plain.keys() == {"nbutils/objectives/terms/mine.py"}
+    own = tmp_path / "own.py"
+    own.write_text("from nbutils.interaction import rounds\n")
+    params = {"terms": [f"{own} 0.1"]}
+    before = dependencies.code_hashes(study, params)
+    assert before.keys() - plain.keys() == {"own.py", "nbutils/interaction/rounds.py"}
+    own.write_text("from nbutils.interaction import rounds  # edited\n")
+    assert dependencies.code_hashes(study, params)["own.py"] != before["own.py"]
+
+
+def test_of_a_room_that_is_imported_whole_only_what_is_taken_from_it_counts(package, tmp_path):
+    study = write_notebook(tmp_path / "study.ipynb", "from nbutils import objectives as o\no.run()")
+    assert dependencies.code_hashes(study).keys() == {"nbutils/objectives/whole.py"}
 
 
 def test_what_changed_is_said_by_name(notebook, tmp_path):

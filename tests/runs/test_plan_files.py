@@ -124,7 +124,8 @@ def test_status_knows_a_plan_by_its_runs(made, capsys, monkeypatch):
 )
 def test_what_is_no_plan_and_no_place_is_told_before_anything_starts(tmp_path, capsys, monkeypatch, words, told):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("nbutils.batch.kernels.execute", None)  # a kernel that starts would end in a TypeError
+    monkeypatch.setattr("nbutils.batch.execute", None)  # a kernel that starts would end in a TypeError
+    monkeypatch.setattr("nbutils.batch.kernels.execute", None)  # after the door, which keeps what it finds first
     assert cli.main([word.replace("{here}", str(tmp_path)) for word in words]) == 2
     error = capsys.readouterr().err
     assert told.replace("{here}", str(tmp_path)) in error and error.count("\n") == 1

@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import LogitsProcessor
 
 from nbutils.data import token_bytes, token_lengths
-from nbutils.evaluation.generation import measure_samples, sample_continuations
+from nbutils.evaluation.generation import sample_continuations
 from nbutils.evaluation.perplexity import SPLITS, batches_to_score
+from nbutils.evaluation.sample_measures import measure_samples
 from nbutils.objectives import (
     PREFIXES,
     SOFTMAX_FORMS,

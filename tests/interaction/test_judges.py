@@ -230,7 +230,7 @@ def test_a_cache_that_cannot_be_written_is_refused(tmp_path):
 WRITER = """
 import sys
 from pathlib import Path
-from nbutils.interaction.reply_cache import ReplyCache
+from nbutils.interaction.replies import ReplyCache
 cache = ReplyCache(Path(sys.argv[1]))
 print("ready", flush=True)
 for number in range(10**9):

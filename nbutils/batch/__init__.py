@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "arguments": ["make_parser"],
-        "batch": ["Batch", "Engine", "is_finished", "is_going_on", "register_plan", "select"],
+        "batch": ["Batch", "Engine", "is_going_on", "register_plan", "select"],
         "cost": ["PEAK", "check_gpu", "flops_per_token"],
         "fork_server": ["PRELOADED"],
         "kernels": ["NotebookFailed", "execute"],
@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "repeating.circumstances": ["Change", "changes", "in_few", "listed"],
         "repeating.making": ["repeat"],
         "runner": ["DONE", "REFUSED", "flat_variant", "run_variant", "summary"],
+        "staleness": ["is_finished"],
         "status": ["folder_status", "plan_folders", "plan_status", "recorded_status", "watch"],
     },
 )

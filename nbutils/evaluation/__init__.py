@@ -9,7 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "answer_measures": ["compare_answers"],
-        "generation": ["continued", "distinct", "measure_samples", "repetition", "sample_continuations", "seeded"],
+        "generation": ["continued", "sample_continuations", "seeded"],
         "harness.callback": ["HarnessEvaluation", "HarnessSettings"],
         "harness.evaluation": ["append_items"],
         "harness.items": ["check_reachable"],
@@ -27,5 +27,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "unsmoothing_of",
         ],
         "question_answering": ["Generation", "answer_questions", "answers_of_run", "left_padded"],
+        "sample_measures": ["distinct", "measure_samples", "repetition"],
     },
 )

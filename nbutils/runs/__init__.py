@@ -29,7 +29,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "metric_labels": ["Measure", "TASKS", "UNKNOWN", "is_of_the_machine", "measure", "p_text", "percent"],
         "params": ["RUN_FOLDER", "Schema", "find_notebook", "read_schema"],
-        "plans": ["INTERACTIVE", "PLAN_FILE", "Plan", "SLUG", "Stage", "Variant", "find_plan", "load_plan"],
+        "plan_entries": ["SLUG"],
+        "plans": ["INTERACTIVE", "PLAN_FILE", "Plan", "Stage", "Variant", "find_plan", "load_plan"],
         "run_folder": ["RESULTS", "Run", "RunFolder", "describe", "load_runs", "start_run"],
     },
 )

@@ -10,11 +10,11 @@ import numpy as np
 
 from nbutils.foundation import ModelError, ParameterError
 from nbutils.interaction.chat_client import ChatClient, ServerSettings
+from nbutils.interaction.continuations import text_after
 from nbutils.interaction.judges.judged import NOT_ASKED, as_raw
 from nbutils.interaction.prompted_model import PromptedModel
 from nbutils.interaction.prompts import CorrectionPrompt
 from nbutils.interaction.replies import Budget, JudgeLimits, ReplyCache, reply_key
-from nbutils.interaction.rollouts import text_after
 
 MAX_TOKENS = 256  # of a correction, where the caller gives no number
 LONGEST_TEXT = 100_000  # characters that a server is sent

@@ -21,22 +21,14 @@ from transformers import PreTrainedTokenizerBase
 from nbutils.data import permutation
 from nbutils.evaluation import distinct, repetition
 from nbutils.foundation import atomic_write
+from nbutils.interaction.continuations import as_text, text_after, tokens_after
 from nbutils.interaction.correction import HUMAN
 from nbutils.interaction.correctors import Corrector
 from nbutils.interaction.examples import Example, pair_example, text_example
 from nbutils.interaction.judges import Judge, Judged
 from nbutils.interaction.policy import PolicyModel
 from nbutils.interaction.rewards import Rewarded, reward_examples
-from nbutils.interaction.rollouts import (
-    Rollout,
-    Sampling,
-    as_text,
-    cut_at_end,
-    sample,
-    text_after,
-    tokens_after,
-    without_end,
-)
+from nbutils.interaction.rollouts import Rollout, Sampling, cut_at_end, sample, without_end
 from nbutils.interaction.settings import ON_POLICY, STORY, Interaction
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from transformers import PreTrainedTokenizerFast
 
 from nbutils.data.tokenization import character_tokenizer, train_byte_level_bpe, train_unigram
 from nbutils.interaction import rounds
+from nbutils.interaction.continuations import as_text, text_after, tokens_after
 from nbutils.interaction.correction import make_corrector
 from nbutils.interaction.correctors import Corrections
 from nbutils.interaction.policy import PolicyModel
-from nbutils.interaction.rollouts import as_text, text_after, tokens_after
 from nbutils.interaction.rounds import RoundMaker
 
 STORY = 'Anna grabbed his blue hat. "Oh no", said Bob there.\nThe end'

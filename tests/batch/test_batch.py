@@ -13,7 +13,8 @@ from tiny_notebooks import write_notebook, write_plan
 
 from nbutils.batch.batch import Batch, register_plan, select
 from nbutils.batch.local_engine import LocalEngine, default_workers
-from nbutils.batch.progress import LogDisplay, Retry, Running, Tally
+from nbutils.batch.progress import LogDisplay, Running, Tally
+from nbutils.batch.retries import Retry
 from nbutils.batch.runner import Outcome
 from nbutils.batch.status import folder_status, plan_status
 from nbutils.foundation import environment

@@ -9,9 +9,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import importlib.util
+import math
 import pkgutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from nbutils.foundation import ParameterError, did_you_mean, resolve
@@ -20,7 +21,7 @@ from nbutils.objectives.objective import Objective
 from nbutils.objectives.term import REGISTERED, Term
 from nbutils.objectives.terms.cross_entropy import CrossEntropy
 
-CONVERT: dict[str, Callable[[str], Any]] = {"float": float, "int": int, "str": str, "bool": lambda v: v == "true"}
+TRUTH = {"true": True, "false": False}
 
 
 def registered() -> dict[str, type[Term]]:
@@ -48,6 +49,8 @@ def objective_from(lines: Sequence[str]) -> Objective:
 
 
 def _read(line: str) -> tuple[Term, float]:
+    if not line.strip():
+        raise ParameterError("terms: a line is empty. Write `cross_entropy 1.0`, say.")
     name, *rest = line.split()
     if not rest:
         raise ParameterError(f"terms: {line!r} has no weight. Write `{name} 0.5`, say.")
@@ -55,7 +58,10 @@ def _read(line: str) -> tuple[Term, float]:
     kind = _kind(name)
     if kind.uses_teacher:
         raise ParameterError(f"terms: {name} needs a teacher, which this notebook has not. Use 03_distillation.")
-    given = dict(_assignment(each, line) for each in rest[1:])
+    assignments = [_assignment(each, line) for each in rest[1:]]
+    given = dict(assignments)
+    if len(given) < len(assignments):
+        raise ParameterError(f"terms: {line!r} gives a parameter twice.")
     fields = {each.name: each for each in dataclasses.fields(kind) if each.name != "name"}
     for parameter in given.keys() - fields.keys():
         raise ParameterError(f"terms: {name} has no parameter {parameter!r}. {did_you_mean(parameter, list(fields))}")
@@ -100,11 +106,20 @@ def _assignment(text: str, line: str) -> tuple[str, str]:
 
 
 def _value(field: dataclasses.Field, text: str, kind: type[Term], name: str) -> Any:
+    """`text` as the type that the parameter is declared with."""
+    what = f"terms: {field.name} of {name}"
+    declared = field.type if isinstance(field.type, str) else field.type.__name__  # a file without `annotations`
+    if declared == "bool":
+        if text.lower() not in TRUTH:
+            raise ParameterError(f"{what} is {text!r}; give true or false.")
+        return TRUTH[text.lower()]
+    if declared not in ("int", "float"):
+        return text
     bounds = {parameter: limits for parameter, *limits in kind.bounds}
-    if field.name in bounds:
-        number = _number(text, f"terms: {field.name} of {name}", *bounds[field.name])
-        return int(number) if field.type == "int" else number
-    return CONVERT[str(field.type)](text)
+    number = _number(text, what, *bounds.get(field.name, (-math.inf, math.inf)))
+    if declared == "int" and not number.is_integer():
+        raise ParameterError(f"{what} is {text}; give a whole number.")
+    return int(number) if declared == "int" else number
 
 
 def _number(text: str, what: str, low: float, high: float) -> float:
@@ -112,6 +127,8 @@ def _number(text: str, what: str, low: float, high: float) -> float:
         number = float(text)
     except ValueError:
         raise ParameterError(f"{what} is {text!r}, which is no number.") from None
+    if not math.isfinite(number):
+        raise ParameterError(f"{what} is {text}; give a finite number.")
     if not low <= number <= high:
         raise ParameterError(f"{what} is {text}; it lies between {low:g} and {high:g}.")
     return number

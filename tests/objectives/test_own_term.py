@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small_training import config, trained
 
+from nbutils.foundation import write_json
 from nbutils.foundation.places import ROOT
 from nbutils.objectives.check import compare_with_textbook
 from nbutils.objectives.registry import objective_from
 from nbutils.objectives.term import REGISTERED
+from nbutils.report.method_section import _of_terms
 
 TERM = ROOT / "nbutils" / "objectives" / "terms" / "confidence_penalty.py"
 DOCUMENTATION = ROOT / "docs" / "own_term.md"
@@ -35,7 +37,7 @@ def own_term(tmp_path: Path) -> Path:
     REGISTERED.pop("mine", None)
 
 
-def test_a_term_from_a_file_elsewhere_is_checked_trained_and_described(own_term, tmp_path):
+def test_a_term_from_a_file_elsewhere_is_checked_trained_and_reported(own_term, tmp_path):
     objective = objective_from(["cross_entropy 0.9", f"{own_term} 0.1"])
     assert max(compare_with_textbook(objective).values()) < 1e-8
     trained(config(tmp_path / "run", objective=objective, audit_blocks=1))
@@ -43,7 +45,10 @@ def test_a_term_from_a_file_elsewhere_is_checked_trained_and_described(own_term,
     assert {"mine_loss", "eval_mine_loss"} <= set(columns)
     audited = (tmp_path / "run" / "audit.csv").read_text()
     assert "parameters,mine,0.1" in audited
-    assert json.loads(json.dumps(objective.described()))[1]["label"] == "my own penalty"
+    write_json(tmp_path / "run" / "objective.json", objective.described())  # as `train` does
+    run = SimpleNamespace(folder=tmp_path / "run", params={"terms": []})
+    said = dict(_of_terms(SimpleNamespace(slots=[SimpleNamespace(run=run)])))
+    assert said["My own penalty"] == "L = −H(p) = Σₖ pₖ log pₖ, in nats (Pereyra et al. 2017, arXiv 1701.06548)"
 
 
 def test_a_wrong_gradient_is_seen_by_the_check(own_term):

@@ -105,6 +105,7 @@ def test_lines_become_an_objective():
     assert [term.name for term in objective.terms] == ["ce", "cosine"] and objective.weights == (0.9, 0.1)
     cosine = objective.terms[1]
     assert (cosine.temperature, cosine.top_k, cosine.detach_embeddings) == (2.0, 5, True)
+    assert objective_from(["cosine 1 detach_embeddings=True"]).terms[1].detach_embeddings is True
     alone = objective_from(["confidence_penalty 1"])
     assert [(term.name, weight) for term, weight in zip(alone.terms, alone.weights, strict=True)] == [
         ("ce", 0.0),
@@ -122,6 +123,11 @@ def test_lines_become_an_objective():
         ("cosine half", "is 'half', which is no number"),
         ("cosine -1", "lies between 0 and inf"),
         ("cosine 0", "no term has a weight"),
+        ("cosine inf", "give a finite number"),
+        (" ", "a line is empty"),
+        ("cosine 1 detach_embeddings=maybe", "detach_embeddings of cosine is 'maybe'; give true or false"),
+        ("cosine 1 top_k=2.7", "top_k of cosine is 2.7; give a whole number"),
+        ("cosine 1 top_k=2 top_k=3", "gives a parameter twice"),
         ("cosine 1 temperatur=2", "no parameter 'temperatur'. Did you mean 'temperature'"),
         ("cosine 1 temperature=0", "temperature of cosine is 0; it lies between"),
         ("cosine 1 temperature", "is no parameter"),

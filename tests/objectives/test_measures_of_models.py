@@ -17,7 +17,7 @@ from small_training import VOCAB, blocks, config, model, trained
 from nbutils.data.batches import collate
 from nbutils.data.bytes_of_tokens import token_bytes, token_lengths
 from nbutils.data.tokenization import character_tokenizer, load_tokenizer, train_byte_level_bpe
-from nbutils.evaluation import generation as sample_measures
+from nbutils.evaluation import sample_measures
 from nbutils.evaluation.perplexity import evaluate, expected_calibration_error, proxies_at, tune_temperature
 from nbutils.foundation.errors import ModelError, ParameterError
 from nbutils.models.loading import eight_bits

@@ -44,7 +44,7 @@ def toy_evidence(tmp_path_factory):
     """A whole plan of made-up runs: three arms, five seeds, an A/A pair, four contrasts."""
     from synthetic_runs import write_plan, write_runs
 
-    from nbutils.report.studies import gather
+    from nbutils.report.evidence import gather
 
     folder = tmp_path_factory.mktemp("toy")
     return gather(write_runs(folder / "runs"), str(write_plan(folder)))
@@ -55,7 +55,7 @@ def smooth_evidence(tmp_path_factory):
     """A whole plan of prefix smoothing."""
     from synthetic_prefix import write_prefix
 
-    from nbutils.report.studies import gather
+    from nbutils.report.evidence import gather
 
     runs, file = write_prefix(tmp_path_factory.mktemp("prefix"))
     return gather(runs, str(file))
@@ -66,7 +66,7 @@ def talk_evidence(tmp_path_factory):
     """A whole plan of interactions."""
     from synthetic_interaction import write_interaction
 
-    from nbutils.report.studies import gather
+    from nbutils.report.evidence import gather
 
     runs, file = write_interaction(tmp_path_factory.mktemp("interaction"))
     return gather(runs, str(file))
@@ -75,7 +75,7 @@ def talk_evidence(tmp_path_factory):
 @pytest.fixture(scope="session")
 def talk_group(talk_evidence):
     """Its stages, which are one group."""
-    from nbutils.report.interaction_results import groups
+    from nbutils.report.studies.rounds import groups
 
     (found,) = groups(talk_evidence)
     return found

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nbutils.batch.kernels import execute
 from nbutils.report import export, write_log, write_metrics, write_summary
-from nbutils.report.studies import gather
+from nbutils.report.evidence import gather
 from nbutils.runs.params import find_notebook
 
 

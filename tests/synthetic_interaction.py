@@ -18,7 +18,7 @@ import yaml
 from synthetic_runs import PARAMETERS, STEPS, final_numbers, write_run
 
 from nbutils.interaction.settings import FROM_TEXT
-from nbutils.report.studies import Arm, Study
+from nbutils.report.evidence import Arm, Study
 
 SEEDS = (1, 2, 3)
 ROUNDS, SCORED = 5, 40

@@ -16,7 +16,7 @@ import pandas as pd
 import yaml
 from synthetic_runs import PARAMETERS, STEPS, final_numbers, write_run
 
-from nbutils.report.studies import Arm, Study
+from nbutils.report.evidence import Arm, Study
 
 SEEDS = (1, 2, 3, 4, 5)
 NOTEBOOK = PARAMETERS.replace(

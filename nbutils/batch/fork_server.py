@@ -26,7 +26,7 @@ from nbutils.foundation import ROOT
 
 PRELOADED = (
     "nbutils.training.trainer",
-    "nbutils.report.studies",
+    "nbutils.report.evidence",
     "nbutils.report.figures",
     "nbutils.evaluation.harness.loading",
     "lm_eval.evaluator",

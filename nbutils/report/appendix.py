@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from IPython.display import HTML
 
 from nbutils.foundation import escaped
+from nbutils.report.evidence import Arm, Evidence, Study
 from nbutils.report.page import by_study, details, frame_of, more_arms, name_of, side_by_side, stacked, table
-from nbutils.report.studies import Arm, Evidence, Study
 from nbutils.runs import UNKNOWN
 
 if TYPE_CHECKING:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from nbutils.foundation import shortened, visible
 
@@ -48,6 +51,11 @@ class Arm:
     planned: int
     borrowed_from: str = ""
 
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters of its first run; none where it has no run."""
+        return self.runs[0].params if self.runs else {}
+
     def results(self, metric: str) -> list[float]:
         """`metric` of every run that reports it; nan where the run diverged."""
         return list(self.by_seed(metric).values())
@@ -55,6 +63,16 @@ class Arm:
     def by_seed(self, metric: str) -> dict[Any, float]:
         """`metric` of every run that reports it, by the run's seed."""
         return {run.matrix.get("seed"): number(run.result[metric]) for run in self.runs if metric in run.result}
+
+    def mean(self, metric: str) -> float:
+        """The mean of `metric` over runs; nan where none reports it."""
+        values = self.results(metric)
+        return float(np.mean(values)) if values else math.nan
+
+    def minus(self, other: Arm | None, metric: str) -> list[float]:
+        """This arm minus `other` in `metric`, for every seed that both have."""
+        theirs = other.by_seed(metric) if other else {}
+        return paired(self.by_seed(metric), theirs)
 
 
 def group_arms(slots: Sequence[Slot]) -> list[Arm]:
@@ -96,6 +114,11 @@ def group_arms(slots: Sequence[Slot]) -> list[Arm]:
         )
         for label, (values, members) in zip(_labels(told), groups, strict=True)
     ]
+
+
+def paired(ours: dict[Any, float], theirs: dict[Any, float]) -> list[float]:
+    """Ours minus theirs, for every seed that both have."""
+    return [value - theirs[seed] for seed, value in ours.items() if seed in theirs]
 
 
 def named(value: Any) -> str:

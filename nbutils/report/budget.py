@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from IPython.display import HTML
 
+from nbutils.report.evidence import Arm, Study, number
 from nbutils.report.page import frame_of, table
-from nbutils.report.smoothing_results import smooths
 from nbutils.report.statistics import mean_interval
-from nbutils.report.studies import Arm, Study, number
-from nbutils.report.teachers import has_teacher
-from nbutils.report.win_rule import is_longer
+from nbutils.report.studies.mixing import is_longer
+from nbutils.report.studies.smoothing import smooths
+from nbutils.report.studies.teachers import has_teacher
 from nbutils.runs import UNKNOWN, measure
 
 if TYPE_CHECKING:

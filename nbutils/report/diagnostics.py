@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
 
 from nbutils.foundation import visible
+from nbutils.report.evidence import Arm, Study
 from nbutils.report.page import frame_of, table
-from nbutils.report.studies import Arm, Study
-from nbutils.report.tables import measure_table, seeds
+from nbutils.report.tables import arms_table, measure_table
 from nbutils.runs import UNKNOWN, measure
 
 PROXIES = ("cosine", "cosine_unigram", "cosine_centred", "cosine_tuned", "tuned_temperature")
-CALIBRATION = ("ece", "entropy", "bits_per_byte")
 STABILITY = ("gradient_spikes", "early_gradient_peak", "early_ce_rise", "seconds_per_step")
-SAMPLES = ("samples_repetition", "samples_distinct_2", "samples_similarity", "samples_similarity_shuffled")
 COUNTED = {"unstable_early": "Unstable early", "diverged": "Diverged"}
 APPLIED = 0.02  # relative error of the trained gradient: float32 gives 1e-6, bfloat16 below 1e-2, a wrong term near 1
 SAME_DIRECTION = 0.999  # cosine of two gradients that no optimiser tells apart
@@ -40,54 +40,49 @@ def has_proxy(study: Study) -> bool:
     return any(arm.results(metric) for arm in study.own_arms) if metric else False
 
 
-def proxy_table(study: Study) -> HTML:
-    """The proxy beside what a unigram predictor gets, centred, and at the tuned temperature."""
-    caption = (
-        "Mean and 95 % interval over seeds. The unigram model's value is what token frequencies alone give; centred "
-        "takes the text's mean embedding away; the tuned temperature was chosen on validation."
-    )
-    return measure_table(study, PROXIES, caption, "No run has reported the proxy.")
-
-
-def calibration_table(study: Study) -> HTML:
-    """Expected calibration error, entropy and bits per byte of every arm."""
-    caption = "Mean and 95 % interval over seeds. Calibration error: mean gap between confidence and accuracy, 15 bins."
-    return measure_table(study, CALIBRATION, caption, "No run has reported its calibration.")
-
-
-def sample_table(study: Study) -> HTML:
-    """What was measured of all samples of every arm: repetition, distinct word pairs, closeness to the truth."""
-    caption = (
-        "Of all samples of a run, mean and 95 % interval over seeds. Similarity to another truth is what any text on "
-        "the same subject gets: only what lies above it is about this continuation."
-    )
-    return measure_table(study, SAMPLES, caption, "No run has measured its samples.")
+proxy_table = partial(
+    measure_table,
+    names=PROXIES,
+    caption="Mean and 95 % interval over seeds. The unigram model's value is what token frequencies alone give; "
+    "centred takes the text's mean embedding away; the tuned temperature was chosen on validation.",
+    absent="No run has reported the proxy.",
+)
+calibration_table = partial(
+    measure_table,
+    names=("ece", "entropy", "bits_per_byte"),
+    caption="Mean and 95 % interval over seeds. Calibration error: mean gap between confidence and accuracy, 15 bins.",
+    absent="No run has reported its calibration.",
+)
+sample_table = partial(
+    measure_table,
+    names=("samples_repetition", "samples_distinct_2", "samples_similarity", "samples_similarity_shuffled"),
+    caption="Of all samples of a run, mean and 95 % interval over seeds. Similarity to another truth is what any text "
+    "on the same subject gets: only what lies above it is about this continuation.",
+    absent="No run has measured its samples.",
+)
 
 
 def stability_table(study: Study) -> HTML:
     """A line for every arm: gradient spikes, early instability, divergence, seconds a step."""
-    names = [name for name in STABILITY if study.reports(name)]
-    counted = [name for name in COUNTED if study.reports(name)]
-    if not names and not counted:
+    columns = {COUNTED[name]: partial(_how_many, name) for name in COUNTED if study.reports(name)}
+    columns |= {measure(name).axis: partial(_worst, name) for name in STABILITY if study.reports(name)}
+    if not columns:
         return HTML('<p class="note">No run has reported how stable its training was.</p>')
-    rows = []
-    for arm in study.arms:
-        row = {"Arm": arm.label, "Runs": seeds(arm)}
-        for name in counted:
-            values = arm.results(name)
-            row[COUNTED[name]] = f"{sum(value > 0 for value in values)} of {len(values)}" if values else UNKNOWN
-        for name in names:
-            quantity, values = measure(name), arm.results(name)
-            row[quantity.axis] = UNKNOWN
-            if values:
-                worst = quantity.number(max(values))
-                row[quantity.axis] = f"{quantity.number(float(np.mean(values)))}\n(worst {worst})"
-        rows.append(row)
     note = (
         "Mean over runs, and the worst of them. Unstable early: in the first fifth of the steps a gradient norm above "
         "5 × its running median, or training cross entropy more than 0.5 nats above its lowest value so far."
     )
-    return table(frame_of(rows), note, [arm is study.control for arm in study.arms])
+    return arms_table(study, columns, note, counted="Runs")
+
+
+def _how_many(name: str, arm: Arm) -> str:
+    values = arm.results(name)
+    return f"{sum(value > 0 for value in values)} of {len(values)}" if values else UNKNOWN
+
+
+def _worst(name: str, arm: Arm) -> str:
+    values, quantity = arm.results(name), measure(name)
+    return f"{quantity.number(arm.mean(name))}\n(worst {quantity.number(max(values))})" if values else UNKNOWN
 
 
 def audit_findings(study: Study) -> HTML:

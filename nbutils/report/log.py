@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 
 from nbutils.foundation import LONGEST_PARAGRAPH, LONGEST_TEXT, atomic_write, shortened, visible, write_json
-from nbutils.interaction import DISTILL
 from nbutils.report import statistics
 from nbutils.report.arms import number
-from nbutils.report.interaction_results import WORDS
-from nbutils.report.studies import Arm, Evidence, PlanEvidence, Slot, Study, is_folder_name
-from nbutils.report.teachers import no_better
+from nbutils.report.evidence import Arm, Evidence, PlanEvidence, Slot, Study, is_folder_name
+from nbutils.report.studies.mixing import MIXING, NEITHER, TRADE_OFF, UNDECIDED, WIN, composite, mixes
+from nbutils.report.studies.registry import described
+from nbutils.report.studies.rounds import WORDS
+from nbutils.report.studies.teachers import no_better
 from nbutils.report.weekly import summary
-from nbutils.report.win_rule import NEITHER, TRADE_OFF, UNDECIDED, WIN, composite, mixes
 from nbutils.runs import UNKNOWN, Measure, measure
 
 LOG = "results.md"
@@ -48,8 +48,6 @@ COMPARED = (
     "story_judge_score",
     "story_second_judge_score",
 )
-INTERACTION = {"Method": "method", "Judge": "judge", "Held-out judge": "second_judge", "Rubric": "rubric"}
-INTERACTION |= {"Corrections by": "correcting_teacher", "Rounds": "rounds"}
 NO_CONTRAST = "Nothing to conclude: no contrast was planned. Next: write the question down, then run."
 CONCLUSIONS = {
     WIN: "Pursue: an arm is a win under the study's rule. Next: the same contrasts with a larger model or other data.",
@@ -152,22 +150,10 @@ def _run_section(plan: PlanEvidence, slot: Slot) -> list[str]:
 
 def _objective(params: dict[str, Any]) -> str:
     """The settings of a run's objective."""
-    if "prompts_per_round" in params:
-        told = INTERACTION | ({"Distilled from": "distilling_teacher"} if params.get("method") == DISTILL else {})
-        return " | ".join(f"{title}: {_value(params, name)}" for title, name in told.items())
-    if "divergence" in params:
-        weights = "/".join(_value(params, name) for name in ("ce_weight", "kl_weight"))
-        return (
-            f"Teacher: {_value(params, 'teacher')} | Divergence: {_value(params, 'divergence')} | "
-            f"Weights CE/KL: {weights} | Temp: {_value(params, 'kl_temperature')}"
-        )
-    if "smoothed_over" in params:
-        named = {"Smoothing": "smoothing", "Tau": "tau", "Eps": "eps", "Over": "smoothed_over"}
-        return " | ".join(f"{title}: {_value(params, name)}" for title, name in named.items())
     if "expected_before" in params:
         return "Fine-tuned as a teacher"
-    top_k = params.get("cos_topk") or "None"
-    return f"Alpha: {_value(params, 'alpha')} | Temp: {_value(params, 'temperature')} | TopK: {text(top_k)}"
+    told = (described(params) or MIXING).settings(params)
+    return " | ".join(f"{title}: {text(value)}" for title, value in told.items())
 
 
 def _value(params: dict[str, Any], name: str) -> str:
@@ -201,7 +187,7 @@ def _comparison(study: Study) -> list[str]:
 def _compared(study: Study, arm: Arm, metric: str) -> str:
     """Both means and the difference with its 95 % interval."""
     quantity = measure(metric)
-    ours, theirs = float(np.mean(arm.results(metric))), float(np.mean(study.control.results(metric)))
+    ours, theirs = arm.mean(metric), study.control.mean(metric)
     differences = study.differences(arm, metric)
     interval = quantity.difference_interval(*statistics.mean_interval(differences))
     paired = float(np.mean(differences)) if differences else math.nan
@@ -245,9 +231,7 @@ def _observed(study: Study) -> Iterator[str]:
     for judged in study.judged:
         verdict, quantity = judged.verdict, measure(judged.contrast.metric)
         numbers = f" {verdict.note}"
-        told = "".join(
-            f" {text(each, LONGEST_PARAGRAPH)}" for each in no_better(study, study.sides(judged.contrast)[0])
-        )
+        told = "".join(f" {text(each, LONGEST_PARAGRAPH)}" for each in no_better(judged, study))
         if verdict.outcome != statistics.NOT_JUDGED:
             interval = quantity.difference_interval(verdict.low, verdict.high)
             difference = f"{quantity.difference(verdict.difference)} {interval}"

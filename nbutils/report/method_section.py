@@ -2,71 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from IPython.display import HTML
 
 from nbutils.foundation import LONGEST_PARAGRAPH, escaped, read_json
+from nbutils.report.evidence import Evidence, Study
 from nbutils.report.page import frame_of, of_studies, table
-from nbutils.report.studies import Evidence, Study
+from nbutils.report.studies.description import Description
+from nbutils.report.studies.registry import STUDIES
 from nbutils.runs import UNKNOWN
 
-# Formulas in plain HTML: a report runs no script, and MathJax is one.
-COSINE_FORMULAS = (
-    ("Objective", "L = (1 − α) CE + α C; with a ramp, α grows linearly from 0 over the first steps"),
-    ("Cross entropy", "CE = mean over tokens of −log p<sub>y</sub>, with p = softmax(z), in nats"),
-    ("Expected embedding", "μ = Σ<sub>j</sub> p<sub>T,j</sub> E<sub>j</sub>, with p<sub>T</sub> = softmax(z / T); "
-     "with top-k, over the k most probable tokens; E is the input embedding"),
-    ("Cosine term", "C = mean over tokens of 1 − cos(μ, E<sub>y</sub>)"),
-)  # fmt: skip
-DISTILLATION_FORMULAS = (
-    ("Objective", "L = w<sub>CE</sub> CE + w<sub>KL</sub> T² D(t<sub>T</sub>, p<sub>T</sub>), with t<sub>T</sub> the "
-     "teacher's and p<sub>T</sub> the student's softmax at temperature T; of several teachers the logits are averaged"),
-    ("Divergence", "forward: KL(t ‖ p) = Σ<sub>j</sub> t<sub>j</sub> log(t<sub>j</sub> / p<sub>j</sub>); reverse: "
-     "KL(p ‖ t); jsd: β KL(t ‖ m) + (1 − β) KL(p ‖ m), with m = β t + (1 − β) p. Each is 0 where the student equals "
-     "the teacher"),
-    ("Reduction", "token: the mean over the positions scored; batchmean: the sum over them divided by the sequences, "
-     "as many times heavier as a sequence has positions"),
-    ("KL to the teacher", "mean over the scored tokens of KL(t ‖ p) at T = 1, whatever was trained on; agreement: the "
-     "share of tokens where teacher and student find the same one most probable"),
-)  # fmt: skip
-SMOOTHING_FORMULAS = (
-    ("Objective", "L = log Σ<sub>j</sub> exp z<sub>j</sub> − Σ<sub>k</sub> q<sub>y,k</sub> z<sub>k</sub>, the cross "
-     "entropy to the target q<sub>y</sub> of the gold token y"),
-    ("Target", "normalised: softmax(k / (L τ)) over the tokens whose k bytes begin the L bytes of the gold token, "
-     "itself included; unnormalised: softmax(k / τ); mixed: 1 − ε on the gold token, ε over the proper prefixes, "
-     "evenly or by such a softmax. Without a proper prefix, and for special tokens: one-hot"),
-    ("Effective smoothing", "1 − mean of q<sub>y</sub>(y), each token weighted by how often it occurs in training"),
-    ("Controls", "uniform: the gold token keeps its q<sub>y</sub>(y), all other tokens share the rest evenly; random: "
-     "each proper prefix is replaced by a random token of as many bytes that is none"),
-    ("KL to the target", "KL(q<sub>y</sub> ‖ p) = L − H(q<sub>y</sub>)"),
-    ("Ceiling", "E[−log q<sub>y</sub>(y)]: a model that has learned its target has p(y) = Σ<sub>t</sub> "
-     "q<sub>t</sub>(y) P(t) ≥ q<sub>y</sub>(y) P(y)"),
-    ("Un-smoothed", "P(y) = (p(y) − Σ<sub>t longer</sub> q<sub>t</sub>(y) P(t)) / q<sub>y</sub>(y), from the longest "
-     "token to the shortest, clipped at 0 and renormalised (uniform: all equations at once, then clipped); scored is "
-     "(1 − d) P + d p, with the d that is best on validation. Cross entropy of the same notebook is treated alike, as "
-     "if smoothed by the normalised form at τ 0.2: what choosing d can gain every arm gains. A control of another "
-     "study's notebook is scored as it is"),
-)  # fmt: skip
-INTERACTION_FORMULAS = (
-    ("Objective", "in rounds; text: CE on what people wrote; distillation: (1 − w) CE + w T² KL(t ‖ p) on the "
-     "same, with t the teacher's and p the student's softmax at T; sft: CE on the teacher's corrections of samples; "
-     "SimPO: −log σ(β (m<sub>w</sub> − m<sub>l</sub>) − γ) + w CE<sub>w</sub>, with m the mean log-probability "
-     "of a response's tokens, its end included, w the preferred and l the other; three-way: the pairs of "
-     "people &gt; teacher &gt; student, each pass another; PPO: −min(r A, clip(r, 1 ± ε) A) with "
-     "r = p / p<sub>sampled</sub> and generalised advantages A of score and KL; RLOO: −(R − mean R of the prompt's "
-     "other samples) log p"),
-    ("Judge's score", "the mean of its aspects, each in [0, 1]; of a model the expected value over the numbers it may "
-     "answer. What gives no number is left out and counted"),
-    ("KL from the start", "mean over the places of sampled responses of Σ p (log p − log p<sub>start</sub>) over the "
-     "vocabulary, exact at each; the price that rewards pay is of the sampled tokens alone"),
-    ("Minimal pairs", "share of pairs with Σ log p(good) &gt; Σ log p(bad), the first token unscored where nothing "
-     "precedes it; mean over paradigms, as BabyLM's pipeline has it, not comparable with lm-eval"),
-    ("Distinct-n, repetition", "different n-grams of words over all n-grams, of all responses together; share of "
-     "4-grams that came before in their response"),
-)  # fmt: skip
 MEASURE_FORMULAS = (
     ("Perplexity", "exp(CE)"),
     ("Bits per byte", "Σ CE / (ln 2 × bytes of the scored tokens)"),
@@ -77,13 +25,6 @@ MEASURE_FORMULAS = (
     ("Differences", "d<sub>s</sub> = treatment − control for every seed s; interval: mean(d) ± "
      "t<sub>n−1, 1−a/2</sub> · sd(d) / √n, with a = 0.05 for the primary contrast and Holm's level for the others"),
 )  # fmt: skip
-# What a study is called, the parameter that its runs alone have, and its formulas.
-STUDIES = {
-    "mixing": ("alpha", COSINE_FORMULAS),
-    "distillation": ("divergence", DISTILLATION_FORMULAS),
-    "prefix smoothing": ("smoothed_over", SMOOTHING_FORMULAS),
-    "interaction": ("prompts_per_round", INTERACTION_FORMULAS),
-}
 DIVERGENCES = {"forward": "KL(t ‖ p)", "reverse": "KL(p ‖ t)", "jsd": "JSD(t, p)"}
 UNITS = ("documents", "tokens", "bytes", "blocks")
 # Names of one thing in the configurations of several families.
@@ -103,8 +44,8 @@ ARCHITECTURE = {
 def method(evidence: Evidence) -> HTML:
     """Formulas, data and models behind all runs of a report."""
     known = {name for slot in evidence.slots if slot.run for name in slot.run.params}
-    made = {name: formulas for name, (parameter, formulas) in STUDIES.items() if parameter in known}
-    formulas = [each for name, own in made.items() for each in _of_study(name, own, len(made) > 1)]
+    made = [each for each in STUDIES if each.parameter in known]
+    formulas = [pair for each in made for pair in _of_study(each, len(made) > 1)]
     formulas += _of_terms(evidence)
     results = {name for slot in evidence.slots if slot.run for name in slot.run.result}
     formulas += [each for each in MEASURE_FORMULAS if each[0] != "Cosine proxy" or "eval_cosine" in results]
@@ -126,9 +67,10 @@ def _of_terms(evidence: Evidence) -> list[tuple[str, str]]:
     )
 
 
-def _of_study(study: str, formulas: Iterable[tuple[str, str]], among_others: bool) -> list[tuple[str, str]]:
+def _of_study(study: Description, among_others: bool) -> list[tuple[str, str]]:
     """The formulas, the objective named after its study where there are several."""
-    return [(f"{name} ({study})" if name == "Objective" and among_others else name, text) for name, text in formulas]
+    named = f"Objective ({study.name})" if among_others else "Objective"
+    return [(named if name == "Objective" else name, formula) for name, formula in study.formulas]
 
 
 def _distillation(evidence: Evidence) -> str:

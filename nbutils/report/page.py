@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from nbutils.foundation import LONGEST_PARAGRAPH, escaped, shortened, visible
 from nbutils.report import figures
-from nbutils.report.studies import Evidence, Study
+from nbutils.report.evidence import Evidence, Study
 
 MOST_ARMS = 8  # as many as there are colours
 NOWHERE = "This does not apply to the studies here."

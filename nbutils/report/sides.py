@@ -13,8 +13,8 @@ from typing import Any
 
 from nbutils.batch import listed
 from nbutils.foundation import MANIFEST, WorkbookError, read_json, relative, resolve, typed
+from nbutils.report.evidence import Arm, Evidence, Judged, gather
 from nbutils.report.html_export import ReportError
-from nbutils.report.studies import Arm, Evidence, Judged, gather
 from nbutils.report.weekly import FINISHED, summary
 from nbutils.runs import ATTEMPTS, INTERACTIVE, PLAN_FILE, Manifest, load_runs
 

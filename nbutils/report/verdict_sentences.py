@@ -13,11 +13,9 @@ from nbutils.models import NO_DIVERGENCE
 from nbutils.report import statistics
 from nbutils.report.arms import SEEDS, named
 from nbutils.report.diagnostics import not_applied
-from nbutils.report.interaction_results import words_beside
+from nbutils.report.evidence import Arm, Evidence, Judged, Study
 from nbutils.report.page import code, frame_of, heading, table
-from nbutils.report.smoothing_results import cautions
-from nbutils.report.studies import Arm, Evidence, Judged, Study
-from nbutils.report.teachers import no_better
+from nbutils.report.studies.registry import cautions
 from nbutils.runs import UNKNOWN, Measure, measure, p_text, percent, versions_of_code
 
 CLASSES = {
@@ -153,10 +151,7 @@ def _verdict(judged: Judged, study: Study) -> str:
         _measured(judged, study),
         *_caveats(judged),
         *_trained_otherwise(judged, study),
-        *no_better(study, study.sides(contrast)[0]),
-        *_explained_by_frequencies(judged, study),
         *cautions(judged, study),
-        *words_beside(judged, study),
         *_nothing_to_lose(judged, study),
     ]
     return (
@@ -268,20 +263,6 @@ def _trained_otherwise(judged: Judged, study: Study) -> list[str]:
     return [
         f"The control, of stage {contrast.control_stage}, was trained with other settings than the treatment "
         f"({'; '.join(told)}{more}), which may explain the difference as well."
-    ]
-
-
-def _explained_by_frequencies(judged: Judged, study: Study) -> list[str]:
-    """What the raw proxy's verdict must be read beside: a model gains in it by making its embeddings alike."""
-    metric = judged.contrast.metric
-    arm = study.sides(judged.contrast)[0]
-    reached, alone = ((arm.results(name) if arm else []) for name in (metric, f"{metric}_unigram"))
-    if not metric.endswith("_cosine") or not reached or not alone:
-        return []
-    mine, theirs = (measure(metric).number(sum(values) / len(values)) for values in (reached, alone))
-    return [
-        f"In the embeddings of {arm.label}, token frequencies alone would give {theirs} where the model gives {mine}: "
-        "read this beside the centred proxy."
     ]
 
 

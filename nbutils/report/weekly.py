@@ -19,10 +19,10 @@ from IPython.display import HTML
 from nbutils.foundation import LONGEST_PARAGRAPH, escaped, read_json, visible, write_json
 from nbutils.report import statistics
 from nbutils.report.appendix import finished_at
+from nbutils.report.evidence import Arm, Evidence, Judged, Study
+from nbutils.report.headline import HEADLINE
 from nbutils.report.html_export import clean
 from nbutils.report.page import code, details, frame_of, table
-from nbutils.report.studies import Arm, Evidence, Judged, Study
-from nbutils.report.tables import HEADLINE
 from nbutils.runs import UNKNOWN, measure
 
 WEEK = re.compile(r"(\d{4})-W(\d{2})")

@@ -17,7 +17,7 @@ from prepared_hub import parquet_file
 
 from nbutils.evaluation.harness import number_names
 from nbutils.foundation.errors import ParameterError
-from nbutils.report.tasks import compare_items
+from nbutils.report.studies.tasks import compare_items
 
 # ---- at intervals ----------------------------------------------------------------------------------------------------
 

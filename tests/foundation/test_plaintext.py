@@ -14,8 +14,8 @@ from nbutils import report
 from nbutils.foundation.files import read_json, write_json
 from nbutils.foundation.plaintext import LONGEST_TEXT, MOST_MARKS, escaped, shortened, visible
 from nbutils.report.arms import LONGEST_LABEL, Slot, group_arms
+from nbutils.report.evidence import gather
 from nbutils.report.figures.style import LONGEST_LINE, drawable
-from nbutils.report.studies import gather
 
 
 @pytest.mark.parametrize(

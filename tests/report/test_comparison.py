@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +17,11 @@ from synthetic_runs import CONTRASTS, final_numbers, write_plan, write_run, writ
 
 from nbutils.foundation.files import read_json, write_json
 from nbutils.report import write_summary
-from nbutils.report.beside import COLUMNS, compare
-from nbutils.report.comparison import OTHER_DATA, SAME, UNDECIDED, Comparison, compare_sides
+from nbutils.report.comparison import COLUMNS, OTHER_DATA, SAME, UNDECIDED, changed, compare, means, runs, verdicts
+from nbutils.report.evidence import gather
 from nbutils.report.html_export import CLASSES, TAGS, ReportError
 from nbutils.report.sides import read_sides
 from nbutils.report.statistics import mean_interval
-from nbutils.report.studies import gather
 from nbutils.runs.metric_labels import UNKNOWN, measure
 
 SHIFTED = "alpha0.5"  # the arm whose cross entropy is another in the second set
@@ -59,21 +59,24 @@ def sets(tmp_path_factory) -> tuple[Path, Path]:
 def reports(sets, tmp_path_factory) -> tuple[Path, Path]:
     """What two weekly reports of them leave: the HTML and its numbers."""
     folder = tmp_path_factory.mktemp("reports")
-    for week, runs in zip(("2026-W46", "2026-W47"), sets, strict=True):
-        write_summary(gather(runs, str(runs / "plan.yaml")), folder, week)
+    for week, side in zip(("2026-W46", "2026-W47"), sets, strict=True):
+        write_summary(gather(side, str(side / "plan.yaml")), folder, week)
         (folder / f"{week}.html").write_text("<p>a report</p>")
     return folder / "2026-W46.html", folder / "2026-W47.html"
 
 
-def rows(comparison: Comparison) -> dict[tuple[str, str], tuple]:
-    return {(row.arm, row.measure.label): row for row in comparison.means}
+def rows(*sides) -> dict[tuple[str, str], SimpleNamespace]:
+    """The rows of the means, by arm and measure."""
+    names = ("arm", "measure", "first", "second", "difference", "interval", "pairs", "reading")
+    told = [SimpleNamespace(**dict(zip(names, row, strict=False))) for row in means(*read_sides(*sides)).rows]
+    return {(row.arm.removeprefix("cosine: "), row.measure): row for row in told}
 
 
 # ---- two sets of runs -----------------------------------------------------------------------------------------------
 
 
 def test_means_are_compared_over_the_seeds_that_both_have(sets):
-    told = rows(compare_sides(*read_sides(*sets)))
+    told = rows(*sets)
     shifted, quantity = told["alpha 0.5", "test cross entropy"], measure("test_ce_loss")
     differences = [0.51, 0.52, 0.53, 0.54]
     assert shifted.difference == quantity.difference(float(np.mean(differences))) == "+0.5250"
@@ -87,7 +90,7 @@ def test_means_are_compared_over_the_seeds_that_both_have(sets):
 
 
 def test_the_sides_the_other_way_round_read_the_other_way_round(sets):
-    told = rows(compare_sides(*read_sides(*sets[::-1])))
+    told = rows(*sets[::-1])
     assert told["alpha 0.5", "test cross entropy"].difference == "−0.5250"
     assert told["alpha 0.5", "test cross entropy"].reading == "B better"
 
@@ -145,10 +148,9 @@ def test_plans_of_other_names_are_laid_beside_each_other_by_stage(sets, tmp_path
     (again / "plan.yaml").unlink()
     for manifest in again.glob("*/manifest.json"):
         write_json(manifest, read_json(manifest) | {"plan": "repeat of toy"})
-    comparison = compare_sides(*read_sides(sets[0], again))
-    assert {row.study for row in comparison.means} == {"cosine"}
-    assert {row.reading for row in comparison.means} == {SAME}
-    assert comparison.alone() == ([], [])
+    told = rows(sets[0], again).values()
+    assert {row.arm.split(":")[0] for row in told} == {"cosine"} and {row.reading for row in told} == {SAME}
+    assert runs(*read_sides(sets[0], again)).notes[1:] == ("in A alone: 0", "in B alone: 0")
 
 
 def test_what_one_side_alone_has_is_named(sets, tmp_path):
@@ -166,8 +168,7 @@ def test_runs_on_other_data_are_never_called_better(sets, tmp_path):
     other = shutil.copytree(sets[1], tmp_path / "other" / "toy")
     for manifest in other.glob(f"cosine-{SHIFTED}-seed[12]-*/manifest.json"):
         write_json(manifest, read_json(manifest) | {"data_fingerprint": "e" * 64})
-    comparison = compare_sides(*read_sides(sets[0], other))
-    told = rows(comparison)
+    told = rows(sets[0], other)
     shifted = told["alpha 0.5", "test cross entropy"]
     assert (shifted.reading, shifted.difference, shifted.interval, shifted.pairs) == (OTHER_DATA, UNKNOWN, UNKNOWN, "0")
     assert shifted.first != UNKNOWN and told["alpha 0.0", "test cross entropy"].reading == SAME
@@ -206,19 +207,18 @@ def test_two_reports_have_no_intervals_and_nothing_is_called_better(reports, tmp
     assert "A report's numbers tell no parameters" in text
     shown = Structure((tmp_path / "c.html").read_text()).text
     assert "2026-W46 beside 2026-W47" in shown and "Reading" not in shown and "B worse" not in shown
-    comparison = compare_sides(*read_sides(*reports))
-    assert {row.reading for row in comparison.means} == {row.interval for row in comparison.means} == {UNKNOWN}
+    assert len(means(*read_sides(*reports)).header) == 5
 
 
 def test_a_report_beside_runs_has_no_intervals_either(reports, sets, tmp_path):
-    comparison = compare_sides(*read_sides(reports[0].with_suffix(".json"), sets[1]))
-    assert {row.reading for row in comparison.means} == {UNKNOWN} and comparison.changes is None
-    assert rows(comparison)["alpha 0.5", "test cross entropy"].difference.startswith("+0.5")
+    sides = reports[0].with_suffix(".json"), sets[1]
+    assert len(means(*read_sides(*sides)).header) == 5 and changed(*read_sides(*sides)) is None
+    assert rows(*sides)["alpha 0.5", "test cross entropy"].difference.startswith("+0.5")
     assert "in A alone: 4" in compare(reports[0], sets[1], tmp_path / "c.html")
 
 
 def test_the_file_is_named_after_both_sides(reports, sets, tmp_path, monkeypatch):
-    monkeypatch.setattr("nbutils.report.beside.REPORTS", tmp_path / "reports")
+    monkeypatch.setattr("nbutils.report.comparison.REPORTS", tmp_path / "reports")
     compare(reports[0], sets[1])
     assert [path.name for path in (tmp_path / "reports").iterdir()] == ["2026-W46-beside-toy.html"]
 
@@ -292,7 +292,7 @@ def test_runs_of_a_plan_that_cannot_be_read_are_compared_without_verdicts(sets, 
     broken = shutil.copytree(sets[0], tmp_path / "broken" / "toy")
     (broken / "plan.yaml").write_text("name: [")
     write_run(broken, "cosine", {"alpha": 0.0, "seed": 9, "noise_seed": 0}, final_numbers(0.0, 9, 0))
-    comparison = compare_sides(*read_sides(sets[0], broken))
-    assert comparison.alone() == ([], ["cosine-alpha0.0-seed9-noise_seed0"])
-    assert {row.second.outcome for row in comparison.verdicts} == {UNKNOWN}
-    assert {row.reading for row in comparison.means} == {SAME}
+    sides = read_sides(sets[0], broken)
+    assert runs(*sides).notes[1:] == ("in A alone: 0", "in B alone: 1 (cosine-alpha0.0-seed9-noise_seed0)")
+    assert {row[2] for row in verdicts(*sides).rows if row[1] == "B"} == {UNKNOWN}
+    assert {row.reading for row in rows(sets[0], broken).values()} == {SAME}

@@ -11,9 +11,19 @@ import pytest
 from page_structure import text_of
 from synthetic_runs import write_full
 
-from nbutils import report
-from nbutils.report.studies import gather
-from nbutils.report.win_rule import MODEST, NEITHER, TRADE_OFF, UNDECIDED, WIN, Gain, composite, decide, gain
+from nbutils.report.evidence import gather
+from nbutils.report.studies.mixing import (
+    MODEST,
+    NEITHER,
+    TRADE_OFF,
+    UNDECIDED,
+    WIN,
+    Gain,
+    composite,
+    composite_table,
+    decide,
+    gain,
+)
 
 NAN = math.nan
 CLOSER, NOT_CLOSER, OPEN = (0.02, 0.04), (-0.02, 0.005), (-0.01, 0.03)
@@ -54,7 +64,7 @@ def test_arms_are_judged_against_the_control_with_the_plans_own_margin(tmp_path)
     arm = study.arm_of(study.judged[0].contrast.treatment)
     verdict = study.judged[0].verdict
     assert gain(study, arm, "test_ce_loss", 9.0, lower_is_better=True) == Gain(-verdict.high, -verdict.low, 0.01)
-    text = text_of(report.composite_table(study))
+    text = text_of(composite_table(study))
     assert "at most 0.01 nats" in text and "at most 0.05 nats" in text and "tuned control" in text
 
 
@@ -69,4 +79,4 @@ def test_without_a_control_there_is_no_rule(tmp_path, toy_evidence):
     from dataclasses import replace
 
     bare = replace(toy_evidence.studies[0], control=None)
-    assert composite(bare) == [] and "needs a planned contrast" in text_of(report.composite_table(bare))
+    assert composite(bare) == [] and "needs a planned contrast" in text_of(composite_table(bare))

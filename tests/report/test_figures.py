@@ -21,8 +21,8 @@ from PIL import Image
 from synthetic_runs import STEPS, UNIGRAM, final_numbers, write_run
 
 from nbutils.report import figures
+from nbutils.report.evidence import Arm, Study, one_run
 from nbutils.report.figures.style import COLOURS, look
-from nbutils.report.studies import Arm, Study, one_run
 
 CARD = {
     "splits": {

@@ -14,8 +14,8 @@ import pandas as pd
 import pytest
 from synthetic_interaction import STAGES, TOLD, arm, changed, write_interaction
 
-from nbutils.report.interaction_results import _named, groups, rounds_of, sampled_rounds, unequal_words
-from nbutils.report.studies import gather
+from nbutils.report.evidence import gather
+from nbutils.report.studies.rounds import _named, groups, rounds_of, sampled_rounds, unequal_words
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from synthetic_runs import final_numbers, write_plan, write_run, write_runs
 
 from nbutils import report
 from nbutils.report import statistics
-from nbutils.report.studies import gather
+from nbutils.report.evidence import gather
 from nbutils.report.verdict_sentences import _verdict
 
 

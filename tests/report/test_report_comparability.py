@@ -15,8 +15,8 @@ from synthetic_distillation import SEEDS, student_numbers, write_distillation
 
 from nbutils import report
 from nbutils.report import figures
-from nbutils.report.distillation_section import distillation
-from nbutils.report.studies import Evidence, gather
+from nbutils.report.evidence import Evidence, gather
+from nbutils.report.studies.distillation import distillation
 from nbutils.runs.run_folder import Run
 
 

@@ -21,13 +21,21 @@ from synthetic_runs import final_numbers, write_run
 
 from nbutils import report
 from nbutils.report import figures
-from nbutils.report.answers import answer_samples, answer_table, answers, bootstrap_table
-from nbutils.report.distillation_section import cache_table, callout, compression_table, student_table, teacher_table
+from nbutils.report.evidence import gather
 from nbutils.report.html_export import clean
 from nbutils.report.log import results_log
 from nbutils.report.method_section import objective_text
-from nbutils.report.studies import gather
-from nbutils.report.teachers import against_control, has_teacher
+from nbutils.report.studies.answers import answer_samples, answer_table, answers, bootstrap_table
+from nbutils.report.studies.distillation import (
+    cache_table,
+    callout,
+    compression_table,
+    distillation,
+    student_table,
+    teacher_table,
+)
+from nbutils.report.studies.mixing import composite_table, mixes
+from nbutils.report.studies.teachers import against_control, has_teacher
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +131,14 @@ def test_a_study_without_pairs_has_no_empty_figure_of_contrasts(evidence, tmp_pa
 
 
 def test_nothing_is_shown_without_teachers(toy_evidence, tmp_path):
-    assert report.distillation(toy_evidence, tmp_path).data == "" and not [*tmp_path.iterdir()]
+    assert distillation(toy_evidence, tmp_path).data == "" and not [*tmp_path.iterdir()]
     assert "Divergence" not in text_of(report.method(toy_evidence))
 
 
 def test_the_whole_section_survives_cleaning(evidence, tmp_path):
-    html = report.distillation(evidence, tmp_path).data
+    html = distillation(evidence, tmp_path).data
     assert Structure(clean(html)).tags == Structure(html).tags and html.startswith("<h2>Teachers and distillation</h2>")
-    assert not {"nan", "None"} & {*text_of(report.distillation(evidence, tmp_path)).split()}
+    assert not {"nan", "None"} & {*text_of(distillation(evidence, tmp_path)).split()}
     names = {path.stem for path in tmp_path.glob("*.svg")}
     expected = {"kd-teacher-overfitting", "kd-qa-bleu"}
     assert names == expected | {f"kd-{study}-{name}" for study in ("distillation", "qa") for name in ("kl", "terms")}
@@ -188,7 +196,7 @@ def test_a_diverged_student_is_no_number_and_stops_nothing(tmp_path):
     pd.DataFrame().to_parquet(folder / "answers.parquet")
     teacher = runs / "kd" / "teacher" / "metrics.csv"
     pd.read_csv(teacher).assign(eval_ce_loss=None).to_csv(teacher, index=False)
-    html = report.distillation(gather(runs, str(file)), tmp_path / "figures")
+    html = distillation(gather(runs, str(file)), tmp_path / "figures")
     assert not {"nan", "None"} & {*text_of(html).split()}
 
 
@@ -222,8 +230,8 @@ def test_a_stored_teacher_shows_its_errors(tmp_path):
 
 
 def test_batchmean_is_said_to_be_heavier(weak, evidence, tmp_path):
-    assert "128 times, the tokens of a block, heavier" in text_of(report.distillation(weak, tmp_path))
-    assert "heavier than" not in text_of(report.distillation(evidence, tmp_path))
+    assert "128 times, the tokens of a block, heavier" in text_of(distillation(weak, tmp_path))
+    assert "heavier than" not in text_of(distillation(evidence, tmp_path))
 
 
 # --- answers ----------------------------------------------------------------------------------------
@@ -272,8 +280,8 @@ def test_headline_and_composite_know_what_the_study_is_about(evidence):
     head = report.headline_table(study).data
     assert "KL to the teacher" in head and "agreement" not in head and "cosine proxy" not in head
     assert "sentence BLEU" in report.headline_table(named(evidence, "qa")).data
-    assert report.mixes(named(evidence, "cosine")) and not report.mixes(study)
-    rows = report.by_study(evidence, report.composite_table, report.mixes).data.split("<tbody>")[1]
+    assert mixes(named(evidence, "cosine")) and not mixes(study)
+    rows = report.by_study(evidence, composite_table, mixes).data.split("<tbody>")[1]
     assert re.sub("<.*?>", "", rows).startswith("cosinealpha 0.5")
 
 

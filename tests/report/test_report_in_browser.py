@@ -25,7 +25,7 @@ from hostile_runs import HOST, PAYLOADS, WEEK, numbered, plain_words, write_host
 from PIL import Image
 
 from nbutils.foundation.plaintext import LONGEST_TEXT, shortened, visible
-from nbutils.report.beside import compare
+from nbutils.report.comparison import compare
 
 pytestmark = pytest.mark.slow
 

@@ -32,12 +32,19 @@ from synthetic_interaction import (
 from synthetic_runs import write_run
 
 from nbutils import report
-from nbutils.report import figures
-from nbutils.report.gains import round_table
+from nbutils.report.evidence import gather
 from nbutils.report.html_export import clean
-from nbutils.report.interaction_results import by_round, one_of_each_method, words_of
-from nbutils.report.interaction_section import arm_table, aspect_table, equal_words, response_table, word_table
-from nbutils.report.studies import gather
+from nbutils.report.studies.gains import round_table
+from nbutils.report.studies.interaction import (
+    arm_table,
+    aspect_table,
+    equal_words,
+    interaction,
+    response_table,
+    word_table,
+)
+from nbutils.report.studies.interaction_figures import rounds_and_judges
+from nbutils.report.studies.rounds import by_round, one_of_each_method, words_of
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +138,7 @@ def test_equal_and_unequal_words_are_said(talk_group, talk_evidence):
 
 
 def test_reward_is_drawn_over_words_and_kl_over_steps(study):
-    reward, stories, kl, judges = figures.rounds_and_judges(study).axes
+    reward, stories, kl, judges = rounds_and_judges(study).axes
     rows = [rows_of_rounds("simpo_judge", seed) for seed in SEEDS]
     line = next(each for each in reward.lines if max(each.get_xdata()) == 22_000)
     assert list(line.get_ydata()) == pytest.approx(np.mean([[row["reward"] for row in each] for each in rows], axis=0))
@@ -151,7 +158,7 @@ def test_reward_is_drawn_over_words_and_kl_over_steps(study):
 
 def test_a_legend_names_what_is_drawn_alone(study):
     shown = replace(study, arms=tuple(changed(each, test_second_judge_score=None) for each in study.arms))
-    figure = figures.rounds_and_judges(shown)
+    figure = rounds_and_judges(shown)
     assert len(figure.axes) == 3
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["imitation (SFT)", "SimPO on corrections", "SimPO by the judge", "PPO"]
@@ -161,17 +168,17 @@ def test_a_legend_names_what_is_drawn_alone(study):
 
 def test_rewards_that_cannot_be_compared_share_no_panel(study):
     other = with_arm(study, with_params(arm(study, "SimPO by the judge"), judge="runs/models/large"))
-    titles = [axes.get_title(loc="left") for axes in figures.rounds_and_judges(other).axes]
+    titles = [axes.get_title(loc="left") for axes in rounds_and_judges(other).axes]
     assert titles[:3] == ["judge rule\nprompts contexts", "judge large\nprompts contexts", "judge rule\nprompts story"]
     rubric = with_arm(study, with_params(arm(study, "SimPO by the judge"), rubric="story"))
-    assert [len(axes.lines) for axes in figures.rounds_and_judges(rubric).axes[:3]] == [2, 1, 1]
+    assert [len(axes.lines) for axes in rounds_and_judges(rubric).axes[:3]] == [2, 1, 1]
     alike = with_arm(study, with_params(arm(study, "PPO"), prompts="contexts"))
-    reward = figures.rounds_and_judges(alike).axes[0]
+    reward = rounds_and_judges(alike).axes[0]
     assert len(reward.lines) == 4 and reward.get_title(loc="left") == ""
 
 
 def test_without_rounds_and_judges_the_figure_says_so(toy_evidence):
-    assert figures.rounds_and_judges(toy_evidence.studies[0]).axes[0].texts
+    assert rounds_and_judges(toy_evidence.studies[0]).axes[0].texts
 
 
 # --- samples ------------------------------------------------------------------------------------------
@@ -208,7 +215,7 @@ def test_of_many_arms_each_method_is_shown_first(study):
 
 
 def test_the_whole_section_survives_cleaning_and_is_small(talk_evidence, tmp_path):
-    shown = report.interaction(talk_evidence, tmp_path)
+    shown = interaction(talk_evidence, tmp_path)
     html = shown.data
     assert Structure(clean(html)).tags == Structure(html).tags and html.startswith("<h2>Interaction</h2>")
     assert not {"nan", "None", "[nan,", "inf"} & {*text_of(shown).split()}
@@ -217,7 +224,7 @@ def test_the_whole_section_survives_cleaning_and_is_small(talk_evidence, tmp_pat
 
 
 def test_nothing_is_shown_without_runs_of_it(toy_evidence, tmp_path):
-    assert report.interaction(toy_evidence, tmp_path).data == "" and not [*tmp_path.iterdir()]
+    assert interaction(toy_evidence, tmp_path).data == "" and not [*tmp_path.iterdir()]
     assert "Minimal pairs" not in text_of(report.method(toy_evidence))
 
 
@@ -233,7 +240,7 @@ def test_one_seed_missing_rounds_and_diverged_runs_stop_nothing(tmp_path, undraw
     samples = runs / "talk" / "corrected-methodsft-seed1" / "round_samples.jsonl"
     samples.write_text("".join(f"{line}\n" for line in samples.read_text().splitlines()[:4]))
     evidence = gather(runs, str(file))
-    html = report.interaction(evidence, tmp_path / "figures")
+    html = interaction(evidence, tmp_path / "figures")
     text = text_of(html)
     assert "<td>–</td><td><small>Round 2: Prompt 2</small>" in html.data  # two rounds: nothing is halfway
     assert not {"nan", "None", "[nan,", "inf"} & {*text.split()}
@@ -246,7 +253,7 @@ def test_an_arm_without_a_run_is_named(tmp_path, undrawn):
     for seed in (1, 2):
         path = runs / "talk" / f"corrected-methodsimpo-seed{seed}" / "manifest.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed"}))
-    text = text_of(report.interaction(gather(runs, str(file)), tmp_path / "figures"))
+    text = text_of(interaction(gather(runs, str(file)), tmp_path / "figures"))
     assert "SimPO on corrections0 of 3" in text and "2 of 3" in text
 
 
@@ -257,7 +264,7 @@ def test_one_run_by_hand_has_its_section(tmp_path, undrawn):
     params = {"method": "ppo", "prompts_per_round": 8, "judge": f"runs/{HOSTILE}", "second_judge": "none"}
     manifest = json.loads((run / "manifest.json").read_text()) | {"stage": "", "params": params}
     (run / "manifest.json").write_text(json.dumps(manifest))
-    html = report.interaction(gather(tmp_path, "interactive"), tmp_path / "figures")
+    html = interaction(gather(tmp_path, "interactive"), tmp_path / "figures")
     assert "nothing checks its score" in html.data and "<script>" not in html.data and "&lt;script&gt;" in html.data
 
 

@@ -24,9 +24,9 @@ from synthetic_interaction import (
     with_params,
 )
 
-from nbutils.report.gains import gains
-from nbutils.report.interaction_section import arm_table, aspect_table
-from nbutils.report.judges import judge_table
+from nbutils.report.studies.gains import gains
+from nbutils.report.studies.interaction import arm_table, aspect_table
+from nbutils.report.studies.judges import judge_table
 
 
 @pytest.fixture(scope="module")

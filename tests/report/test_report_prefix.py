@@ -19,12 +19,14 @@ from synthetic_prefix import ARMS, SEEDS, TOLD, USUAL, arm_of, harness_rows, inc
 from synthetic_runs import STEPS, write_run
 
 from nbutils import report
-from nbutils.report import figures, statistics
+from nbutils.report import statistics
+from nbutils.report.evidence import gather
 from nbutils.report.html_export import clean
-from nbutils.report.prefix import arm_table, ceiling_table, sampler_table
-from nbutils.report.smoothing_results import ceiling
-from nbutils.report.studies import gather
-from nbutils.report.tasks import task_table
+from nbutils.report.studies.mixing import mixes
+from nbutils.report.studies.prefix import arm_table, ceiling_table, prefix_smoothing, sampler_table
+from nbutils.report.studies.prefix_figures import by_smoothing, target_examples
+from nbutils.report.studies.smoothing import ceiling
+from nbutils.report.studies.tasks import task_table
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +163,7 @@ def test_a_one_hot_contrast_says_what_the_target_alone_costs(smooth_evidence):
 
 
 def test_marks_are_means_at_the_effective_smoothing(study):
-    axes = figures.by_smoothing(study).axes
+    axes = by_smoothing(study).axes
     titles = ["cross entropy", "bits per byte", "un-smoothed bits per", "KL to its own target", "spelling: accuracy"]
     assert all(title in each.get_ylabel() for title, each in zip(titles, axes, strict=False)) and len(axes) == 6
     spelling = axes[4]
@@ -183,7 +185,7 @@ def test_marks_are_means_at_the_effective_smoothing(study):
 
 
 def test_intervals_are_those_of_seed_paired_differences(study):
-    axes = figures.by_smoothing(study).axes[0]
+    axes = by_smoothing(study).axes[0]
     plain = np.mean([prefix_numbers("none", seed)["test_ce_loss"] for seed in SEEDS])
     low, high = scipy.stats.ttest_1samp(increases("uniform"), 0).confidence_interval(0.95)
     drawn = [tuple(line.get_ydata()) for line in axes.lines if len(line.get_xdata()) == 2]
@@ -191,13 +193,13 @@ def test_intervals_are_those_of_seed_paired_differences(study):
 
 
 def test_the_arm_off_the_scale_is_written_instead(study):
-    axes = figures.by_smoothing(study).axes[0]
+    axes = by_smoothing(study).axes[0]
     mean = np.mean([prefix_numbers("no-gold", seed)["test_ce_loss"] for seed in SEEDS])
     assert [text.get_text() for text in axes.texts] == [f"↑ {mean:.4f}"] and axes.get_ylim()[1] < mean
 
 
 def test_targets_are_bars_of_each_token(study):
-    figure = figures.target_examples(study)
+    figure = target_examples(study)
     first = figure.axes[0]
     assert [bar.get_width() for bar in first.patches] == [0.01, 0.02, 0.03, 0.09, 0.13, 0.72]
     assert [label.get_text() for label in first.get_yticklabels()][-1] == "␣personality"
@@ -211,7 +213,7 @@ def test_targets_are_bars_of_each_token(study):
 
 
 def test_a_long_or_hostile_target_is_cut_and_spelled_out():
-    from nbutils.report.figures.prefix import BARS, _bars, spelled
+    from nbutils.report.studies.prefix_figures import BARS, _bars, spelled
 
     assert spelled(" \n$x\u202e") == "␣\\n$x\\u202e" and len(spelled("a" * 99)) == 24
     runs = {"gold": " " * 86, "tokens": [" " * n for n in range(1, 87)], "weights": [1 / 86] * 86}
@@ -221,7 +223,7 @@ def test_a_long_or_hostile_target_is_cut_and_spelled_out():
     assert _bars(uniform) == [("all others", pytest.approx(0.3)), ("␣x", 0.7)]
 
 
-@pytest.mark.parametrize("draw", [figures.by_smoothing, figures.target_examples])
+@pytest.mark.parametrize("draw", [by_smoothing, target_examples])
 def test_figures_without_data_say_so(draw, toy_evidence):
     assert draw(toy_evidence.studies[0]).axes[0].texts
 
@@ -232,14 +234,14 @@ def test_damaged_examples_are_passed_over(tmp_path):
         path.write_text(
             json.dumps([{"gold": "x", "tokens": ["x"], "weights": []}, "x", {"tokens": ["x"], "weights": [1]}])
         )
-    assert figures.target_examples(gather(runs, str(file)).studies[0]).axes[0].texts
+    assert target_examples(gather(runs, str(file)).studies[0]).axes[0].texts
 
 
 # --- the whole section --------------------------------------------------------------------------------
 
 
 def test_the_whole_section_survives_cleaning_and_is_small(smooth_evidence, tmp_path):
-    shown = report.prefix_smoothing(smooth_evidence, tmp_path)
+    shown = prefix_smoothing(smooth_evidence, tmp_path)
     html = shown.data
     assert "off the scale" in html
     assert Structure(clean(html)).tags == Structure(html).tags and html.startswith("<h2>Prefix smoothing</h2>")
@@ -250,7 +252,7 @@ def test_the_whole_section_survives_cleaning_and_is_small(smooth_evidence, tmp_p
 
 
 def test_nothing_is_shown_without_runs_of_it(toy_evidence, tmp_path):
-    assert report.prefix_smoothing(toy_evidence, tmp_path).data == "" and not [*tmp_path.iterdir()]
+    assert prefix_smoothing(toy_evidence, tmp_path).data == "" and not [*tmp_path.iterdir()]
     assert "Effective smoothing" not in text_of(report.method(toy_evidence))
 
 
@@ -261,7 +263,7 @@ def test_few_seeds_and_diverged_runs_stop_nothing(tmp_path, seeds, undrawn):
     numbers = {name: None for name in json.loads(path.read_text()) if name.startswith(("eval_", "test_"))}
     path.write_text(json.dumps(json.loads(path.read_text()) | numbers))
     evidence = gather(runs, str(file))
-    text = text_of(report.prefix_smoothing(evidence, tmp_path / "figures"))
+    text = text_of(prefix_smoothing(evidence, tmp_path / "figures"))
     assert not {"nan", "None", "[nan,"} & {*text.split()}
     report.verdicts(evidence)
 
@@ -271,13 +273,13 @@ def test_one_run_by_hand_has_its_section(tmp_path, undrawn):
     run = write_run(tmp_path / "interactive", "05_prefix_smoothing", {}, numbers | {"eval_cosine": 0.1})
     manifest = json.loads((run / "manifest.json").read_text()) | {"stage": "", "params": ARMS["prefixes"]}
     (run / "manifest.json").write_text(json.dumps(manifest))
-    html = report.prefix_smoothing(gather(tmp_path, "interactive"), tmp_path / "figures")
+    html = prefix_smoothing(gather(tmp_path, "interactive"), tmp_path / "figures")
     assert "(tau 0.2)" in html.data and f"{numbers['test_ce_loss']:.4f}" in html.data
 
 
 def test_the_other_sections_take_such_runs(smooth_evidence, tmp_path):
     study = smooth_evidence.studies[0]
-    assert not report.mixes(study) and "un-smoothed bits per byte" in report.headline_table(study).data
+    assert not mixes(study) and "un-smoothed bits per byte" in report.headline_table(study).data
     method = text_of(report.method(smooth_evidence))
     assert "Effective smoothing" in method and "Ceiling" in method
     log = report.log.results_log(smooth_evidence)

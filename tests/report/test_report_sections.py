@@ -19,10 +19,11 @@ from synthetic_runs import FULL_CARD, PNG, audit_rows, write_full
 
 from nbutils import report
 from nbutils.report import figures
-from nbutils.report.diagnostics import finding, soft_share
+from nbutils.report.diagnostics import finding, proxy_table, soft_share
+from nbutils.report.evidence import Evidence, gather
 from nbutils.report.html_export import clean
 from nbutils.report.page import together
-from nbutils.report.studies import Evidence, gather
+from nbutils.report.studies.mixing import composite_table
 from nbutils.runs.metric_labels import UNKNOWN
 from nbutils.runs.params import find_notebook
 
@@ -31,10 +32,10 @@ BY_STUDY = [
     report.audit_table,
     report.stability_table,
     report.calibration_table,
-    report.proxy_table,
+    proxy_table,
     report.sample_table,
     report.budget_table,
-    report.composite_table,
+    composite_table,
     report.samples,
 ]
 FIGURES = [figures.heat_map, figures.gradient_audit, figures.reliability]

@@ -16,8 +16,8 @@ from synthetic_runs import FULL_CARD, write_full, write_plan, write_runs
 
 from nbutils import report
 from nbutils.report import statistics
+from nbutils.report.evidence import Evidence, gather
 from nbutils.report.log import CONCLUSIONS, NO_CONTRAST, results_log, text
-from nbutils.report.studies import Evidence, gather
 
 
 @pytest.fixture(scope="module")

@@ -17,9 +17,9 @@ from page_structure import text_of
 from synthetic_prefix import ARMS, SEEDS, arm_of, increases, write_prefix
 from synthetic_runs import PARAMETERS, final_numbers, write_run
 
-from nbutils import report
-from nbutils.report.prefix import arm_table, ceiling_table
-from nbutils.report.smoothing_results import (
+from nbutils.report.evidence import gather
+from nbutils.report.studies.prefix import arm_table, ceiling_table, prefix_smoothing
+from nbutils.report.studies.smoothing import (
     arm_names,
     by_seed,
     cross_entropy,
@@ -29,7 +29,6 @@ from nbutils.report.smoothing_results import (
     smooths,
     with_repeats,
 )
-from nbutils.report.studies import gather
 from nbutils.runs.plans import variant_name
 
 
@@ -99,7 +98,7 @@ def test_an_equal_cell_with_a_noise_seed_of_its_own_is_named_too(tmp_path, undra
     shown = with_repeats(study)
     assert len(shown.arms) == len(study.arms) + 1 and is_null(shown.arms[-1])
     assert noise_band(shown, "test_ce_loss", 5) == pytest.approx(noise_band(study, "test_ce_loss", 5))
-    html = report.prefix_smoothing(gather(runs, str(file)), tmp_path / "figures")
+    html = prefix_smoothing(gather(runs, str(file)), tmp_path / "figures")
     assert "equals cross entropy: serves as A/A" in html.data
 
 

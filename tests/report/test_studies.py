@@ -18,7 +18,7 @@ from synthetic_runs import CONTRASTS, final_numbers, write_plan, write_run, writ
 from nbutils.batch.batch import register_plan
 from nbutils.foundation.errors import PlanError
 from nbutils.report import statistics
-from nbutils.report.studies import Slot, gather, group_arms
+from nbutils.report.evidence import Slot, gather, group_arms
 from nbutils.runs.plans import load_plan
 
 

@@ -12,8 +12,8 @@ from page_structure import Structure, text_of
 from synthetic_runs import FULL_CARD, final_numbers, write_full, write_plan, write_run, write_runs
 
 from nbutils import report
+from nbutils.report.evidence import Evidence, gather
 from nbutils.report.html_export import CLASSES
-from nbutils.report.studies import Evidence, gather
 from nbutils.report.weekly import dates, summary
 
 FIRST = {"alpha": 0.5, "seed": 1, "noise_seed": 0}

@@ -19,7 +19,7 @@ from tiny_notebooks import write_notebook, write_plan
 from nbutils import report
 from nbutils.batch.listing import plan_listing
 from nbutils.foundation.errors import ParameterError, PlanError
-from nbutils.report.studies import gather
+from nbutils.report.evidence import gather
 from nbutils.report.weekly import summary
 from nbutils.runs.contrasts import contrasts_sha256
 from nbutils.runs.plans import load_plan

@@ -9,13 +9,10 @@ from nbutils.report.figures.contrasts import contrast_forest, heat_map
 from nbutils.report.figures.corpus import document_lengths, documents_per_split, leakage
 from nbutils.report.figures.diagnostics import gradient_audit, reliability
 from nbutils.report.figures.distillation import distance_to_teacher, loss_terms, overfitting
-from nbutils.report.figures.interaction import rounds_and_judges
-from nbutils.report.figures.prefix import by_smoothing, target_examples
 from nbutils.report.figures.style import show
 from nbutils.report.figures.training import cost_quality, loss_curves, perplexity_curves, proxy
 
 __all__ = [
-    "by_smoothing",
     "contrast_forest",
     "cost_quality",
     "distance_to_teacher",
@@ -30,7 +27,5 @@ __all__ = [
     "perplexity_curves",
     "proxy",
     "reliability",
-    "rounds_and_judges",
     "show",
-    "target_examples",
 ]

@@ -14,8 +14,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from nbutils.report import statistics
+from nbutils.report.evidence import Arm, Judged, Study
 from nbutils.report.figures.style import INK, LINE, QUIET, WIDTH, canvas, empty, styled
-from nbutils.report.studies import Arm, Judged, Study
 from nbutils.runs import Measure, measure
 
 ROWS, COLUMNS = "alpha", "temperature"

@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from nbutils.report.evidence import Arm, Study
 from nbutils.report.figures.style import LINE, QUIET, arm_legend, canvas, empty, look, styled
-from nbutils.report.studies import Arm, Study
 
 SPLITS = ("test", "validation")
 

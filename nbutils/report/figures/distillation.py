@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from nbutils.foundation import visible
+from nbutils.report.evidence import Arm, Study
 from nbutils.report.figures.style import COLOURS, DASHES, QUIET, arm_legend, canvas, empty, styled
 from nbutils.report.figures.training import POINTS, STEPS, curve_frame, draw_by_arm, draw_curves
 from nbutils.report.statistics import mean_interval
-from nbutils.report.studies import Arm, Study
 from nbutils.runs import measure
 
 # Raw terms in metrics.csv with the parameter that weighs each, and how the legend calls them.

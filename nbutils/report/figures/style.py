@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 if TYPE_CHECKING:
     from IPython.display import HTML
 
-    from nbutils.report.studies import Arm
+    from nbutils.report.evidence import Arm
 
 WIDTH = 7.2  # inches: the text width of an A4 page, so that 8 point text prints as 8 points
 DOTS_PER_INCH = 200

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nbutils.foundation import visible
+from nbutils.report.evidence import FINAL, Study, number
 from nbutils.report.figures.style import QUIET, arm_legend, canvas, empty, log_axis, look, styled
 from nbutils.report.statistics import mean_interval
-from nbutils.report.studies import FINAL, Study, number
 from nbutils.runs import measure
 
 POINTS = 100  # more along one curve cannot be told apart on paper

@@ -7,28 +7,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from IPython.display import HTML
 from matplotlib.figure import Figure
 
 from nbutils.foundation import LONGEST_PARAGRAPH, escaped
 from nbutils.report import figures
-from nbutils.report.answers import answers
+from nbutils.report.evidence import Arm, Evidence, Study, number
 from nbutils.report.figures.distillation import divisor, not_in_nats
-from nbutils.report.page import figures_of, frame_of, of_studies, stacked, table
-from nbutils.report.statistics import mean_interval
-from nbutils.report.studies import Arm, Evidence, Study, number
-from nbutils.report.tables import ACROSS_TOKENIZERS, mean_and_interval, measure_table, seeds
-from nbutils.report.teachers import PREFIX, against_control, has_teacher, is_taught, teacher_mean, without_teacher
-from nbutils.runs import UNKNOWN, Measure, measure
-
-TITLE = (
-    "<h2>Teachers and distillation</h2><p>What a teacher learned, whether it knew more than a student without one, "
-    "and what its students took from it.</p>"
+from nbutils.report.page import figures_of, frame_of, of_studies, section, table
+from nbutils.report.studies.answers import answers
+from nbutils.report.studies.description import Description
+from nbutils.report.studies.teachers import PREFIX, against_control, has_teacher, is_taught, no_better, without_teacher
+from nbutils.report.tables import (
+    ACROSS_TOKENIZERS,
+    Column,
+    arms_table,
+    measure_table,
+    measured,
+    share_and_interval,
+    with_control,
 )
+from nbutils.runs import UNKNOWN, measure
+
+TITLE = "Teachers and distillation"
+TOLD = "What a teacher learned, whether it knew more than a student without one, and what its students took from it."
 MIB = 1 << 20
+PUBLISHED = ("expected_before", "expected_after")
 CACHE = ("kl_error", "gradient_error", "context_kl", "bytes_per_token", "seconds")
 SIZES = {
     "parameters": ("Parameters", 1.0, 0),
@@ -53,16 +62,15 @@ OVERFITTING_CAPTION = (
 def distillation(evidence: Evidence, folder: Path) -> HTML:
     """The whole section, its heading included, figures saved in `folder`; empty where no run had a teacher."""
     made, taught = evidence.teachers, [study for study in evidence.studies if has_teacher(study)]
-    if not made and not taught:
-        return HTML("")
     learned = [study for study in taught if any(map(is_taught, study.own_arms))]
     asked = [study for study in taught if study.final("bleu")]
 
     def drawn(studies: Sequence[Study], draw: Callable[[Study], Figure], name: str, caption: str, **more) -> HTML:
         return figures_of(evidence, studies, draw, name, caption, folder, **more)
 
-    return stacked(
-        HTML(TITLE),
+    return section(
+        TITLE,
+        TOLD,
         of_studies(evidence, made, teacher_table),
         drawn(made, figures.overfitting, "overfitting", OVERFITTING_CAPTION),
         *(of_studies(evidence, taught, show) for show in (callout, student_table)),
@@ -75,53 +83,50 @@ def distillation(evidence: Evidence, folder: Path) -> HTML:
 
 def teacher_table(study: Study) -> HTML:
     """Every teacher of a stage before and after fine-tuning, beside what was published, and where it was best."""
-    rows = []
-    for arm in study.own_arms:
-        row = {"Teacher": arm.label, "Runs": seeds(arm)}
-        for split in ("eval_", "test_"):
-            if study.reports(f"before_{split}ce_loss"):
-                title = measure(f"{split}perplexity").axis + "\nbefore → after\n(cross entropy)"
-                title += "\n(bits per byte)" * study.reports(f"{split}bits_per_byte")
-                row[title] = _before_after(arm, split)
-        if any(value for name in ("expected_before", "expected_after") for value in _all(study, name)):
-            row["published perplexity\nbefore → after"] = " → ".join(
-                measure("perplexity").number(_mean(arm, name) or math.nan)
-                for name in ("expected_before", "expected_after")
-            )
-        rows.append(row | _best_step(arm))
+    columns: dict[str, Column] = {}
+    for split in ("eval_", "test_"):
+        if study.reports(f"before_{split}ce_loss"):
+            title = measure(f"{split}perplexity").axis + "\nbefore → after\n(cross entropy)"
+            title += "\n(bits per byte)" * study.reports(f"{split}bits_per_byte")
+            columns[title] = partial(_before_after, split)
+    if any(value for name in PUBLISHED for arm in study.own_arms for value in arm.results(name)):
+        perplexity = measure("perplexity").number
+        columns["published perplexity\nbefore → after"] = lambda arm: " → ".join(
+            perplexity(arm.mean(name) or math.nan) for name in PUBLISHED
+        )
+    columns |= {"Best step": _best_step, "Rise after the best\n(nats per token)": _rise}
     note = (
         "Mean over runs. Rise after the best: last less best validation cross entropy, which over-fitting makes "
         f"large; the weights of the best step are kept. {ACROSS_TOKENIZERS}"
     )
-    return table(frame_of(rows), note)
+    return arms_table(study, columns, note, study.own_arms, counted="Runs", heading="Teacher")
 
 
-def _before_after(arm: Arm, split: str) -> str:
+def _before_after(split: str, arm: Arm) -> str:
     lines = []
     for name in ("perplexity", "ce_loss", "bits_per_byte"):
-        values = [_mean(arm, f"{stage}{split}{name}") for stage in ("before_", "")]
+        values = [arm.mean(f"{stage}{split}{name}") for stage in ("before_", "")]
         if np.isfinite(values).any() or name != "bits_per_byte":
             lines.append(" → ".join(map(measure(name).number, values)))
     return "\n(".join([lines[0], *(f"{line})" for line in lines[1:])])
 
 
-def _best_step(arm: Arm) -> dict[str, str]:
-    """Where validation was best, of how many steps, and how far it rose afterwards."""
-    best, last, rises = [], [], []
-    for run in arm.runs:
-        metrics = run.metrics()
-        if "eval_ce_loss" in metrics.columns and metrics["eval_ce_loss"].notna().any():
-            logged = metrics[["step", "eval_ce_loss"]].dropna()
-            place = logged["eval_ce_loss"].idxmin()
-            best.append(logged["step"][place])
-            last.append(logged["step"].iloc[-1])
-            rises.append(logged["eval_ce_loss"].iloc[-1] - logged["eval_ce_loss"][place])
-    if not best:
-        return {"Best step": UNKNOWN, "Rise after the best\n(nats per token)": UNKNOWN}
-    return {
-        "Best step": f"{np.mean(best):,.0f} of {np.mean(last):,.0f}",
-        "Rise after the best\n(nats per token)": measure("ce_loss").number(float(np.mean(rises))),
-    }
+def _validation(arm: Arm) -> list[pd.DataFrame]:
+    """step and eval_ce_loss of every run that logged them."""
+    frames = [run.metrics() for run in arm.runs]
+    frames = [frame[["step", "eval_ce_loss"]].dropna() for frame in frames if "eval_ce_loss" in frame.columns]
+    return [frame.set_index("step")["eval_ce_loss"] for frame in frames if len(frame)]
+
+
+def _best_step(arm: Arm) -> str:
+    curves = _validation(arm)
+    means = (f"{np.mean(steps):,.0f}" for steps in zip(*((own.idxmin(), own.index[-1]) for own in curves), strict=True))
+    return " of ".join(means) if curves else UNKNOWN
+
+
+def _rise(arm: Arm) -> str:
+    rises = [own.iloc[-1] - own.min() for own in _validation(arm)]
+    return measure("ce_loss").number(float(np.mean(rises))) if rises else UNKNOWN
 
 
 def callout(study: Study) -> HTML:
@@ -148,22 +153,19 @@ def student_table(study: Study) -> HTML:
     prefix = metric.removesuffix("ce_loss")
     beside = ("perplexity", "bits_per_byte", "kl_to_teacher", "agreement")
     names = [metric, *(prefix + name for name in beside if study.reports(prefix + name))]
-    rows = []
-    for label, teacher in _teachers(study, metric).items():
-        row = {"Model": label, "Seeds": ""}
-        rows.append(row | {measure(name).axis: measure(name).number(teacher_mean(teacher, name)) for name in names})
-        rows[-1]["Gap closed"] = ""
-    teachers = len(rows)
-    for arm in study.arms:
-        row = {"Model": arm.label + "\n(control)" * (arm is study.control), "Seeds": seeds(arm)}
-        row |= {measure(name).axis: mean_and_interval(arm.results(name), measure(name)) for name in names}
-        rows.append(row | {"Gap closed": _gap_closed(arm, control, metric)})
+    rows = [
+        {"Model": label, "Seeds": ""}
+        | {measure(name).axis: measure(name).number(teacher.mean(PREFIX + name)) for name in names}
+        | {"Gap closed": ""}
+        for label, teacher in _teachers(study, metric).items()
+    ]
+    columns = measured(names) | {"Gap closed": partial(_gap_closed, control, metric)}
     note = (
         "Mean and 95 % interval over seeds. Gap closed: of the distance in cross entropy from the student without a "
         "teacher to the teacher, the share that this student gained over it, seed by seed; below 0 it lost. "
         + ACROSS_TOKENIZERS
     )
-    return table(frame_of(rows), note, [False] * teachers + [arm is study.control for arm in study.arms])
+    return arms_table(study, columns, note, name=with_control(study), heading="Model", above=rows)
 
 
 def _teachers(study: Study, metric: str) -> dict[str, Arm]:
@@ -171,28 +173,22 @@ def _teachers(study: Study, metric: str) -> dict[str, Arm]:
     found: dict[str, Arm] = {}
     for arm in study.own_arms:
         if arm.results(PREFIX + metric):
-            found.setdefault(measure(metric).number(teacher_mean(arm, metric)), arm)
+            found.setdefault(measure(metric).number(arm.mean(PREFIX + metric)), arm)
     several = len(found) > 1
     return {f"Teacher\n(of {arm.label})" if several else "Teacher": arm for arm in found.values()}
 
 
-def _gap_closed(arm: Arm, control: Arm | None, metric: str) -> str:
+def _gap_closed(control: Arm | None, metric: str, arm: Arm) -> str:
     """The share of the gap, with its interval over seed pairs; a dash where there is no gap to close."""
     if control is None or arm is control or not is_taught(arm):
         return UNKNOWN
-    plain = control.by_seed(metric)
-    gap = float(np.mean(list(plain.values()))) - teacher_mean(arm, metric) if plain else math.nan
-    gains = [plain[seed] - value for seed, value in arm.by_seed(metric).items() if seed in plain]
-    if not gap > 0 or not gains or not np.isfinite(gains).all():
-        return UNKNOWN
-    share = Measure("", digits=0, scale=100 / gap)
-    interval = mean_interval(gains)
-    return f"{share.number(float(np.mean(gains)))} %" + f"\n{share.interval(*interval)}" * math.isfinite(interval[0])
+    gap, gains = control.mean(metric) - arm.mean(PREFIX + metric), control.minus(arm, metric)
+    return share_and_interval(gains, gap) if gap > 0 and gains and np.isfinite(gains).all() else UNKNOWN
 
 
 def _heavier(study: Study) -> list[str]:
     """A sentence on the arms whose divergence is divided by sequences, not by tokens."""
-    arms = [arm for arm in study.own_arms if arm.runs and arm.runs[0].params.get("kd_reduction") == "batchmean"]
+    arms = [arm for arm in study.own_arms if arm.params.get("kd_reduction") == "batchmean"]
     if not arms:
         return []
     block = arms[0].runs[0].data_card().get("block_size")
@@ -207,7 +203,7 @@ def _not_drawn(study: Study) -> list[str]:
     if logs["eval_kl_to_teacher"]:
         return []  # the panel shows that, which is alike for all arms
     left_out = not_in_nats(study)
-    binned = [arm for arm in left_out if arm.runs[0].params.get("teacher_cache") == "topk"]
+    binned = [arm for arm in left_out if arm.params.get("teacher_cache") == "topk"]
     summed = [arm for arm in left_out if arm not in binned]
     divided = [arm for arm in logs["eval_kl_loss"] if arm not in left_out and divisor(arm) != 1]
     sentences = (
@@ -231,25 +227,21 @@ def compression_table(study: Study) -> HTML:
     sizes: dict[tuple[float, ...], list[Arm]] = {}
     for arm in study.own_arms:
         if arm.results(PREFIX + names[0]):
-            key = tuple(_mean(arm, each) for name in names[:1] for each in (name, PREFIX + name))
-            sizes.setdefault(key, []).append(arm)
+            sizes.setdefault((arm.mean(names[0]), arm.mean(PREFIX + names[0])), []).append(arm)
     rows = []
     for arms in sizes.values():
         which = f"\n({'; '.join(arm.label for arm in arms)})" if len(sizes) > 1 else ""
         teacher, student = ({name: _pooled(arms, prefix + name) for name in names} for prefix in (PREFIX, ""))
-        rows.append({"Model": f"Teacher{which}"} | _sizes(teacher))
-        rows.append({"Model": f"Student{which}"} | _sizes(student))
-        ratio = {"Model": "Student against teacher"}
-        for name in names:
-            faster = name.endswith("per_second")
-            above, below = (student, teacher) if faster else (teacher, student)
-            told = (
-                f"{above[name] / below[name]:.1f} times {'faster' if faster else 'smaller'}" if below[name] else UNKNOWN
-            )
-            ratio[SIZES[name][0]] = told
-        rows.append(ratio)
+        rows += [{"Model": f"Teacher{which}"} | _sizes(teacher), {"Model": f"Student{which}"} | _sizes(student)]
+        rows.append({"Model": "Student against teacher"} | {SIZES[n][0]: _times(n, teacher, student) for n in names})
     note = "Speeds of both models were measured in the student's run, in turns, so on one machine. Mean over runs."
     return table(frame_of(rows), note)
+
+
+def _times(name: str, teacher: dict[str, float], student: dict[str, float]) -> str:
+    """How many times faster or smaller the student is."""
+    told, (above, below) = ("faster", (student, teacher)) if "per_second" in name else ("smaller", (teacher, student))
+    return f"{above[name] / below[name]:.1f} times {told}" if below[name] else UNKNOWN
 
 
 def _sizes(values: dict[str, float]) -> dict[str, str]:
@@ -273,14 +265,31 @@ def cache_table(study: Study) -> HTML:
     return measure_table(study, names, caption, "")
 
 
-def _all(study: Study, name: str) -> list[float]:
-    return [value for arm in study.own_arms for value in arm.results(name)]
-
-
-def _mean(arm: Arm, name: str) -> float:
-    values = arm.results(name)
-    return float(np.mean(values)) if values else math.nan
-
-
 def _pooled(arms: Sequence[Arm], name: str) -> float:
     return float(np.mean([number(value) for arm in arms for value in arm.results(name)]))
+
+
+FORMULAS = (
+    ("Objective", "L = w<sub>CE</sub> CE + w<sub>KL</sub> T² D(t<sub>T</sub>, p<sub>T</sub>), with t<sub>T</sub> the "
+     "teacher's and p<sub>T</sub> the student's softmax at temperature T; of several teachers the logits are averaged"),
+    ("Divergence", "forward: KL(t ‖ p) = Σ<sub>j</sub> t<sub>j</sub> log(t<sub>j</sub> / p<sub>j</sub>); reverse: "
+     "KL(p ‖ t); jsd: β KL(t ‖ m) + (1 − β) KL(p ‖ m), with m = β t + (1 − β) p. Each is 0 where the student equals "
+     "the teacher"),
+    ("Reduction", "token: the mean over the positions scored; batchmean: the sum over them divided by the sequences, "
+     "as many times heavier as a sequence has positions"),
+    ("KL to the teacher", "mean over the scored tokens of KL(t ‖ p) at T = 1, whatever was trained on; agreement: the "
+     "share of tokens where teacher and student find the same one most probable"),
+)  # fmt: skip
+DISTILLATION = Description(
+    name="distillation",
+    parameter="divergence",
+    formulas=FORMULAS,
+    settings=lambda params: {
+        "Teacher": params.get("teacher", UNKNOWN),
+        "Divergence": params.get("divergence", UNKNOWN),
+        "Weights CE/KL": "/".join(str(params.get(name, UNKNOWN)) for name in ("ce_weight", "kl_weight")),
+        "Temp": params.get("kl_temperature", UNKNOWN),
+    },
+    sections=distillation,
+    cautions=(no_better,),
+)

@@ -8,9 +8,9 @@ import pandas as pd
 from IPython.display import HTML
 
 from nbutils.foundation import ParameterError
+from nbutils.report.evidence import Arm, Study
 from nbutils.report.page import MOST_ARMS, frame_of, more_arms, table
-from nbutils.report.smoothing_results import arm_names, cross_entropy
-from nbutils.report.studies import Arm, Study
+from nbutils.report.studies.smoothing import arm_names, cross_entropy
 from nbutils.report.tables import mean_and_interval
 from nbutils.runs import TASKS, measure
 

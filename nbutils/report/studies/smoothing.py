@@ -6,7 +6,6 @@ where its notebook reports no un-smoothed numbers they are its own, and its KL t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -23,9 +22,9 @@ from nbutils.objectives import (
     Smoothing,
     leaves_no_gold_mass,
 )
-from nbutils.report.arms import without_seeds
+from nbutils.report.arms import paired, without_seeds
+from nbutils.report.evidence import FINAL, Arm, Judged, Study, number
 from nbutils.report.statistics import NoiseFloor
-from nbutils.report.studies import FINAL, Arm, Judged, Study, number
 from nbutils.runs import measure
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def smooths(study: Study) -> bool:
 
 def smoothing_of(arm: Arm) -> Smoothing:
     """What an arm's runs were trained towards; cross entropy where they are of a notebook without smoothing."""
-    params = arm.runs[0].params if arm.runs else arm.values
+    params = arm.params or arm.values
     given = {"form": "smoothing", "tau": "tau", "eps": "eps", "over": "smoothed_over"}
     told = {field: params[name] for field, name in given.items() if name in params}
     return Smoothing(**{"form": NO_SMOOTHING} | told)
@@ -59,7 +58,7 @@ def smoothing_of(arm: Arm) -> Smoothing:
 
 def is_plain(arm: Arm) -> bool:
     """Whether an arm was trained on cross entropy alone, in whatever notebook."""
-    return bool(arm.runs) and _is_one_hot(arm.runs[0].params)
+    return bool(arm.runs) and _is_one_hot(arm.params)
 
 
 def _is_one_hot(params: Mapping[str, Any]) -> bool:
@@ -115,11 +114,6 @@ def settings_text(smoothing: Smoothing) -> str:
     return ", ".join(told)
 
 
-def reported(study: Study, name: str) -> str | None:
-    """The result that holds measure `name`: of a split, or of none, as the harness's are."""
-    return study.final(name) or (name if study.reports(name) else None)
-
-
 def by_seed(arm: Arm, metric: str) -> dict[Any, float]:
     """`metric` of every run by its seed; of one-hot runs that do not report it, what it is by definition."""
     values = {run.matrix.get("seed"): _reached(run, metric) for run in arm.runs}
@@ -135,14 +129,12 @@ def _reached(run: Run, metric: str) -> float | None:
 
 def effective(arm: Arm) -> float:
     """An arm's effective smoothing, 1 - mean gold mass; nan where no run reports it."""
-    values = arm.results("effective_smoothing") or [0.0] * is_plain(arm)
-    return float(np.mean(values)) if values else math.nan
+    return 0.0 if is_plain(arm) and not arm.results("effective_smoothing") else arm.mean("effective_smoothing")
 
 
 def differences(arm: Arm, control: Arm | None, metric: str) -> list[float]:
     """`arm` minus `control` in `metric`, for every seed that both have."""
-    theirs = by_seed(control, metric) if control else {}
-    return [value - theirs[seed] for seed, value in by_seed(arm, metric).items() if seed in theirs]
+    return paired(by_seed(arm, metric), by_seed(control, metric) if control else {})
 
 
 def noise_band(study: Study, metric: str, seeds: int) -> float:
@@ -181,8 +173,7 @@ def ceiling(study: Study, arm: Arm) -> float:
     A model that has learned its target has p(y) = sum over t of q_t(y) P(t) >= q_y(y) P(y), so that scored one-hot it
     loses at most this. nan where no run reports it, or the gold token has no mass.
     """
-    values = arm.results(reported(study, "predicted_cost") or "")
-    return float(np.mean(values)) if values else math.nan
+    return arm.mean(study.reported("predicted_cost") or "")
 
 
 def is_one_hot_score(metric: str) -> bool:

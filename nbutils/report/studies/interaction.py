@@ -6,18 +6,23 @@ Nothing is shown of studies without runs of an interaction.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from IPython.display import HTML
 
 from nbutils.foundation import LONGEST_PARAGRAPH, escaped
 from nbutils.interaction import DISTILL
-from nbutils.report import figures
 from nbutils.report.arms import named
-from nbutils.report.figures.interaction import beside, rewarded
-from nbutils.report.gains import gains, round_table
-from nbutils.report.interaction_results import (
+from nbutils.report.evidence import Arm, Evidence, Study
+from nbutils.report.page import MOST_ARMS, behind, figure_of, frame_of, heading, more_arms, section, stacked, table
+from nbutils.report.studies.description import Description, settings_of
+from nbutils.report.studies.gains import gains, round_table
+from nbutils.report.studies.interaction_figures import beside, rewarded, rounds_and_judges
+from nbutils.report.studies.judges import judge_table
+from nbutils.report.studies.rounds import (
     ABOUT,
     JUDGES,
     SCORES,
@@ -31,18 +36,16 @@ from nbutils.report.interaction_results import (
     scored_otherwise,
     times,
     unequal_words,
+    words_beside,
     words_of,
 )
-from nbutils.report.judges import judge_table
-from nbutils.report.page import MOST_ARMS, behind, figure_of, frame_of, heading, more_arms, stacked, table
-from nbutils.report.smoothing_results import reported
-from nbutils.report.studies import Arm, Evidence, Study
-from nbutils.report.tables import mean_and_interval, seeds
+from nbutils.report.tables import Column, arms_table, mean_and_interval, measured, with_control
 from nbutils.runs import UNKNOWN, measure
 
-TITLE = (
-    "<h2>Interaction</h2><p>A student that writes, and learns from what a judge or a teacher makes of it, beside one "
-    "that reads on. Arms are compared by the words they used: those of people, of the student and of the teacher.</p>"
+TITLE = "Interaction"
+TOLD = (
+    "A student that writes, and learns from what a judge or a teacher makes of it, beside one that reads on. Arms are "
+    "compared by the words they used: those of people, of the student and of the teacher."
 )
 # Titles in the tables of arms; what a judge says of single aspects stands below its score.
 TITLES = {
@@ -96,7 +99,7 @@ DISTILLED_CAPTION = " The distributions of a teacher that is distilled from cost
 def interaction(evidence: Evidence, folder: Path) -> HTML:
     """The whole section, its heading included, figures saved in `folder`; empty where no run was an interaction."""
     parts = [HTML(heading(group.study, evidence) + _group(group, folder).data) for group in groups(evidence)]
-    return stacked(HTML(TITLE), *parts) if parts else HTML("")
+    return section(TITLE, TOLD, *parts)
 
 
 def _group(group: Group, folder: Path) -> HTML:
@@ -105,18 +108,17 @@ def _group(group: Group, folder: Path) -> HTML:
     caption = FIGURE_CAPTION + PANELS_CAPTION * (len(rewarded(shown)) > 1) + JUDGES_CAPTION * bool(beside(shown))
     caption += more_arms(len(study.arms) - len(shown.arms), "in the tables alone")
     caption += f" Without rounds: {'; '.join(absent)}." * bool(absent)
-    parts = [
+    return stacked(
         arm_table(study),
         aspect_table(study),
         response_table(study),
-        figure_of(shown, figures.rounds_and_judges, "rounds", caption, folder, whole=True),
+        figure_of(shown, rounds_and_judges, "rounds", caption, folder, whole=True),
         gains(study),
         word_table(study),
         equal_words(group),
         judge_table(study),
         round_table(study, MOST_ARMS),
-    ]
-    return stacked(*(part for part in parts if part.data))
+    )
 
 
 # ---- what was reached ------------------------------------------------------------------------------------------------
@@ -125,53 +127,37 @@ def _group(group: Group, folder: Path) -> HTML:
 def arm_table(study: Study) -> HTML:
     """Every arm and how good its runs are: both judges, perplexity, minimal pairs; text alone marked."""
     titles = _reported(study, TITLES)
-    rows = []
-    for arm in study.arms:
-        row = {"Arm": _name(arm, study), "Seeds": seeds(arm)}
-        for metric, title in titles.items():
-            row[title] = mean_and_interval(arm.results(metric), measure(metric))
-            if metric.endswith(SCORES):
-                row[title] = _marked(row[title], study, arm, metric)
-        rows.append(row)
+    columns = {
+        title: partial(_score, study, metric) if metric.endswith(SCORES) else own
+        for (metric, title), own in zip(titles.items(), measured(titles).values(), strict=True)
+    }
     caption = ARMS_CAPTION + PAIRS_CAPTION * any(metric.endswith("_acc") for metric in titles) + _otherwise(study)
-    return table(frame_of(rows), caption, [arm is study.control for arm in study.arms])
+    return arms_table(study, columns, caption, name=with_control(study))
 
 
 def response_table(study: Study) -> HTML:
     """What the responses of each arm look like; empty where none were measured."""
     titles = _reported(study, OF_RESPONSES)
     arms = [arm for arm in study.arms if any(map(arm.results, titles))]
-    rows = [
-        {"Arm": _name(arm, study)}
-        | {title: mean_and_interval(arm.results(metric), measure(metric)) for metric, title in titles.items()}
-        for arm in arms
-    ]
-    caption = RESPONSES_CAPTION + f" Arms marked {OTHERWISE} above were asked otherwise here, too." * bool(
-        _otherwise(study)
-    )
-    return table(frame_of(rows), caption, [arm is study.control for arm in arms]) if rows else HTML("")
+    told = f" Arms marked {OTHERWISE} above were asked otherwise here, too." * bool(_otherwise(study))
+    columns = measured(titles)
+    shown = arms_table(study, columns, RESPONSES_CAPTION + told, arms, with_control(study), counted="")
+    return shown if arms else HTML("")
 
 
 def _reported(study: Study, titles: Mapping[str, str]) -> dict[str, str]:
     """The results that hold the measures of `titles`, of those that any run reports."""
-    return {metric: title for name, title in titles.items() if (metric := reported(study, name))}
+    return {metric: title for name, title in titles.items() if (metric := study.reported(name))}
 
 
-def _name(arm: Arm, study: Study) -> str:
-    return arm.label + "\n(control)" * (arm is study.control)
-
-
-def _marked(cell: str, study: Study, arm: Arm, metric: str) -> str:
-    """A score with a dagger where it cannot be set beside that of the first arm."""
-    if cell == UNKNOWN or not (is_interaction(study.arms[0]) and scored_otherwise(arm, study.arms[0], _judge(metric))):
+def _score(study: Study, metric: str, arm: Arm) -> str:
+    """A judge's score, with a dagger where it cannot be set beside that of the first arm."""
+    first, judge = study.arms[0], JUDGES["second_judge" in metric]
+    cell = mean_and_interval(arm.results(metric), measure(metric))
+    if cell == UNKNOWN or not (is_interaction(first) and scored_otherwise(arm, first, judge)):
         return cell
     number, *interval = cell.split("\n")
     return "\n".join([f"{number} {OTHERWISE}", *interval])
-
-
-def _judge(metric: str) -> str:
-    """Which judge a score is of."""
-    return JUDGES["second_judge" in metric]
 
 
 def aspect_table(study: Study) -> HTML:
@@ -183,8 +169,7 @@ def aspect_table(study: Study) -> HTML:
         for name in _aspects(arms, beginning) if metric.endswith(SCORES) else ():
             aspect = named(name.removeprefix(beginning)).replace("_", " ")
             row = {"Judge": title.replace("\n", " ").removesuffix("'s score (0 to 1)").removesuffix(" (0 to 1)")}
-            values = {arm.label: arm.results(name) for arm in arms}
-            told = {label: f"{float(np.mean(own)):.2f}" if own else UNKNOWN for label, own in values.items()}
+            told = {arm.label: f"{arm.mean(name):.2f}" if arm.results(name) else UNKNOWN for arm in arms}
             rows.append(row | {"Aspect": aspect} | told)
     return behind(ASPECTS, table(frame_of(rows), ASPECTS_CAPTION, text=("Judge", "Aspect")) if rows else HTML(""))
 
@@ -201,8 +186,7 @@ def _otherwise(study: Study) -> str:
     for arm in study.arms if is_interaction(first) else ():
         names = dict.fromkeys(name for judge in JUDGES for name in scored_otherwise(arm, first, judge))
         if is_interaction(arm) and names:
-            ours, theirs = arm.runs[0].params, first.runs[0].params
-            values = [f"{name} {named(ours.get(name))}, not {named(theirs.get(name))}" for name in names]
+            values = [f"{name} {named(arm.params.get(name))}, not {named(first.params.get(name))}" for name in names]
             told.append(f"{arm.label} ({'; '.join(values)})")
     if not told:
         return ""
@@ -216,20 +200,26 @@ def word_table(study: Study) -> HTML:
     """The words of each arm by who wrote them, and what they were used in; empty without a ledger."""
     if not any(map(words_of, study.arms)):
         return HTML("")
-    of_control = words_of(study.control).get("all_words") if study.control else None
     titles = dict(zip((*WORDS, "all_words"), ("people", "student", "teacher", "together"), strict=True))
-    rows = []
-    for arm in study.arms:
-        spent, frames = words_of(arm), [frame for run in arm.runs if len(frame := rounds_of(run))]
-        row = {"Arm": _name(arm, study)}
-        row |= {title: measure(name).number(spent.get(name, np.nan)) for name, title in titles.items()}
-        if of_control:
-            row["against\ntext alone"] = f"× {spent['all_words'] / of_control:.2f}" if spent else UNKNOWN
-        row["Rounds"] = _average(frame.index.max() for frame in frames)
-        row["Examples\nlearned from"] = _average(frame["examples"].sum() for frame in frames if "examples" in frame)
-        rows.append(row)
+    columns: dict[str, Column] = {title: partial(_words, name) for name, title in titles.items()}
+    if of_control := words_of(study.control).get("all_words") if study.control else None:
+        columns["against\ntext alone"] = lambda arm: (
+            f"× {words_of(arm)['all_words'] / of_control:.2f}" if words_of(arm) else UNKNOWN
+        )
+    columns["Rounds"] = lambda arm: _average(frame.index.max() for frame in _rounds(arm))
+    columns["Examples\nlearned from"] = lambda arm: _average(
+        frame["examples"].sum() for frame in _rounds(arm) if "examples" in frame
+    )
     caption = f"Words used. {WORDS_CAPTION}" + DISTILLED_CAPTION * (DISTILL in map(method_of, study.arms))
-    return table(frame_of(rows), caption, [arm is study.control for arm in study.arms])
+    return arms_table(study, columns, caption, name=with_control(study), counted="")
+
+
+def _words(name: str, arm: Arm) -> str:
+    return measure(name).number(words_of(arm).get(name, np.nan))
+
+
+def _rounds(arm: Arm) -> list[pd.DataFrame]:
+    return [frame for run in arm.runs if len(frame := rounds_of(run))]
 
 
 def _average(values: Iterable[float]) -> str:
@@ -266,3 +256,34 @@ def _alike(arms: Sequence[Arm]) -> list[str]:
         for own in sets
         if len(own) > 1
     ]
+
+
+SETTINGS = {"Method": "method", "Judge": "judge", "Held-out judge": "second_judge", "Rubric": "rubric"}
+SETTINGS |= {"Corrections by": "correcting_teacher", "Rounds": "rounds"}
+FORMULAS = (
+    ("Objective", "in rounds; text: CE on what people wrote; distillation: (1 − w) CE + w T² KL(t ‖ p) on the "
+     "same, with t the teacher's and p the student's softmax at T; sft: CE on the teacher's corrections of samples; "
+     "SimPO: −log σ(β (m<sub>w</sub> − m<sub>l</sub>) − γ) + w CE<sub>w</sub>, with m the mean log-probability "
+     "of a response's tokens, its end included, w the preferred and l the other; three-way: the pairs of "
+     "people &gt; teacher &gt; student, each pass another; PPO: −min(r A, clip(r, 1 ± ε) A) with "
+     "r = p / p<sub>sampled</sub> and generalised advantages A of score and KL; RLOO: −(R − mean R of the prompt's "
+     "other samples) log p"),
+    ("Judge's score", "the mean of its aspects, each in [0, 1]; of a model the expected value over the numbers it may "
+     "answer. What gives no number is left out and counted"),
+    ("KL from the start", "mean over the places of sampled responses of Σ p (log p − log p<sub>start</sub>) over the "
+     "vocabulary, exact at each; the price that rewards pay is of the sampled tokens alone"),
+    ("Minimal pairs", "share of pairs with Σ log p(good) &gt; Σ log p(bad), the first token unscored where nothing "
+     "precedes it; mean over paradigms, as BabyLM's pipeline has it, not comparable with lm-eval"),
+    ("Distinct-n, repetition", "different n-grams of words over all n-grams, of all responses together; share of "
+     "4-grams that came before in their response"),
+)  # fmt: skip
+INTERACTION = Description(
+    name="interaction",
+    parameter="prompts_per_round",
+    formulas=FORMULAS,
+    settings=lambda params: settings_of(
+        SETTINGS | ({"Distilled from": "distilling_teacher"} if params.get("method") == DISTILL else {})
+    )(params),
+    sections=interaction,
+    cautions=(words_beside,),
+)

@@ -15,9 +15,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nbutils.foundation import shortened
+from nbutils.report.evidence import Arm, Study
 from nbutils.report.figures.style import LINE, QUIET, arm_legend, canvas, empty, look, styled
-from nbutils.report.interaction_results import JUDGES, SCORES, by_round, scored_otherwise
-from nbutils.report.studies import Arm, Study
+from nbutils.report.studies.rounds import JUDGES, SCORES, by_round, scored_otherwise
 from nbutils.runs import measure
 
 MARKED = 25  # rounds of a line that has marks

@@ -15,8 +15,8 @@ import pandas as pd
 
 from nbutils.interaction import DISTILL, JUDGED, NO_JUDGE, STORY, taught_by
 from nbutils.report.arms import named
+from nbutils.report.evidence import Arm, Evidence, Judged, Study
 from nbutils.report.statistics import mean_interval
-from nbutils.report.studies import Arm, Evidence, Judged, Study
 from nbutils.runs import measure
 
 if TYPE_CHECKING:
@@ -68,12 +68,12 @@ def interacts(study: Study) -> bool:
 
 def is_interaction(arm: Arm) -> bool:
     """Whether an arm's runs learned in rounds of samples."""
-    return bool(arm.runs) and "prompts_per_round" in arm.runs[0].params
+    return "prompts_per_round" in arm.params
 
 
 def method_of(arm: Arm) -> str:
     """The method of an arm of an interaction; of one without runs what the plan says, empty of others."""
-    params = arm.runs[0].params if arm.runs else arm.values
+    params = arm.params or arm.values
     return str(params.get("method", "")) if is_interaction(arm) or not arm.runs else ""
 
 
@@ -159,8 +159,7 @@ def _beside(method: str, methods: Sequence[str], arm: Arm) -> str:
 
 def scored_otherwise(arm: Arm, other: Arm, judge: str = "judge") -> list[str]:
     """The parameters in which two arms' scores by a judge, "judge" or "second_judge", differ; none: comparable."""
-    ours, theirs = (each.runs[0].params if each.runs else {} for each in (arm, other))
-    return [name for name in (judge, *ASKED) if ours.get(name) != theirs.get(name)]
+    return [name for name in (judge, *ASKED) if arm.params.get(name) != other.params.get(name)]
 
 
 def one_of_each_method(study: Study, most: int) -> Study:
@@ -179,7 +178,7 @@ def _asked_otherwise(arm: Arm, other: Arm) -> list[str]:
 
 def writes_stories(arm: Arm) -> bool:
     """Whether an arm learned from responses to the story prompt."""
-    return bool(arm.runs) and arm.runs[0].params.get("prompts") == STORY
+    return arm.params.get("prompts") == STORY
 
 
 def text_beside(study: Study, arm: Arm) -> Arm | None:
@@ -190,14 +189,8 @@ def text_beside(study: Study, arm: Arm) -> Arm | None:
 
 def holds_out(arm: Arm) -> bool:
     """Whether its second judge is another than the first, and none that taught it."""
-    params = arm.runs[0].params if arm.runs else {}
+    params = arm.params
     return params.get("second_judge", NO_JUDGE) not in (NO_JUDGE, params.get("judge"), *taught_by(params).values())
-
-
-def differences(arm: Arm, control: Arm, metric: str) -> list[float]:
-    """`arm` minus `control` in `metric`, for every seed that both have."""
-    theirs = control.by_seed(metric)
-    return [value - theirs[seed] for seed, value in arm.by_seed(metric).items() if seed in theirs]
 
 
 # ---- rounds and words ------------------------------------------------------------------------------------------------
@@ -229,10 +222,9 @@ def by_round(arm: Arm, column: str) -> pd.DataFrame:
 
 def words_of(arm: Arm) -> dict[str, float]:
     """human_words, student_words, teacher_words and their sum, all_words, mean over seeds; empty without a ledger."""
-    told = {name: arm.results(name) for name in WORDS}
-    if not all(told.values()):
+    if not all(map(arm.results, WORDS)):
         return {}
-    means = {name: float(np.mean(values)) for name, values in told.items()}
+    means = {name: arm.mean(name) for name in WORDS}
     return means | {"all_words": sum(means.values())}
 
 

@@ -10,10 +10,12 @@ import numpy as np
 from IPython.display import HTML
 
 from nbutils.foundation import LONGEST_PARAGRAPH, escaped, shortened
-from nbutils.report.interaction_results import (
+from nbutils.report.evidence import Arm, Study
+from nbutils.report.page import more_arms, side_by_side
+from nbutils.report.statistics import mean_interval
+from nbutils.report.studies.rounds import (
     SCORES,
     STORY_SCORES,
-    differences,
     holds_out,
     is_interaction,
     learns_from_scores,
@@ -22,9 +24,6 @@ from nbutils.report.interaction_results import (
     text_beside,
     writes_stories,
 )
-from nbutils.report.page import more_arms, side_by_side
-from nbutils.report.statistics import mean_interval
-from nbutils.report.studies import Arm, Study
 from nbutils.runs import UNKNOWN, measure
 
 COLUMNS = ("First round", "Halfway", "Last round")
@@ -62,7 +61,7 @@ def _checked(study: Study, arm: Arm) -> tuple[bool, str]:
     text, metrics = text_beside(study, arm), [study.final(name) for name in _scores_of(study, arm)]
     if text is None or None in metrics:
         return False, f"{arm.label}: no arm of text alone was asked the same: whether its score is a gain is unknown."
-    found = [differences(arm, text, metric) for metric in metrics]
+    found = [arm.minus(text, metric) for metric in metrics]
     if min(map(len, found)) < 2:
         return False, f"{arm.label}: with fewer than two seed pairs no gain of its score can be told from noise."
     first, second = (_difference(SCORES[0], each) for each in found)
@@ -93,9 +92,9 @@ def _difference(name: str, values: list[float]) -> str:
 def _price(study: Study, arm: Arm, text: Arm) -> tuple[bool, str]:
     """(whether cross entropy is worse than that of text alone beyond noise, a sentence on it and perplexity)."""
     loss, perplexity = study.final("ce_loss"), study.final("perplexity")
-    if not loss or not perplexity or len(lost := differences(arm, text, loss)) < 2:
+    if not loss or not perplexity or len(lost := arm.minus(text, loss)) < 2:
         return False, ""
-    ours, theirs = (measure("perplexity").number(float(np.mean(each.results(perplexity)))) for each in (arm, text))
+    ours, theirs = (measure("perplexity").number(each.mean(perplexity)) for each in (arm, text))
     told = f" Perplexity of what people wrote: {ours}, {text.label} {theirs}"
     return mean_interval(lost)[0] > 0, f"{told} (cross entropy {_difference('ce_loss', lost)} nats per token)."
 

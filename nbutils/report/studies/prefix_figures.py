@@ -16,8 +16,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from nbutils.objectives import BUT_WHITESPACE, FORMS, NO_SMOOTHING, PREFIXES, RANDOM, UNIFORM, leaves_no_gold_mass
+from nbutils.report.evidence import Arm, Study
 from nbutils.report.figures.style import COLOURS, INK, LINE, QUIET, canvas, empty, styled
-from nbutils.report.smoothing_results import (
+from nbutils.report.statistics import mean_interval
+from nbutils.report.studies.smoothing import (
     OVER_WORDS,
     arm_names,
     by_seed,
@@ -28,12 +30,9 @@ from nbutils.report.smoothing_results import (
     is_one_hot_score,
     is_plain,
     noise_band,
-    reported,
     seeds_of,
     smoothing_of,
 )
-from nbutils.report.statistics import mean_interval
-from nbutils.report.studies import Arm, Study
 from nbutils.runs import measure
 
 NUMBERS = ("ce_loss", "bits_per_byte", "unsmoothed_bits_per_byte", "kl_to_target", "spelling_acc")
@@ -59,7 +58,7 @@ def by_smoothing(study: Study) -> Figure:
     A mark is the mean over the seeds that cross entropy has too; faint marks and interval are the seed-paired
     differences to it, drawn from its mean, so that they compare with the band.
     """
-    metrics = [metric for metric in (reported(study, name) for name in NUMBERS) if metric]
+    metrics = [metric for metric in map(study.reported, NUMBERS) if metric]
     arms = [arm for arm in study.arms if math.isfinite(effective(arm)) and not is_plain(arm)]
     metrics = [metric for metric in metrics if any(by_seed(arm, metric) for arm in arms)]
     if not metrics:
@@ -167,7 +166,7 @@ def _handles(study: Study, arms: Sequence[Arm]) -> list[Artist]:
         handles.append(Line2D([], [], color=INK, marker="x", label="equals cross entropy (A/A)", **point))
     if cross_entropy(study):
         handles.append(Line2D([], [], color=COLOURS[0], linewidth=2.2, label="cross entropy"))
-        if math.isfinite(noise_band(study, reported(study, "ce_loss") or "", 1)):
+        if math.isfinite(noise_band(study, study.reported("ce_loss") or "", 1)):
             handles.append(Patch(color=LINE, label="A/A noise floor"))
     return handles
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,35 +16,36 @@ from IPython.display import HTML
 
 from nbutils.foundation import LONGEST_PARAGRAPH, escaped
 from nbutils.objectives import NO_SMOOTHING, leaves_no_gold_mass
-from nbutils.report import figures
 from nbutils.report.appendix import AS_TRAINED
-from nbutils.report.page import figure_of, frame_of, heading, side_by_side, stacked, table
-from nbutils.report.smoothing_results import (
+from nbutils.report.evidence import Arm, Evidence, Study
+from nbutils.report.page import figure_of, heading, section, side_by_side, stacked
+from nbutils.report.studies.description import Description, settings_of
+from nbutils.report.studies.prefix_figures import by_smoothing, target_examples
+from nbutils.report.studies.smoothing import (
     NO_GOLD_MASS,
     OVER_WORDS,
     arm_names,
     by_seed,
+    cautions,
     ceiling,
     cross_entropy,
     differences,
     effective,
     is_null,
     is_plain,
-    reported,
     settings_text,
     smoothing_of,
     smooths,
     with_repeats,
 )
-from nbutils.report.statistics import mean_interval
-from nbutils.report.studies import Arm, Evidence, Study
-from nbutils.report.tables import mean_and_interval, seeds
-from nbutils.report.tasks import task_table
-from nbutils.runs import UNKNOWN, Measure, measure
+from nbutils.report.studies.tasks import task_table
+from nbutils.report.tables import arms_table, difference_and_interval, mean_and_interval, share_and_interval
+from nbutils.runs import UNKNOWN, measure
 
-TITLE = (
-    "<h2>Prefix smoothing</h2><p>A target that gives some of the gold token's probability to the prefixes of its text. "
-    "Effective smoothing is the probability it takes from the gold token, by how often each token occurs.</p>"
+TITLE = "Prefix smoothing"
+TOLD = (
+    "A target that gives some of the gold token's probability to the prefixes of its text. Effective smoothing is the "
+    "probability it takes from the gold token, by how often each token occurs."
 )
 FIGURE_CAPTION = (
     "A mark is an arm's mean over seeds; arms of equal smoothing stand beside each other. Interval (95 %) and faint "
@@ -92,19 +95,17 @@ SAMPLES_CAPTION = (
 
 def prefix_smoothing(evidence: Evidence, folder: Path) -> HTML:
     """The whole section, its heading included, figures saved in `folder`; empty where no run smoothed over prefixes."""
-    parts = [
-        HTML(heading(study, evidence) + _study(study, folder).data) for study in evidence.studies if smooths(study)
-    ]
-    return stacked(HTML(TITLE), *parts) if parts else HTML("")
+    shown = [study for study in evidence.studies if smooths(study)]
+    return section(TITLE, TOLD, *(HTML(heading(each, evidence) + _study(each, folder).data) for each in shown))
 
 
 def _study(study: Study, folder: Path) -> HTML:
     study = with_repeats(study)
     beyond = BEYOND * any(leaves_no_gold_mass(smoothing_of(arm)) for arm in study.arms)
     parts = [
-        figure_of(study, figures.by_smoothing, "smoothing", FIGURE_CAPTION + beyond, folder, whole=True),
+        figure_of(study, by_smoothing, "smoothing", FIGURE_CAPTION + beyond, folder, whole=True),
         ceiling_table(study),
-        figure_of(study, figures.target_examples, "targets", TARGETS_CAPTION, folder, whole=True),
+        figure_of(study, target_examples, "targets", TARGETS_CAPTION, folder, whole=True),
         arm_table(study),
         task_table(study),
         sampler_table(study),
@@ -114,22 +115,26 @@ def _study(study: Study, folder: Path) -> HTML:
 
 def arm_table(study: Study) -> HTML:
     """Every arm: what it smooths, by how much, and all that its runs reached."""
-    titles = {metric: title for name, title in (TITLES | ASIDE).items() if (metric := reported(study, name))}
-    rows = []
-    for arm in study.arms:
-        row = {"Arm": _described(arm), "Seeds": seeds(arm), "effective\nsmoothing\n(%)": _effective(arm)}
-        for metric, title in titles.items():
-            values, quantity = list(by_seed(arm, metric).values()), measure(metric)
-            row[title] = mean_and_interval(values, quantity)
-            if title in ASIDE.values():
-                row[title] = quantity.number(float(np.mean(values))) if values else UNKNOWN
-        rows.append(row)
+    titles = {metric: title for name, title in (TITLES | ASIDE).items() if (metric := study.reported(name))}
+    columns = {"effective\nsmoothing\n(%)": _effective}
+    columns |= {
+        title: partial(_mean if title in ASIDE.values() else _with_interval, metric) for metric, title in titles.items()
+    }
     caption = f"{_split(titles)}{ARMS_CAPTION}"
     if any(leaves_no_gold_mass(smoothing_of(arm)) for arm in study.arms):
         caption += f" With eps 1 {NO_GOLD_MASS.replace('its', 'the', 1).replace(' (eps 1)', '')}."
     if any(arm.borrowed_from for arm in study.arms):
         caption += " Cross entropy of another stage has nothing to un-smooth: its own stand for its un-smoothed ones."
-    return table(frame_of(rows), caption, [arm is cross_entropy(study) for arm in study.arms])
+    return arms_table(replace(study, control=cross_entropy(study)), columns, caption, name=_described)
+
+
+def _with_interval(metric: str, arm: Arm) -> str:
+    return mean_and_interval(list(by_seed(arm, metric).values()), measure(metric))
+
+
+def _mean(metric: str, arm: Arm) -> str:
+    values = list(by_seed(arm, metric).values())
+    return measure(metric).number(float(np.mean(values))) if values else UNKNOWN
 
 
 def _split(metrics: Iterable[str]) -> str:
@@ -157,42 +162,34 @@ def _effective(arm: Arm) -> str:
 def ceiling_table(study: Study) -> HTML:
     """The most that each target alone costs beside the increase that was seen; empty without a control or a ceiling."""
     control, metric = cross_entropy(study), study.final("ce_loss")
-    unsmoothed = study.final("unsmoothed_bits_per_byte")
-    if control is None or metric is None or not reported(study, "predicted_cost"):
+    if control is None or metric is None or not study.reported("predicted_cost"):
         return HTML("")
-    rows, names, quantity = [], arm_names(study), measure(metric)
-    for arm in study.arms:
-        increases = differences(arm, control, metric)
-        if arm is control or is_null(arm) or is_plain(arm) or not increases:
-            continue
-        most = ceiling(study, arm)
-        row = {"Arm": names[arm.label], "effective smoothing (%)": _effective(arm)}
-        row["Ceiling\n(nats per token)"] = measure("predicted_cost").number(most)
-        row["Observed increase\n(nats per token)"] = _difference(increases, quantity)
-        row["Observed / ceiling"] = _share(increases, most)
-        if unsmoothed:
-            row["Δ un-smoothed\nbits per byte"] = _difference(
-                differences(arm, control, unsmoothed), measure(unsmoothed)
-            )
-        rows.append(row)
-    if not rows:
+    arms = [arm for arm in study.arms if arm is not control and not is_null(arm) and not is_plain(arm)]
+    arms, names = [arm for arm in arms if differences(arm, control, metric)], arm_names(study)
+    if not arms:
         return HTML("")
-    return stacked(table(frame_of(rows), CEILING_CAPTION), HTML(f"<p>{escaped(ONE_HOT, LONGEST_PARAGRAPH)}</p>"))
 
+    def increase(name: str, arm: Arm) -> str:
+        return difference_and_interval(differences(arm, control, name), measure(name))
 
-def _difference(values: list[float], quantity: Measure) -> str:
-    if not values:
-        return UNKNOWN
-    return f"{quantity.difference(float(np.mean(values)))}\n{quantity.difference_interval(*mean_interval(values))}"
+    columns = {
+        "effective smoothing (%)": _effective,
+        "Ceiling\n(nats per token)": lambda arm: measure("predicted_cost").number(ceiling(study, arm)),
+        "Observed increase\n(nats per token)": partial(increase, metric),
+        "Observed / ceiling": lambda arm: _share(differences(arm, control, metric), ceiling(study, arm)),
+    }
+    if unsmoothed := study.final("unsmoothed_bits_per_byte"):
+        columns["Δ un-smoothed\nbits per byte"] = partial(increase, unsmoothed)
+    shown = arms_table(
+        replace(study, control=None), columns, CEILING_CAPTION, arms, lambda arm: names[arm.label], counted=""
+    )
+    return stacked(shown, HTML(f"<p>{escaped(ONE_HOT, LONGEST_PARAGRAPH)}</p>"))
 
 
 def _share(increases: list[float], most: float) -> str:
     """Observed over ceiling in per cent with its interval; a dash where there is no finite ceiling."""
-    if not (math.isfinite(most) and most > 0 and np.isfinite(increases).all()):
-        return UNKNOWN
-    share = Measure("", digits=0, scale=100 / most)
-    low, high = mean_interval(increases)
-    return f"{share.number(float(np.mean(increases)))} %" + f"\n{share.interval(low, high)}" * math.isfinite(low)
+    known = math.isfinite(most) and most > 0 and np.isfinite(increases).all()
+    return share_and_interval(increases, most) if known else UNKNOWN
 
 
 def sampler_table(study: Study) -> HTML:
@@ -222,3 +219,31 @@ def _by_sampler(arm: Arm) -> dict[str, dict[str, str]]:
 
 def _escaped(text: str) -> str:
     return escaped(text.strip())
+
+
+FORMULAS = (
+    ("Objective", "L = log Σ<sub>j</sub> exp z<sub>j</sub> − Σ<sub>k</sub> q<sub>y,k</sub> z<sub>k</sub>, the cross "
+     "entropy to the target q<sub>y</sub> of the gold token y"),
+    ("Target", "normalised: softmax(k / (L τ)) over the tokens whose k bytes begin the L bytes of the gold token, "
+     "itself included; unnormalised: softmax(k / τ); mixed: 1 − ε on the gold token, ε over the proper prefixes, "
+     "evenly or by such a softmax. Without a proper prefix, and for special tokens: one-hot"),
+    ("Effective smoothing", "1 − mean of q<sub>y</sub>(y), each token weighted by how often it occurs in training"),
+    ("Controls", "uniform: the gold token keeps its q<sub>y</sub>(y), all other tokens share the rest evenly; random: "
+     "each proper prefix is replaced by a random token of as many bytes that is none"),
+    ("KL to the target", "KL(q<sub>y</sub> ‖ p) = L − H(q<sub>y</sub>)"),
+    ("Ceiling", "E[−log q<sub>y</sub>(y)]: a model that has learned its target has p(y) = Σ<sub>t</sub> "
+     "q<sub>t</sub>(y) P(t) ≥ q<sub>y</sub>(y) P(y)"),
+    ("Un-smoothed", "P(y) = (p(y) − Σ<sub>t longer</sub> q<sub>t</sub>(y) P(t)) / q<sub>y</sub>(y), from the longest "
+     "token to the shortest, clipped at 0 and renormalised (uniform: all equations at once, then clipped); scored is "
+     "(1 − d) P + d p, with the d that is best on validation. Cross entropy of the same notebook is treated alike, as "
+     "if smoothed by the normalised form at τ 0.2: what choosing d can gain every arm gains. A control of another "
+     "study's notebook is scored as it is"),
+)  # fmt: skip
+PREFIX_SMOOTHING = Description(
+    name="prefix smoothing",
+    parameter="smoothed_over",
+    formulas=FORMULAS,
+    settings=settings_of({"Smoothing": "smoothing", "Tau": "tau", "Eps": "eps", "Over": "smoothed_over"}),
+    sections=prefix_smoothing,
+    cautions=(cautions,),
+)

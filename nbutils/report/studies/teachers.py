@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import numpy as np
-
-from nbutils.report.studies import Arm, Study
+from nbutils.report.evidence import Arm, Judged, Study
 from nbutils.runs import measure
 
 WORDS = "teacher_words"  # of an interaction, whose teacher is no teacher of a distillation
@@ -54,8 +51,7 @@ def has_teacher(study: Study) -> bool:
 
 def is_taught(arm: Arm) -> bool:
     """Whether a teacher has any weight in an arm's objective."""
-    params = arm.runs[0].params if arm.runs else {}
-    return params.get("divergence", "none") != "none" and params.get("kl_weight", 1) != 0
+    return arm.params.get("divergence", "none") != "none" and arm.params.get("kl_weight", 1) != 0
 
 
 def without_teacher(study: Study) -> Arm | None:
@@ -65,8 +61,7 @@ def without_teacher(study: Study) -> Arm | None:
 
 
 def _is_plain(arm: Arm) -> bool:
-    params = arm.runs[0].params
-    return not is_taught(arm) if "divergence" in params else params.get("alpha") == 0
+    return not is_taught(arm) if "divergence" in arm.params else arm.params.get("alpha") == 0
 
 
 def against_control(study: Study) -> list[AgainstControl]:
@@ -74,24 +69,19 @@ def against_control(study: Study) -> list[AgainstControl]:
     control, metric = without_teacher(study), study.final("ce_loss")
     if control is None or metric is None or not control.results(metric):
         return []
-    reached = float(np.mean(control.results(metric)))
     teachers: dict[str, list[Arm]] = {}
     for arm in study.own_arms:
         if is_taught(arm) and arm.results(PREFIX + metric):
-            teachers.setdefault(measure(metric).number(teacher_mean(arm, metric)), []).append(arm)
+            teachers.setdefault(measure(metric).number(arm.mean(PREFIX + metric)), []).append(arm)
+    reached = control.mean(metric), control.label
     return [
-        AgainstControl(metric, teacher_mean(arms[0], metric), reached, control.label, tuple(arm.label for arm in arms))
+        AgainstControl(metric, arms[0].mean(PREFIX + metric), *reached, tuple(arm.label for arm in arms))
         for arms in teachers.values()
     ]
 
 
-def teacher_mean(arm: Arm, metric: str) -> float:
-    """What the teacher of an arm's runs reached in `metric`; nan where no run says."""
-    values = arm.results(PREFIX + metric)
-    return float(np.mean(values)) if values else math.nan
-
-
-def no_better(study: Study, arm: Arm | None) -> list[str]:
-    """The sentence on the teacher of `arm`, where that is no better than the student without one."""
+def no_better(judged: Judged, study: Study) -> list[str]:
+    """The sentence on the treatment's teacher, where that is no better than the student without one."""
+    arm = study.sides(judged.contrast)[0]
     found = [each for each in against_control(study) if not each.is_better]
     return [each.sentence for each in found if arm is not None and arm.label in each.arms]

@@ -9,10 +9,10 @@ import pandas as pd
 from IPython.display import HTML
 
 from nbutils.foundation import MANIFEST, RunError, escaped, resolve
+from nbutils.report.evidence import Arm, Study, number
 from nbutils.report.page import details, frame_of, more_arms, side_by_side, stacked, table
-from nbutils.report.studies import Arm, Study, number
+from nbutils.report.studies.teachers import without_teacher
 from nbutils.report.tables import mean_and_interval, seeds
-from nbutils.report.teachers import without_teacher
 from nbutils.runs import UNKNOWN, Run, load_runs, measure, p_text
 
 MEASURES = ("bleu", "corpus_bleu", "chrf", "exact_match", "token_f1", "perplexity")

@@ -13,13 +13,18 @@ below.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 from IPython.display import HTML
 
-from nbutils.report import statistics
-from nbutils.report.page import frame_of, table
-from nbutils.report.studies import Arm, Study
-from nbutils.report.tables import difference_lines
+from nbutils.report import figures, statistics
+from nbutils.report.arms import paired
+from nbutils.report.diagnostics import has_proxy, proxy_table
+from nbutils.report.evidence import Arm, Evidence, Judged, Study
+from nbutils.report.page import by_study, figure_by_study, section, stacked
+from nbutils.report.studies.description import Description, settings_of
+from nbutils.report.tables import arms_table, difference_lines
 from nbutils.runs import UNKNOWN, measure
 
 TUNED = {True: "yes", False: "not shown", None: UNKNOWN}
@@ -38,6 +43,28 @@ RULE = (
     "Each is read from the whole seed-paired interval; where a planned contrast has its own margin, that one holds. "
     "Undecided: the interval allows more than one of these."
 )
+RULE_TOLD = "The study's own rule, which weighs perplexity and accuracy against the proxy, applied to every arm."
+GRID_TOLD = (
+    "Where in the grid an arm gains and where it loses. One cell that stands out among many is a reason to ask again "
+    "with more seeds, not a finding."
+)
+GRID_CAPTION = "Seed-paired difference to the control, mean over seeds. Green: better. Pink: worse."
+PROXY_TOLD = (
+    "How near the expected embedding under the model's distribution lies to the embedding of the true token. A sharper "
+    "or flatter distribution moves it too, so a gain here is no gain in meaning by itself."
+)
+PROXY_CAPTION = (
+    "Mean cosine of expected and true embedding. Left: on validation over optimiser steps. Right: at the end, every "
+    "seed as a faint mark, below it the mean with its 95 % interval."
+)
+# Formulas in plain HTML: a report runs no script, and MathJax is one.
+FORMULAS = (
+    ("Objective", "L = (1 − α) CE + α C; with a ramp, α grows linearly from 0 over the first steps"),
+    ("Cross entropy", "CE = mean over tokens of −log p<sub>y</sub>, with p = softmax(z), in nats"),
+    ("Expected embedding", "μ = Σ<sub>j</sub> p<sub>T,j</sub> E<sub>j</sub>, with p<sub>T</sub> = softmax(z / T); "
+     "with top-k, over the k most probable tokens; E is the input embedding"),
+    ("Cosine term", "C = mean over tokens of 1 − cos(μ, E<sub>y</sub>)"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -115,7 +142,7 @@ def gain(study: Study, arm: Arm, metric: str, threshold: float, lower_is_better:
 def _beats_tuned(study: Study, arm: Arm, proxy: str) -> bool | None:
     """Whether the proxy lies above that of the control at its tuned temperature, by the 95 % interval."""
     tuned = study.control.by_seed(f"{proxy}_tuned")
-    differences = [value - tuned[seed] for seed, value in arm.by_seed(proxy).items() if seed in tuned]
+    differences = paired(arm.by_seed(proxy), tuned)
     return statistics.mean_interval(differences)[0] > 0 if len(differences) > 1 else None
 
 
@@ -124,15 +151,64 @@ def composite_table(study: Study) -> HTML:
     outcomes = composite(study)
     if not outcomes:
         return HTML("<p>The rule needs a planned contrast's control, a cross entropy and a cosine proxy.</p>")
+    of_arm = {outcome.arm.label: outcome for outcome in outcomes}
+    columns = {"Outcome": lambda arm: of_arm[arm.label].result}
     metrics = [metric for metric in map(study.final, ("ce_loss", "token_acc", "cosine")) if metric]
-    rows = []
-    for outcome in outcomes:
-        row = {"Arm": outcome.arm.label, "Outcome": outcome.result}
-        for metric in metrics:
-            quantity = measure(metric)
-            unit = f"\n({quantity.difference_unit})" if quantity.difference_unit else ""
-            row[f"Δ {quantity.label}{unit}"] = "\n".join(difference_lines(study, outcome.arm, metric))
-        if study.reports(f"{metrics[-1]}_tuned"):
-            row["Above the\ntuned control"] = TUNED[outcome.beats_tuned]
-        rows.append(row | {"Pairs": str(outcome.pairs)})
-    return table(frame_of(rows), RULE, text=("Arm", "Outcome"))
+    for metric in metrics:
+        quantity = measure(metric)
+        unit = f"\n({quantity.difference_unit})" if quantity.difference_unit else ""
+        columns[f"Δ {quantity.label}{unit}"] = partial(_lines, study, metric)
+    if study.reports(f"{metrics[-1]}_tuned"):
+        columns["Above the\ntuned control"] = lambda arm: TUNED[of_arm[arm.label].beats_tuned]
+    columns["Pairs"] = lambda arm: str(of_arm[arm.label].pairs)
+    arms = [outcome.arm for outcome in outcomes]
+    return arms_table(study, columns, RULE, arms, counted="", text=("Arm", "Outcome"))
+
+
+def _lines(study: Study, metric: str, arm: Arm) -> str:
+    return "\n".join(difference_lines(study, arm, metric))
+
+
+def _explained_by_frequencies(judged: Judged, study: Study) -> list[str]:
+    """What the raw proxy's verdict must be read beside: a model gains in it by making its embeddings alike."""
+    metric, arm = judged.contrast.metric, study.sides(judged.contrast)[0]
+    alone = f"{metric}_unigram"
+    if not metric.endswith("_cosine") or arm is None or not arm.results(metric) or not arm.results(alone):
+        return []
+    mine, theirs = (measure(metric).number(arm.mean(name)) for name in (metric, alone))
+    return [
+        f"In the embeddings of {arm.label}, token frequencies alone would give {theirs} where the model gives {mine}: "
+        "read this beside the centred proxy."
+    ]
+
+
+def mixing(evidence: Evidence, folder: Path) -> HTML:
+    """The rule's outcomes, the grid of settings, and the proxy, each under its heading where a study has it."""
+    grid = {"folder": folder, "whole": True, "where": mixes, "absent": ""}
+    proxy = {"where": has_proxy, "absent": ""}
+    return stacked(
+        section("Win, trade-off or neither", RULE_TOLD, by_study(evidence, composite_table, where=mixes, absent="")),
+        section(
+            "Mixing weight and temperature",
+            GRID_TOLD,
+            figure_by_study(evidence, figures.heat_map, "grid", GRID_CAPTION, **grid),
+        ),
+        section(
+            "The proxy",
+            PROXY_TOLD,
+            figure_by_study(evidence, figures.proxy, "proxy", PROXY_CAPTION, folder, **proxy),
+            by_study(evidence, proxy_table, **proxy),
+        ),
+    )
+
+
+MIXING = Description(
+    name="mixing",
+    parameter="alpha",
+    formulas=FORMULAS,
+    settings=lambda params: (
+        settings_of({"Alpha": "alpha", "Temp": "temperature"})(params) | {"TopK": params.get("cos_topk") or "None"}
+    ),
+    sections=mixing,
+    cautions=(_explained_by_frequencies,),
+)

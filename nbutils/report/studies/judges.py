@@ -9,10 +9,10 @@ from IPython.display import HTML
 
 from nbutils.interaction import CORRECTED, LITTLE_MASS, SERVER, STORY
 from nbutils.report.arms import named
-from nbutils.report.interaction_results import JUDGES, holds_out, is_interaction, method_of, rounds_of, writes_stories
+from nbutils.report.evidence import Arm, Study
 from nbutils.report.page import frame_of, table
 from nbutils.report.statistics import mean_interval
-from nbutils.report.studies import Arm, Study
+from nbutils.report.studies.rounds import JUDGES, holds_out, is_interaction, method_of, rounds_of, writes_stories
 from nbutils.runs import UNKNOWN, measure
 
 CAPTION = (
@@ -46,7 +46,7 @@ def judge_table(study: Study) -> HTML:
 def _row(arm: Arm) -> dict[str, str]:
     of_stories = writes_stories(arm) and bool(arm.results("story_judges_agreement"))
     names = [f"{'story_' * of_stories}{name}" for name in CORRELATIONS]
-    length, agreement = (_mean(arm, name) for name in names)
+    length, agreement = (arm.mean(name) for name in names)
     failed = _failures(arm)
     if not any(map(math.isfinite, (length, agreement, failed))):
         return {}
@@ -69,14 +69,9 @@ def _row(arm: Arm) -> dict[str, str]:
 
 def _judge(arm: Arm, parameter: str) -> str:
     """Its name; of a server the model it was asked for, as far as the first run's manifest tells."""
-    name, told = named(arm.runs[0].params.get(parameter, UNKNOWN)), arm.runs[0].manifest.get("prompts")
+    name, told = named(arm.params.get(parameter, UNKNOWN)), arm.runs[0].manifest.get("prompts")
     model = told.get("server_model") if name == SERVER and isinstance(told, dict) else None
     return f"{name} {named(model)}" if model else name
-
-
-def _mean(arm: Arm, name: str) -> float:
-    values = arm.results(name)
-    return float(np.mean(values)) if values else math.nan
 
 
 def _asked(arm: Arm) -> tuple[int, int]:
@@ -89,7 +84,7 @@ def _asked(arm: Arm) -> tuple[int, int]:
 def _failures(arm: Arm) -> float:
     """The share that failed; NaN where nobody was asked."""
     kept = any(len(rounds_of(run)) for run in arm.runs)
-    return math.nan if kept and not _asked(arm)[1] else _mean(arm, "judge_failure_rate")
+    return math.nan if kept and not _asked(arm)[1] else arm.mean("judge_failure_rate")
 
 
 def _counts(failed: int, asked: int) -> str:
@@ -101,7 +96,7 @@ def _uncorrected(arm: Arm) -> str:
     frames = [frame["uncorrected"] for run in arm.runs if "uncorrected" in (frame := rounds_of(run)).columns]
     if method_of(arm) not in CORRECTED or not frames:
         return UNKNOWN
-    samples = arm.runs[0].params["prompts_per_round"] * sum(map(len, frames))
+    samples = arm.params["prompts_per_round"] * sum(map(len, frames))
     return f"{sum(int(frame.sum()) for frame in frames):,}" + f"\n(of {samples:,})"
 
 
@@ -133,7 +128,7 @@ def _number_mass(arm: Arm) -> str:
 
 def _masses(arm: Arm) -> dict[str, float]:
     """How probable a number is, of each judge that is a model; of contexts and stories the lower one."""
-    found = {judge: [_mean(arm, f"test_{kind}{judge}_number_mass") for kind in ("", "story_")] for judge in JUDGES}
+    found = {judge: [arm.mean(f"test_{kind}{judge}_number_mass") for kind in ("", "story_")] for judge in JUDGES}
     known = {judge: [each for each in masses if math.isfinite(each)] for judge, masses in found.items()}
     return {judge: min(masses) for judge, masses in known.items() if masses}
 

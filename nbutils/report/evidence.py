@@ -80,6 +80,10 @@ class Study:
         """The result that holds measure `name`: on the test split if any run has it, else on validation."""
         return next((prefix + name for prefix in FINAL if self.reports(prefix + name)), None)
 
+    def reported(self, name: str) -> str | None:
+        """The result that holds measure `name`: of a split, or of none, as the harness's are."""
+        return self.final(name) or (name if self.reports(name) else None)
+
     def arm_of(self, values: dict[str, Any], borrowed_from: str = "") -> Arm | None:
         """The arm with these matrix values, seeds aside; None where they fit several or none."""
         arms = [arm for arm in self.arms if arm.borrowed_from == borrowed_from]
@@ -100,8 +104,7 @@ class Study:
 
     def differences(self, arm: Arm, metric: str) -> list[float]:
         """`arm` minus the control in `metric`, for every seed that both have."""
-        control = self.control.by_seed(metric) if self.control else {}
-        return [value - control[seed] for seed, value in arm.by_seed(metric).items() if seed in control]
+        return arm.minus(self.control, metric)
 
 
 @dataclass(frozen=True)

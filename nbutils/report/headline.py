@@ -1,0 +1,59 @@
+"""The table that a study opens with: what each arm reached, and its difference to the control."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from IPython.display import HTML
+
+from nbutils.report import statistics
+from nbutils.report.evidence import BEFORE, Arm, Study
+from nbutils.report.studies.smoothing import smooths
+from nbutils.report.studies.teachers import has_teacher
+from nbutils.report.tables import ACROSS_TOKENIZERS, arms_table, difference_lines, with_control
+from nbutils.runs import UNKNOWN, measure
+
+HEADLINE = ("perplexity", "ce_loss", "bits_per_byte", "unsmoothed_bits_per_byte", "token_acc", "cosine")
+HEADLINE += ("kl_to_teacher", "bleu")
+EXPLORATORY = "†"
+
+
+def headline_table(study: Study) -> HTML:
+    """Arm by measure: mean, 95 % interval over seeds, and the seed-paired difference to the control."""
+    names = [metric for name in HEADLINE if name not in _aside(study) and (metric := study.final(name))]
+    names += [j.contrast.metric for j in study.judged if j.contrast.metric not in names]
+    columns = {}
+    for metric in filter(study.reports, dict.fromkeys(names)):
+        quantity = measure(metric)
+        title = quantity.axis + (f"\n({quantity.better} is better)" if quantity.better else "")
+        columns[title] = partial(_headline_cell, study, metric)
+    note = "Mean, 95 % interval over seeds"
+    if study.control:
+        note += ", and Δ: seed-paired difference to the control with its interval"
+    if any(EXPLORATORY in cell(arm) for cell in columns.values() for arm in study.arms):
+        note += f". {EXPLORATORY} exploratory: no planned contrast asks this; 95 % interval, not corrected"
+    note += f". {ACROSS_TOKENIZERS}" * any(name.endswith("bits_per_byte") for name in filter(study.reports, names))
+    return arms_table(study, columns, f"{note.removesuffix('.')}.", name=with_control(study))
+
+
+def _aside(study: Study) -> set[str]:
+    """Measures that are no goal of a study, so that its table fits a page; a contrast that asks brings them back."""
+    if smooths(study):
+        return {"cosine", "token_acc"}  # bits per byte stand beside those with the smoothing taken out
+    if not has_teacher(study) and not study.reports(BEFORE):
+        return {"bits_per_byte"}  # teachers, students and their baselines alone have several tokenizers in one plan
+    return {"cosine", "token_acc"} if study.final("bleu") else {"cosine"}
+
+
+def _headline_cell(study: Study, metric: str, arm: Arm) -> str:
+    """Mean, interval and difference, a line each."""
+    values, quantity = arm.results(metric), measure(metric)
+    if not values:
+        return UNKNOWN
+    lines = [quantity.number(float(np.mean(values))), quantity.interval(*statistics.mean_interval(values))]
+    if study.control is None or arm is study.control or not study.control.results(metric):
+        return "\n".join(lines)
+    mark = "" if study.asked(arm, metric) else f" {EXPLORATORY}"
+    difference, interval = difference_lines(study, arm, metric)
+    return "\n".join([*lines, f"Δ {difference}{mark}", interval])

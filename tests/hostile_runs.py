@@ -101,7 +101,7 @@ seed: int = 42  # weights and data order
 run_folder: str = ""  # where results go"""
 STEPS = (1, 20, 40, 60)
 SEEDS = (1, 2)
-EVERY = 9  # of the texts one is an arm of its own; each is in all that is only listed
+EVERY = 27  # of the texts one is an arm of its own; each is in all that is only listed
 WEEK, WEEK_BEFORE = "2026-W47", "2026-W46"
 
 
@@ -214,7 +214,7 @@ def _write_run(folder: Path, plan_folder: Path, number: int, seed: int, alpha: f
     (run / "model" / "config.json").write_text(json.dumps(CONFIG | {"model_type": text, "n_inner": text}))
     _write_texts(run, number, texts)
     _write_rounds(run, number, texts)
-    if number % 18 == 9 and seed == SEEDS[-1]:
+    if number % 54 == 27 and seed == SEEDS[-1]:
         _write_later_attempt(plan_folder, run.name, text)
 
 

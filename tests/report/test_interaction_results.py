@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from synthetic_interaction import STAGES, TOLD, arm, changed, write_interaction
+from synthetic_interaction import arm, changed, write_interaction
 
 from nbutils.report.evidence import gather
 from nbutils.report.studies.rounds import _named, groups, rounds_of, sampled_rounds, unequal_words
@@ -77,8 +77,3 @@ def test_what_is_no_number_in_a_round_is_none():
     assert [*found.index] == [1, 2] and found["reward"][1] == 0.5 and math.isnan(found["reward"][2])
     assert found["all_words"].isna().all()  # of a part alone
     assert not len(rounds_of(SimpleNamespace(rounds=pd.DataFrame)))
-
-
-def test_the_fixture_is_the_plan_it_says(talk_evidence):
-    assert {method for methods in STAGES.values() for method in methods} == {*TOLD}
-    assert not any(slot.trouble for slot in talk_evidence.slots)

@@ -118,6 +118,7 @@ def test_a_sum_over_a_block_is_shown_per_token(evidence, tmp_path):
     labels = [axes.get_ylabel() for axes in figures.loss_terms(summed.studies[0]).axes]
     assert labels == ["weight × term\n(nats per token)", "weight × term\n(nats per token,\ndivergence per sequence)"]
     text = text_of(distillation(summed, tmp_path))
+    assert "128 times, the tokens of a block, heavier" in text
     assert "On the left the sums of divergence reverse over a block are divided by its tokens." in text
     assert "Not on the left" not in text
 

@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -42,24 +42,29 @@ OTHER_HABITS = "figure.facecolor: black\naxes.prop_cycle: cycler('color', ['r'])
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory) -> dict[str, Path]:
-    """Folders of three reports: hostile runs, the same in another place and process, and their harmless twin."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in ("hostile", "again", "harmless")}
-    habits = folders["again"] / "matplotlibrc"
-    habits.write_text(OTHER_HABITS)
-    other = {"TZ": "Pacific/Kiritimati", "LC_ALL": "C", "TMPDIR": str(folders["again"]), "MATPLOTLIBRC": str(habits)}
-    settings = {"hostile": {"TZ": "America/Anchorage"}, "again": other, "harmless": {}}
-    started = []
-    for number, (name, folder) in enumerate(folders.items()):
-        write_hostile(folder, plain_words(len(PAYLOADS)) if name == "harmless" else PAYLOADS)
-        command = [sys.executable, str(MAKE), str(folder / "runs"), str(folder / "reports"), WEEK, ""]
-        environment = os.environ | settings[name] | {"PYTHONHASHSEED": str(number), "OMP_NUM_THREADS": "1"}
-        where = folder if name == "again" else MAKE.parent
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        started.append(subprocess.Popen(command, env=environment, cwd=where, **pipes))
+    """Folders of two reports: of hostile runs, and of their harmless twin."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("hostile", "harmless")}
+    started = [
+        started_report(folders["hostile"], PAYLOADS, MAKE.parent, TZ="America/Anchorage"),
+        started_report(folders["harmless"], plain_words(len(PAYLOADS)), MAKE.parent),
+    ]
     for process in started:
-        output = process.communicate(timeout=400)[0]
-        assert process.returncode == 0, output[-3000:]
+        finish(process)
     return {name: folder / "reports" for name, folder in folders.items()}
+
+
+def started_report(folder: Path, texts: Sequence[str], where: Path, **settings: str) -> subprocess.Popen:
+    """The making of a report of runs whose every text is one of `texts`, in a process of its own."""
+    write_hostile(folder, texts)
+    command = [sys.executable, str(MAKE), str(folder / "runs"), str(folder / "reports"), WEEK, ""]
+    environment = os.environ | settings | {"PYTHONHASHSEED": str(len(settings)), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env=environment, cwd=where, **pipes)
+
+
+def finish(process: subprocess.Popen) -> None:
+    output = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, output[-3000:]
 
 
 @pytest.fixture(scope="module")
@@ -233,7 +238,7 @@ def test_nothing_is_written_outside_the_folders_of_runs_and_reports(reports):
 
 
 def test_two_sides_of_hostile_runs_beside_each_other_do_nothing(reports, browser, trap, tmp_path):
-    sides = [reports[name].parent / "runs" / "toy" for name in ("hostile", "again")]
+    sides = [reports[name].parent / "runs" / "toy" for name in ("hostile", "harmless")]
     told = compare(*sides, tmp_path / "both.html")
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", told)
     before = len(trap.heard)
@@ -245,10 +250,17 @@ def test_two_sides_of_hostile_runs_beside_each_other_do_nothing(reports, browser
 # --- the same bytes -------------------------------------------------------------------------------
 
 
-def test_the_same_runs_give_the_same_bytes_elsewhere_and_at_another_time(reports):
+@pytest.mark.soak
+def test_the_same_runs_give_the_same_bytes_elsewhere_and_at_another_time(reports, tmp_path):
+    habits = tmp_path / "matplotlibrc"
+    habits.write_text(OTHER_HABITS)
+    other = {"TZ": "Pacific/Kiritimati", "LC_ALL": "C", "TMPDIR": str(tmp_path), "MATPLOTLIBRC": str(habits)}
+    again = tmp_path / "again"
+    again.mkdir()
+    finish(started_report(again, PAYLOADS, again, **other))
     files = sorted(path.relative_to(reports["hostile"]) for path in reports["hostile"].rglob("*") if path.is_file())
     assert len(files) > 25
     for file in files:
-        assert (reports["hostile"] / file).read_bytes() == (reports["again"] / file).read_bytes(), file
+        assert (reports["hostile"] / file).read_bytes() == (again / "reports" / file).read_bytes(), file
     page = (reports["hostile"] / f"{WEEK}.html").read_text()
     assert len(PICTURES.findall(page)) > 10 and str(reports["hostile"].parent) not in page

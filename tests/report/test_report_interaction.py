@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
-from page_structure import Structure, row_of, text_of
+from page_structure import row_of, text_of
 from synthetic_interaction import (
     HOSTILE,
     SCORE,
@@ -33,7 +33,6 @@ from synthetic_runs import write_run
 
 from nbutils import report
 from nbutils.report.evidence import gather
-from nbutils.report.html_export import clean
 from nbutils.report.studies.gains import round_table
 from nbutils.report.studies.interaction import (
     arm_table,
@@ -177,10 +176,6 @@ def test_rewards_that_cannot_be_compared_share_no_panel(study):
     assert len(reward.lines) == 4 and reward.get_title(loc="left") == ""
 
 
-def test_without_rounds_and_judges_the_figure_says_so(toy_evidence):
-    assert rounds_and_judges(toy_evidence.studies[0]).axes[0].texts
-
-
 # --- samples ------------------------------------------------------------------------------------------
 
 
@@ -214,20 +209,6 @@ def test_of_many_arms_each_method_is_shown_first(study):
 # --- the whole section --------------------------------------------------------------------------------
 
 
-def test_the_whole_section_survives_cleaning_and_is_small(talk_evidence, tmp_path):
-    shown = interaction(talk_evidence, tmp_path)
-    html = shown.data
-    assert Structure(clean(html)).tags == Structure(html).tags and html.startswith("<h2>Interaction</h2>")
-    assert not {"nan", "None", "[nan,", "inf"} & {*text_of(shown).split()}
-    assert [path.name for path in tmp_path.glob("*.svg")] == ["talk-corrected-judged-stories-distilled-rounds.svg"]
-    assert len(re.sub(r"data:image/png;base64,[^\"]*", "", html).encode()) < 40_000
-
-
-def test_nothing_is_shown_without_runs_of_it(toy_evidence, tmp_path):
-    assert interaction(toy_evidence, tmp_path).data == "" and not [*tmp_path.iterdir()]
-    assert "Minimal pairs" not in text_of(report.method(toy_evidence))
-
-
 def test_one_seed_missing_rounds_and_diverged_runs_stop_nothing(tmp_path, undrawn):
     runs, file = write_interaction(tmp_path, seeds=(1,))
     for name in ("corrected-methodsft-seed1/rounds.csv", "judged-methodsimpo_judge-seed1/round_samples.jsonl"):
@@ -246,15 +227,6 @@ def test_one_seed_missing_rounds_and_diverged_runs_stop_nothing(tmp_path, undraw
     assert not {"nan", "None", "[nan,", "inf"} & {*text.split()}
     assert "fewer than two seed pairs" in text and "Without rounds: imitation (SFT); SimPO by the judge." in text
     report.verdicts(evidence)
-
-
-def test_an_arm_without_a_run_is_named(tmp_path, undrawn):
-    runs, file = write_interaction(tmp_path, seeds=(1, 2))
-    for seed in (1, 2):
-        path = runs / "talk" / f"corrected-methodsimpo-seed{seed}" / "manifest.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "failed"}))
-    text = text_of(interaction(gather(runs, str(file)), tmp_path / "figures"))
-    assert "SimPO on corrections0 of 3" in text and "2 of 3" in text
 
 
 def test_one_run_by_hand_has_its_section(tmp_path, undrawn):

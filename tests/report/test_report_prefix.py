@@ -14,14 +14,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.stats
-from page_structure import Structure, row_of, text_of
-from synthetic_prefix import ARMS, SEEDS, TOLD, USUAL, arm_of, harness_rows, increases, prefix_numbers, write_prefix
-from synthetic_runs import STEPS, write_run
+from page_structure import row_of, text_of
+from synthetic_prefix import SEEDS, arm_of, harness_rows, increases, prefix_numbers, write_prefix
+from synthetic_runs import STEPS
 
 from nbutils import report
 from nbutils.report import statistics
 from nbutils.report.evidence import gather
-from nbutils.report.html_export import clean
 from nbutils.report.studies.mixing import mixes
 from nbutils.report.studies.prefix import arm_table, ceiling_table, prefix_smoothing, sampler_table
 from nbutils.report.studies.prefix_figures import by_smoothing, target_examples
@@ -137,10 +136,6 @@ def test_samples_stand_side_by_side_and_the_other_section_shows_those_as_trained
     assert "un-smoothed" not in report.samples(study).data
 
 
-def test_without_un_smoothed_samples_there_is_no_such_table(toy_evidence):
-    assert sampler_table(toy_evidence.studies[0]).data == ""
-
-
 # --- verdicts -----------------------------------------------------------------------------------------
 
 
@@ -223,11 +218,6 @@ def test_a_long_or_hostile_target_is_cut_and_spelled_out():
     assert _bars(uniform) == [("all others", pytest.approx(0.3)), ("␣x", 0.7)]
 
 
-@pytest.mark.parametrize("draw", [by_smoothing, target_examples])
-def test_figures_without_data_say_so(draw, toy_evidence):
-    assert draw(toy_evidence.studies[0]).axes[0].texts
-
-
 def test_damaged_examples_are_passed_over(tmp_path):
     runs, file = write_prefix(tmp_path, seeds=(1,))
     for path in runs.glob("smooth/*/targets.json"):
@@ -238,22 +228,6 @@ def test_damaged_examples_are_passed_over(tmp_path):
 
 
 # --- the whole section --------------------------------------------------------------------------------
-
-
-def test_the_whole_section_survives_cleaning_and_is_small(smooth_evidence, tmp_path):
-    shown = prefix_smoothing(smooth_evidence, tmp_path)
-    html = shown.data
-    assert "off the scale" in html
-    assert Structure(clean(html)).tags == Structure(html).tags and html.startswith("<h2>Prefix smoothing</h2>")
-    assert not {"nan", "None", "[nan,", "inf"} & {*text_of(shown).split()}
-    assert {path.stem for path in tmp_path.glob("*.svg")} == {"smooth-prefix-smoothing", "smooth-prefix-targets"}
-    without_figures = re.sub(r"data:image/png;base64,[^\"]*", "", html)
-    assert len(without_figures.encode()) < 40_000
-
-
-def test_nothing_is_shown_without_runs_of_it(toy_evidence, tmp_path):
-    assert prefix_smoothing(toy_evidence, tmp_path).data == "" and not [*tmp_path.iterdir()]
-    assert "Effective smoothing" not in text_of(report.method(toy_evidence))
 
 
 @pytest.mark.parametrize("seeds", [(1,), (1, 2)])
@@ -268,15 +242,6 @@ def test_few_seeds_and_diverged_runs_stop_nothing(tmp_path, seeds, undrawn):
     report.verdicts(evidence)
 
 
-def test_one_run_by_hand_has_its_section(tmp_path, undrawn):
-    numbers = prefix_numbers("prefixes", 1)
-    run = write_run(tmp_path / "interactive", "05_prefix_smoothing", {}, numbers | {"eval_cosine": 0.1})
-    manifest = json.loads((run / "manifest.json").read_text()) | {"stage": "", "params": ARMS["prefixes"]}
-    (run / "manifest.json").write_text(json.dumps(manifest))
-    html = prefix_smoothing(gather(tmp_path, "interactive"), tmp_path / "figures")
-    assert "(tau 0.2)" in html.data and f"{numbers['test_ce_loss']:.4f}" in html.data
-
-
 def test_the_other_sections_take_such_runs(smooth_evidence, tmp_path):
     study = smooth_evidence.studies[0]
     assert not mixes(study) and "un-smoothed bits per byte" in report.headline_table(study).data
@@ -287,10 +252,3 @@ def test_the_other_sections_take_such_runs(smooth_evidence, tmp_path):
     assert "un-smoothed bits per byte" in log
     means = report.weekly.summary(smooth_evidence, "2026-W47")["arms"]["smooth-prefix"]
     assert "test_unsmoothed_bits_per_byte" in means[arm_of(study, "prefixes").label]
-
-
-def test_the_fixture_is_the_plan_it_says(smooth_evidence):
-    assert [*TOLD] == [*ARMS] and all(arm.keys() == USUAL.keys() for arm in ARMS.values())
-    assert not any(slot.trouble for slot in smooth_evidence.slots) and len(smooth_evidence.slots) == len(ARMS) * len(
-        SEEDS
-    )

@@ -24,7 +24,6 @@ from nbutils.report.evidence import Evidence, gather
 from nbutils.report.html_export import clean
 from nbutils.report.page import together
 from nbutils.report.studies.mixing import composite_table
-from nbutils.runs.metric_labels import UNKNOWN
 from nbutils.runs.params import find_notebook
 
 BY_STUDY = [
@@ -94,13 +93,6 @@ def test_stability_counts_runs_and_names_the_worst(full):
     assert "alpha 1.033 of 30 of 3" in text.replace("alpha 1.0, ", "") and "(worst 7.40)" in text
 
 
-def test_an_arm_without_any_run_has_no_stability_and_stops_nothing(full):
-    (study,) = full.studies
-    empty = replace(study.arms[-1], label="not run yet", runs=())
-    html = report.stability_table(replace(study, arms=(study.control, empty)))
-    assert f"<td>{UNKNOWN}</td>" * 5 in html.data and "0 of 3" in text_of(html)
-
-
 def test_equal_tokens_and_equal_time_name_their_controls(full):
     (study,) = full.studies
     text = text_of(report.budget_table(study))
@@ -148,12 +140,6 @@ def test_what_is_not_there_is_said_and_what_is_there_survives_cleaning(show, ful
     assert text_of(show(toy_evidence.studies[0]))
     html = show(full.studies[0]).data
     assert Structure(clean(html)).tags == Structure(html).tags and "nan" not in text_of(show(full.studies[0])).split()
-
-
-@pytest.mark.parametrize("draw", FIGURES)
-def test_figures_without_data_say_so(draw, toy_evidence, full):
-    assert draw(toy_evidence.studies[0]).axes[0].texts
-    assert len(draw(full.studies[0]).axes) == 2
 
 
 def test_no_runs_at_all(tmp_path):

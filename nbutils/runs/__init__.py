@@ -11,8 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "attempts": ["ATTEMPTS", "LOCKS", "LOGS", "Place"],
         "contrasts": ["Comparison", "Contrast", "USED_FILE", "contrasts_sha256", "record_contrasts"],
-        "dependencies": ["CodeOf"],
-        "keys": ["made_of", "nbutils_sha256", "read_inputs", "run_key", "what_changed"],
+        "keys": ["CodeOf", "made_of", "nbutils_sha256", "read_inputs", "run_key", "what_changed"],
         "manifest": [
             "FAILED",
             "FINISHED",
@@ -29,8 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "metric_labels": ["Measure", "TASKS", "UNKNOWN", "is_of_the_machine", "measure", "p_text", "percent"],
         "params": ["RUN_FOLDER", "Schema", "find_notebook", "read_schema"],
-        "plan_entries": ["SLUG"],
-        "plans": ["INTERACTIVE", "PLAN_FILE", "Plan", "Stage", "Variant", "find_plan", "load_plan"],
+        "plans": ["INTERACTIVE", "PLAN_FILE", "Plan", "SLUG", "Stage", "Variant", "find_plan", "load_plan"],
         "run_folder": ["RESULTS", "Run", "RunFolder", "describe", "load_runs", "start_run"],
     },
 )

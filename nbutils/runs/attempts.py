@@ -36,6 +36,11 @@ LOCK_SECONDS = 1.0  # a look at the lock holds it for a moment: long enough to w
 logger = logging.getLogger(__name__)
 
 
+def _variant_in(folder: str) -> property:
+    """A property of a place: what has the variant's name in this folder of the plan's."""
+    return property(lambda place: place.plan_folder / folder / place.variant)
+
+
 @dataclass(frozen=True)
 class Place:
     """The files of one variant in the folder of its plan."""
@@ -43,29 +48,12 @@ class Place:
     plan_folder: Path
     variant: str
 
-    @property
-    def published(self) -> Path:
-        return self.plan_folder / self.variant
-
-    @property
-    def attempt(self) -> Path:
-        return self.plan_folder / ATTEMPTS / self.variant
-
-    @property
-    def previous(self) -> Path:
-        return self.plan_folder / PREVIOUS / self.variant
-
-    @property
-    def aside(self) -> Path:
-        return self.plan_folder / ASIDE / self.variant
-
-    @property
-    def lock_file(self) -> Path:
-        return self.plan_folder / LOCKS / self.variant
-
-    @property
-    def log(self) -> Path:
-        return self.plan_folder / LOGS / self.variant
+    published = _variant_in("")
+    attempt = _variant_in(ATTEMPTS)
+    previous = _variant_in(PREVIOUS)
+    aside = _variant_in(ASIDE)
+    lock_file = _variant_in(LOCKS)
+    log = _variant_in(LOGS)
 
     def reserve(self) -> None:
         """Take the room that the record of the end will need, before the disk can be full."""
@@ -91,7 +79,7 @@ class Place:
                 f"{relative(self.plan_folder)} cannot be written ({error.strerror}). Name another folder, or mend it."
             ) from None
         with file:
-            if not _lock(file, path):
+            if not _locked(file, path):
                 raise LockedRunError(f"{self.variant}: {self.holder()}")
             file.truncate(0)
             file.write(f"process {os.getpid()} on {platform.node()}")
@@ -232,7 +220,7 @@ def clear_folder(folder: Path, kept: Collection[str]) -> None:
             path.unlink()
 
 
-def _lock(file: IO[str], path: Path) -> bool:
+def _locked(file: IO[str], path: Path) -> bool:
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         try:

@@ -26,8 +26,6 @@ ANSWERS = ("bleu", "bleu_limit", "corpus_bleu", "chrf", "exact_match", "token_f1
 PROXIES = ("cosine_loss", "cosine", "cosine_centred", "cosine_unigram", "cosine_tuned")
 SMOOTHED = ("prefix_loss", "kl_to_target", "prefix_mass", "clipped_gold", "clipped_mass", "predicted_cost")
 SMOOTHED += ("unsmoothed_ce", "unsmoothed_bits_per_byte")
-DATA = ("tokens", "blocks", "documents", "answer_tokens")
-LEAKED = tuple(f"leaked_{what}_share" for what in ("ngram", "document", "question", "answer"))
 SAID = ("distinct_1", "distinct_2", "repetition", "response_words")
 OF_A_JUDGE = ("score", "failures", "not_asked", "number_mass")
 RULES = ("readability", "repetition", "length", "known_words", "completeness", "variety", "balance")  # rules' aspects
@@ -42,14 +40,10 @@ SIZES = ("parameters", "bytes_on_disk", "generation_tokens_per_second", "scoring
 CACHE = tuple(
     f"teacher_cache_{what}" for what in ("kl_error", "gradient_error", "context_kl", "bytes_per_token", "seconds")
 )
-PREPARED = ("vocab_size", "block_size", "fallback_taken", *(f"unigram_{each}_ce_loss" for each in ("train", *SPLITS)))
-TRIALS = ("trials", "trials_finished", "trials_pruned", "trials_failed", "best_eval_ce_loss")
 # Names that plans, files or measured programs have a word in, by notebook
 PATTERNS = {
     "06_interaction": r"(blimp|pairs)_\w+_acc",
-    "07_search": r"(best|importance)_\w+",
     "10_own_objective": r"(eval|test)_\w+_loss",  # of terms of their own
-    "09_benchmarks": r"\w+_(seconds|mib|ratio|bar|mib_at_\d+|step_\w+|loss|per_token|noise)",
 }
 
 CHOICES = {"better": ("lower", "higher"), "claim": ("better", "no worse")}
@@ -257,17 +251,14 @@ def check_metric(where: str, name: str, notebook: Path) -> None:
 
 @lru_cache
 def known_results(notebook: str) -> frozenset[str]:
-    """The names that a run of our notebook of that name may write; none where it writes no result."""
+    """The names that a run of our notebook of that name may write; none of a notebook that is no study."""
     names = {
-        "01_data_prep": lambda: {*PREPARED, *_of(("train", *SPLITS), DATA), *_of(SPLITS, LEAKED)},
         "02_teacher_finetune": lambda: _trained(ANSWERS) | {*BY_STEPS, "expected_before", "expected_after"} | _before(),
         "03_distillation": lambda: _trained((*ANSWERS, "kl_loss", "kl_to_teacher", "agreement")) | _of_teachers(),
         "04_cosine_mixing": lambda: _trained(PROXIES) | {*BY_STEPS, *SAMPLES, "tuned_temperature"},
         "05_prefix_smoothing": lambda: _trained(SMOOTHED) | {*BY_STEPS, *SAMPLES} | _smoothed(),
         "06_interaction": lambda: _trained() | {*SAMPLES} | _judged(),
-        "07_search": lambda: {*TRIALS},
         "10_own_objective": lambda: _trained(PROXIES) | {*BY_STEPS, *SAMPLES, "tuned_temperature"},
-        "09_benchmarks": lambda: {"bars_missed"},
     }
     return frozenset(names.get(notebook, set)())
 

@@ -6,6 +6,7 @@ A study adds its own measures to MEASURES; a name that is not there is shown as 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 MINUS = "−"
@@ -149,8 +150,6 @@ MEASURES = {
     "student_words": Measure("words of the student", "", "", digits=0),
     "teacher_words": Measure("words of the judge or teacher", "", "", digits=0),
     "all_words": Measure("words of people, student and teacher", "", "", digits=0),
-    "blimp_acc": Measure("BLiMP: mean accuracy", "%", "higher", digits=2, scale=100.0, chance=0.5),
-    "pairs_acc": Measure("minimal pairs of our own: mean accuracy", "%", "higher", digits=2, scale=100.0, chance=0.5),
     "seconds_per_step": Measure("time of a step", "s", "lower", digits=3),
     "train_seconds": Measure("training time", "s", "lower", digits=1),
     "tokens_per_second": Measure("speed", "tokens/s", "higher", digits=0),
@@ -182,15 +181,6 @@ PREFIXES = {
     "story_": "{} in stories",
 }
 
-# What the harness measures of a task, by how the name ends; the longest ending counts.
-TASK_MEASURES = {
-    "_acc_norm": Measure("{}: normalised accuracy", "%", "higher", digits=2, scale=100.0),
-    "_acc": Measure("{}: accuracy", "%", "higher", digits=2, scale=100.0),
-    "_gold_bits_per_byte": Measure("{}: bits per byte of the gold answer", "", "lower"),
-}
-# Minimal pairs, by how a paradigm's name begins; and what a judge says of one aspect.
-PAIRS = {"blimp_": "BLiMP, {}: accuracy", "pairs_": "minimal pairs, {}: accuracy"}
-ASPECTS = {"judge_": "judge's score of {}", "second_judge_": "held-out judge's score of {}"}
 # In the names of what a clock or a meter of memory read: the same run gives another number each time.
 OF_THE_MACHINE = ("seconds", "per_second", "memory", "mib", "times_faster", "time_ratio", "time_bar", "bars_missed")
 TASKS = {
@@ -203,6 +193,20 @@ TASKS = {
     "spelling_first_index": "spelling, first index",
     "spelling_character": "spelling, n-th character",
 }
+_SPLIT, _TASK = "(?:eval_|test_)?", f"({'|'.join(TASKS)})"
+_ACCURACY, _SCORE = Measure("", "%", "higher", digits=2, scale=100.0), Measure("", "0 to 1", "higher", digits=3)
+# Names with a part that files or tasks decide, and the measure, whose label takes that part. Tasks have no splits.
+PATTERNS = {
+    f"{_SPLIT}{_TASK}_acc_norm": replace(_ACCURACY, label="{}: normalised accuracy"),
+    f"{_SPLIT}{_TASK}_acc": replace(_ACCURACY, label="{}: accuracy"),
+    f"{_SPLIT}{_TASK}_gold_bits_per_byte": Measure("{}: bits per byte of the gold answer", "", "lower"),
+    f"{_SPLIT}(blimp|pairs)_acc": replace(_ACCURACY, label="{}: mean accuracy", chance=0.5),
+    rf"{_SPLIT}blimp_(\w+)_acc": replace(_ACCURACY, label="BLiMP, {}: accuracy", chance=0.5),
+    rf"{_SPLIT}pairs_(\w+)_acc": replace(_ACCURACY, label="minimal pairs, {}: accuracy", chance=0.5),
+    r"judge_(\w+)": replace(_SCORE, label="judge's score of {}"),
+    r"second_judge_(\w+)": replace(_SCORE, label="held-out judge's score of {}"),
+}
+PARTS = TASKS | {"blimp": "BLiMP", "pairs": "minimal pairs of our own"}  # how such a part is written
 
 
 def measure(name: str) -> Measure:
@@ -212,44 +216,14 @@ def measure(name: str) -> Measure:
     """
     if name in MEASURES:
         return MEASURES[name]
-    if found := _of_task(name) or _of_paradigm(name) or _of_aspect(name):
-        return found
+    for pattern, found in PATTERNS.items():
+        if match := re.fullmatch(pattern, name):
+            return replace(found, label=found.label.format(PARTS.get(match[1], match[1].replace("_", " "))))
     for prefix, label in PREFIXES.items():
         if name.startswith(prefix):
             plain = measure(name.removeprefix(prefix))
             return replace(plain, label=label.format(plain.label))
     return Measure(name.replace("_", " "))
-
-
-def _of_task(name: str) -> Measure | None:
-    """The measure of a task of the harness; None where `name` is no task's."""
-    plain = name.removeprefix("eval_").removeprefix("test_")
-    for ending, found in TASK_MEASURES.items():
-        task = plain.removesuffix(ending)
-        if plain.endswith(ending) and task in TASKS:
-            return replace(found, label=found.label.format(TASKS[task]))
-    return None
-
-
-def _of_paradigm(name: str) -> Measure | None:
-    """The measure of a paradigm of minimal pairs; None where `name` is none's."""
-    plain = name.removeprefix("eval_").removeprefix("test_")
-    for beginning, label in PAIRS.items():
-        if plain == f"{beginning}acc":
-            return MEASURES[plain]
-        if plain.startswith(beginning) and plain.endswith("_acc"):
-            paradigm = plain.removeprefix(beginning).removesuffix("_acc")
-            return replace(MEASURES[f"{beginning}acc"], label=label.format(paradigm.replace("_", " ")))
-    return None
-
-
-def _of_aspect(name: str) -> Measure | None:
-    """The measure of an aspect that a judge scores, 1 the best; None where `name` is none's."""
-    for beginning, label in ASPECTS.items():
-        if name.startswith(beginning):
-            aspect = name.removeprefix(beginning).replace("_", " ")
-            return Measure(label.format(aspect), "0 to 1", "higher", digits=3)
-    return None
 
 
 def is_of_the_machine(name: str) -> bool:

@@ -29,12 +29,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nbutils.foundation import (
+    LONGEST_QUOTED,
     PARAMS,
     ParameterError,
     PlanError,
@@ -44,12 +46,16 @@ from nbutils.foundation import (
     read_yaml,
     relative,
     resolve,
+    shortened,
     typed,
 )
 from nbutils.runs.contrasts import Comparison, Contrast, check_criterion, check_metrics, check_pairs
 from nbutils.runs.params import RUN_FOLDER, Schema, find_notebook, read_schema
-from nbutils.runs.plan_entries import LONGEST_NAME, SLUG, check_keys, check_slug, refuse_equal
 
+KINDS = {str: "text, in quotes if it looks like a number", list: "a list", dict: "a mapping, {name: value}"}
+
+SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
+LONGEST_NAME = 120  # a variant is a folder name; file systems allow 255 bytes and temporary names add to it
 PLAN_FILE = "plan.yaml"  # the plan's folder keeps a copy of the plan its runs were made from
 
 INTERACTIVE = "interactive"  # the plan name of runs started by hand in a notebook
@@ -144,7 +150,7 @@ def load_plan(path: Path) -> Plan:
     Raises PlanError or ParameterError, naming the plan, the place in it, what was given and what is valid.
     """
     content, where = read_yaml(path), relative(path)
-    check_keys(where, content, PLAN_KEYS, required=("name", "stages"))
+    _check_keys(where, content, PLAN_KEYS, required=("name", "stages"))
     if content["name"] == INTERACTIVE:
         raise PlanError(f"{where}: the name {INTERACTIVE!r} is kept for runs started by hand. Choose another.")
     stages: list[Stage] = []
@@ -155,23 +161,23 @@ def load_plan(path: Path) -> Plan:
         variants += _variants(f"{where}: stage {stage.name!r}", stage, variants)
     if not stages:
         raise PlanError(f"{where}: stages is empty, so there is nothing to run.")
-    refuse_equal(f"{where}: variant", [variant.name for variant in variants])
+    _refuse_equal(f"{where}: variant", [variant.name for variant in variants])
     contrasts = tuple(_read_contrasts(where, content.get("contrasts") or [], stages, variants))
     floor = content.get("noise_floor")
     if floor is not None:
         floor = _read_noise_floor(f"{where}: noise_floor", floor, contrasts, stages, variants)
-    return Plan(check_slug(where, content["name"]), path, tuple(stages), tuple(variants), contrasts, floor)
+    return Plan(_check_slug(where, content["name"]), path, tuple(stages), tuple(variants), contrasts, floor)
 
 
 def _read_stage(plan: str, given: Any, earlier: list[Stage]) -> Stage:
     where = f"{plan}: stage {len(earlier) + 1}"
-    check_keys(where, given, STAGE_KEYS, required=("name", "notebook"))
-    where = f"{plan}: stage {check_slug(where, given['name'])!r}"
-    refuse_equal(f"{plan}: stage", [*(stage.name for stage in earlier), given["name"]])
+    _check_keys(where, given, STAGE_KEYS, required=("name", "notebook"))
+    where = f"{plan}: stage {_check_slug(where, given['name'])!r}"
+    _refuse_equal(f"{plan}: stage", [*(stage.name for stage in earlier), given["name"]])
     notebook = find_notebook(given["notebook"])
     schema = read_schema(notebook)
     needs, params, matrix = (given.get(key) or {} for key in ("needs", "params", "matrix"))
-    refuse_equal(f"{where}: parameter", [*needs, *params, *matrix], "Set it in one of needs, params and matrix.")
+    _refuse_equal(f"{where}: parameter", [*needs, *params, *matrix], "Set it in one of needs, params and matrix.")
     if RUN_FOLDER in {*needs, *params, *matrix}:
         raise PlanError(f"{where}: {RUN_FOLDER} is set by the runner and cannot stand in a plan.")
     for name, stage in needs.items():
@@ -205,13 +211,13 @@ def _matrix_values(where: str, name: Any, values: Any, schema: Schema) -> list[A
     if not isinstance(values, list) or not values:
         raise PlanError(f"{where}: matrix {name} is {values!r}. Give a list of values, [a, b].")
     values = [schema.convert({name: value})[name] for value in values]
-    refuse_equal(f"{where}: matrix {name} value", [_word(value) for value in values], "Keep one of them.")
+    _refuse_equal(f"{where}: matrix {name} value", [_word(value) for value in values], "Keep one of them.")
     return values
 
 
 def _matching(where: str, entry: Any, matrix: Mapping[str, list[Any]], schema: Schema) -> dict[str, list[Any]]:
     """An entry of `exclude` or `only`, every value in a list. Raises PlanError where it can fit nothing."""
-    check_keys(where, entry, dict.fromkeys(matrix, object))
+    _check_keys(where, entry, dict.fromkeys(matrix, object))
     values = {}
     for name, given in entry.items():
         several = isinstance(given, list) and not schema.parameters[name].type.startswith("list")
@@ -224,7 +230,7 @@ def _matching(where: str, entry: Any, matrix: Mapping[str, list[Any]], schema: S
 
 def _fits(combination: Mapping[str, Any], entries: Iterable[Mapping[str, list[Any]]]) -> bool:
     """Whether a combination of matrix values has what one of `entries` asks for."""
-    return any(all(combination[name] in entry[name] for name in entry) for entry in entries)
+    return any(all(combination[name] in values for name, values in entry.items()) for entry in entries)
 
 
 def _variants(where: str, stage: Stage, earlier: list[Variant]) -> Iterator[Variant]:
@@ -270,15 +276,12 @@ def _word(value: Any) -> str:
 def _read_contrasts(plan: str, given: list[Any], stages: list[Stage], variants: list[Variant]) -> Iterator[Contrast]:
     required = [key for key in CONTRAST_KEYS if key not in OPTIONAL]
     for number, entry in enumerate(given, 1):
-        check_keys(f"{plan}: contrast {number}", entry, CONTRAST_KEYS, required)
+        _check_keys(f"{plan}: contrast {number}", entry, CONTRAST_KEYS, required)
         where = f"{plan}: contrast {entry['name']!r}"
         check_criterion(where, entry)
-        values = _comparison_values(where, entry, stages)
-        contrast = Contrast(**entry | values | {"smallest_effect": float(entry["smallest_effect"])})
-        check_pairs(where, contrast, {stage.name: stage.matrix for stage in stages}, variants)
-        check_metrics(where, contrast, {stage.name: stage.notebook for stage in stages})
-        yield contrast
-    refuse_equal(f"{plan}: contrast", [entry["name"] for entry in given])
+        given_effect = {"smallest_effect": float(entry["smallest_effect"])}
+        yield _comparison(Contrast, where, entry | given_effect, stages, variants)
+    _refuse_equal(f"{plan}: contrast", [entry["name"] for entry in given])
     primary = [entry["name"] for entry in given if entry.get("primary")]
     if given and len(primary) != 1:
         raise PlanError(
@@ -290,27 +293,63 @@ def _read_contrasts(plan: str, given: list[Any], stages: list[Stage], variants: 
 def _read_noise_floor(
     where: str, given: Any, contrasts: tuple[Contrast, ...], stages: list[Stage], variants: list[Variant]
 ) -> Comparison:
-    check_keys(where, given, COMPARISON_KEYS, required=("stage", "treatment", "control"))
+    _check_keys(where, given, COMPARISON_KEYS, required=("stage", "treatment", "control"))
     metric = next((contrast.metric for contrast in contrasts if contrast.primary), None)
     if "metric" not in given and metric is None:
         raise PlanError(f"{where}: metric is missing, and there is no primary contrast to take it from.")
-    floor = Comparison(**{"metric": metric} | given | _comparison_values(where, given, stages))
-    check_pairs(where, floor, {stage.name: stage.matrix for stage in stages}, variants)
-    check_metrics(where, floor, {stage.name: stage.notebook for stage in stages})
-    return floor
+    return _comparison(Comparison, where, {"metric": metric} | given, stages, variants)
 
 
-def _comparison_values(where: str, given: Mapping[str, Any], stages: list[Stage]) -> dict[str, dict[str, Any]]:
-    names = [stage.name for stage in stages]
+def _comparison(
+    kind: type[Comparison], where: str, given: Mapping[str, Any], stages: list[Stage], variants: list[Variant]
+) -> Any:
+    """The comparison that an entry describes, its sides in their types. Raises where it could not be judged."""
+    by_name = {stage.name: stage for stage in stages}
     stands_in = {"treatment": given["stage"], "control": given.get("control_stage") or given["stage"]}
     for name in stands_in.values():
-        if name not in names:
-            raise PlanError(f"{where}: there is no stage {name!r}. {did_you_mean(name, names)}")
+        if name not in by_name:
+            raise PlanError(f"{where}: there is no stage {name!r}. {did_you_mean(name, by_name)}")
     try:
-        return {side: _stage(stages, name).schema.convert(given[side]) for side, name in stands_in.items()}
+        sides = {side: by_name[name].schema.convert(given[side]) for side, name in stands_in.items()}
     except ParameterError as error:
         raise ParameterError(f"{where}: {error}") from None
+    comparison = kind(**{**given, **sides})
+    check_pairs(where, comparison, {stage.name: stage.matrix for stage in stages}, variants)
+    check_metrics(where, comparison, {stage.name: stage.notebook for stage in stages})
+    return comparison
 
 
-def _stage(stages: list[Stage], name: str) -> Stage:
-    return next(stage for stage in stages if stage.name == name)
+def _check_keys(where: str, given: Any, kinds: Mapping[str, type], required: Iterable[str] = ()) -> None:
+    """Raise PlanError where `given` is no mapping, or has a key that is none, of another kind, or missing."""
+    if not isinstance(given, dict):
+        raise PlanError(
+            f"{where} is {_quoted(given)}. Give a mapping with the keys {', '.join(kinds) or 'of a matrix'}."
+        )
+    for key, value in given.items():
+        if key not in kinds:
+            raise PlanError(f"{where} has no key {_quoted(str(key))}. {did_you_mean(str(key), kinds)}")
+        if value is not None and not isinstance(value, kinds[key]):
+            raise PlanError(f"{where}: {key} is {_quoted(value)}. Give {KINDS[kinds[key]]}.")
+    for key in required:
+        if given.get(key) in (None, ""):
+            raise PlanError(f"{where}: {key} is missing.")
+
+
+def _quoted(given: Any) -> str:
+    return shortened(repr(given), LONGEST_QUOTED)
+
+
+def _check_slug(where: str, name: str) -> str:
+    """`name`, which becomes a folder. Raises PlanError where it cannot."""
+    if not SLUG.fullmatch(name):
+        raise PlanError(
+            f"{where}: the name {name!r} becomes a folder. Use a-z, 0-9 and ._- only, a letter or digit first."
+        )
+    return name
+
+
+def _refuse_equal(where: str, names: list[Any], cure: str = "Each needs a name of its own.") -> None:
+    """Raise PlanError where a name stands there twice."""
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise PlanError(f"{where} {name!r} stands there {times} times. {cure}")

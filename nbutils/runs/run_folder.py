@@ -21,7 +21,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
@@ -39,7 +39,6 @@ from nbutils.foundation import (
     relative,
     resolve,
     stop_at_once,
-    versions_line,
     write_json,
 )
 from nbutils.runs.attempts import ATTEMPTS, PREVIOUS, Place
@@ -51,8 +50,6 @@ from nbutils.training import CHECKPOINTS
 
 if TYPE_CHECKING:
     import pandas as pd
-
-__all__ = ["Run", "RunFolder", "atomic_write", "describe", "load_runs", "start_run", "versions_line", "write_json"]
 
 logger = logging.getLogger(__name__)
 
@@ -158,46 +155,67 @@ def describe(run: RunFolder) -> str:
     )
 
 
+def _recorded(name: str) -> property:
+    """A property of a run: one entry of its manifest."""
+    return property(lambda run: run.manifest[name])
+
+
+def _table(name: str) -> Callable[[Run], pd.DataFrame]:
+    """A method of a run: the CSV or Parquet file `name`, an empty table where there is none."""
+
+    def read(run: Run) -> pd.DataFrame:
+        import pandas as pd
+
+        path = run.folder / name
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
+        lines = _whole_lines(path)
+        return pd.read_csv(StringIO("\n".join(lines))) if lines else pd.DataFrame()
+
+    return read
+
+
+def _records(name: str) -> Callable[[Run], list[dict[str, Any]]]:
+    """A method of a run: the records of the JSON Lines file `name`, none where there is no file."""
+    return lambda run: [json.loads(line) for line in _whole_lines(run.folder / name)]
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """The ended lines of a file: the last one of a killed run may hold 0.12 where 0.1234 was meant."""
+    return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+
+
 @dataclass(frozen=True)
 class Run:
-    """One run as a reader sees it. `newer` is the manifest of a later attempt that replaced nothing (yet), or None."""
+    """One run as a reader sees it. `newer` is the manifest of a later attempt that replaced nothing (yet), or None.
+
+    `status` is running, finished, failed, preempted or killed. Files that the run did not write read as empty.
+    """
 
     folder: Path
     manifest: Manifest
     newer: Manifest | None = None
 
-    @property
-    def plan(self) -> str:
-        return self.manifest["plan"]
+    plan = _recorded("plan")
+    stage = _recorded("stage")
+    variant = _recorded("variant")
+    notebook = _recorded("notebook")
+    params = _recorded("params")
+    matrix = _recorded("matrix")
+    status = _recorded("status")
+    key = _recorded("key")
 
-    @property
-    def stage(self) -> str:
-        return self.manifest["stage"]
-
-    @property
-    def variant(self) -> str:
-        return self.manifest["variant"]
-
-    @property
-    def notebook(self) -> str:
-        return self.manifest["notebook"]
-
-    @property
-    def params(self) -> dict[str, Any]:
-        return self.manifest["params"]
-
-    @property
-    def matrix(self) -> dict[str, Any]:
-        return self.manifest["matrix"]
-
-    @property
-    def status(self) -> str:
-        """running, finished, failed, preempted or killed; killed also where the runner died without a word."""
-        return self.manifest["status"]
-
-    @property
-    def key(self) -> str:
-        return self.manifest["key"]
+    metrics = _table("metrics.csv")  # one row a logged step
+    audit = _table("audit.csv")  # the gradients of each term at a few steps
+    calibration = _table("calibration.csv")  # tokens by the confidence of the prediction
+    rounds = _table("rounds.csv")  # one row a round of samples that it learned from
+    per_document = _table("per_document.parquet")  # sums by document
+    answers = _table("answers.parquet")  # one row a generated answer, with its question and measures
+    harness = _table("harness.parquet")  # one row a task's item at a step: correct, correct_norm, gold_bits, gold_bytes
+    minimal_pairs = _table("minimal_pairs.parquet")  # one row a pair: paradigm, item, good_logp, bad_logp, correct
+    samples = _records("samples.jsonl")  # one dictionary a sample
+    round_samples = _records("round_samples.jsonl")  # a few samples of each round and what was said of them
+    judged = _records("judged.jsonl")  # the finished student's responses with the score of each judge
 
     @property
     def attempt_folder(self) -> Path:
@@ -206,94 +224,34 @@ class Run:
 
     @cached_property
     def result(self) -> dict[str, float]:
-        """The final numbers by name, NaN where a number was not finite; empty where the run wrote none."""
-        path = self.folder / "result.json"
-        numbers = read_json(path) if path.is_file() else {}
+        """The final numbers by name, NaN where a number was not finite."""
+        numbers = self._json("result.json")
         return {name: math.nan if value is None else value for name, value in numbers.items()}
 
-    def metrics(self) -> pd.DataFrame:
-        """metrics.csv, one row a logged step; empty where there is none."""
-        return self._csv("metrics.csv")
-
-    def audit(self) -> pd.DataFrame:
-        """audit.csv, the gradients of each term at a few steps; empty where there is none."""
-        return self._csv("audit.csv")
-
-    def calibration(self) -> pd.DataFrame:
-        """calibration.csv, tokens by the confidence of the prediction; empty where there is none."""
-        return self._csv("calibration.csv")
-
     def model_config(self) -> dict[str, Any]:
-        """config.json of the trained model; empty where none was kept."""
-        path = self.folder / "model" / "config.json"
-        return read_json(path) if path.is_file() else {}
+        """config.json of the trained model."""
+        return self._json("model/config.json")
 
     def data_card(self) -> dict[str, Any]:
-        """The card of the data it prepared or read; empty where that folder is gone."""
+        """The card of the data it prepared or read."""
         given = self.manifest.get("inputs", {}).get("data_folder", {}).get("folder", "")
-        path = (resolve(given) if given else self.folder) / "data" / "card.json"
-        return read_json(path) if path.is_file() else {}
-
-    def samples(self) -> list[dict[str, Any]]:
-        """samples.jsonl, one dictionary a sample; empty where there is none."""
-        return [json.loads(line) for line in self._whole_lines("samples.jsonl")]
-
-    def rounds(self) -> pd.DataFrame:
-        """rounds.csv, one row a round of samples that it learned from; empty where there is none."""
-        return self._csv("rounds.csv")
-
-    def round_samples(self) -> list[dict[str, Any]]:
-        """round_samples.jsonl, a few samples of each round, what was said of them; empty where there is none."""
-        return [json.loads(line) for line in self._whole_lines("round_samples.jsonl")]
-
-    def judged(self) -> list[dict[str, Any]]:
-        """judged.jsonl, the finished student's responses with the score of each judge; empty where there is none."""
-        return [json.loads(line) for line in self._whole_lines("judged.jsonl")]
-
-    def per_document(self) -> pd.DataFrame:
-        """per_document.parquet; empty where there is none."""
-        return self._parquet("per_document.parquet")
-
-    def answers(self) -> pd.DataFrame:
-        """answers.parquet, one row a generated answer with its question and measures; empty where there is none."""
-        return self._parquet("answers.parquet")
+        return _read((resolve(given) if given else self.folder) / "data" / "card.json")
 
     def answer_signatures(self) -> dict[str, str]:
-        """What decides each measure of the answers, by the measure's name; empty where none was kept."""
-        path = self.folder / "answers.json"
-        told = read_json(path) if path.is_file() else {}
+        """What decides each measure of the answers, by the measure's name."""
+        told = self._json("answers.json")
         return {name: text for name, text in told.get("signatures", told).items() if isinstance(text, str)}
 
-    def harness(self) -> pd.DataFrame:
-        """harness.parquet, one row a task's item at a step: correct, correct_norm, gold_bits, gold_bytes; or empty."""
-        return self._parquet("harness.parquet")
-
-    def minimal_pairs(self) -> pd.DataFrame:
-        """minimal_pairs.parquet, one row a pair at a step: paradigm, item, good_logp, bad_logp, correct; or empty."""
-        return self._parquet("minimal_pairs.parquet")
-
     def targets(self) -> list[dict[str, Any]]:
-        """targets.json, examples of what was trained towards: gold, tokens, weights; empty where there is none."""
-        path = self.folder / "targets.json"
-        return read_json(path) if path.is_file() else []
+        """Examples of what was trained towards: gold, tokens, weights."""
+        return self._json("targets.json") or []
 
-    def _parquet(self, name: str) -> pd.DataFrame:
-        import pandas as pd
+    def _json(self, name: str) -> Any:
+        return _read(self.folder / name)
 
-        path = self.folder / name
-        return pd.read_parquet(path) if path.is_file() else pd.DataFrame()
 
-    def _csv(self, name: str) -> pd.DataFrame:
-        """The whole lines of a CSV file, one row a line; empty where there is none."""
-        import pandas as pd
-
-        lines = self._whole_lines(name)
-        return pd.read_csv(StringIO("\n".join(lines))) if lines else pd.DataFrame()
-
-    def _whole_lines(self, name: str) -> list[str]:
-        """The ended lines of a file: the last one of a killed run may hold 0.12 where 0.1234 was meant."""
-        path = self.folder / name
-        return path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []
+def _read(path: Path) -> Any:
+    return read_json(path) if path.is_file() else {}
 
 
 def load_runs(folder: Path) -> list[Run]:

@@ -75,8 +75,8 @@ def test_documents_become_a_report(tmp_path):
     finished = {run.variant: run for run in load_runs(runs)}
     assert len(finished) == 4 and all(run.status == "finished" for run in finished.values())
     for name, run in finished.items():
-        assert run.result.keys() <= known_results(Path(run.manifest["notebook"]).stem)
         if run.stage == "cosine":
+            assert run.result.keys() <= known_results(Path(run.notebook).stem)
             assert run.result["steps"] == 12 and run.result["tokens_seen"] == 12 * 8 * 32
             assert run.metrics()["step"].max() == 12 and len(run.samples()) == 2
             assert (run.folder / "model" / "model.safetensors").is_file()

@@ -18,8 +18,7 @@ from nbutils.foundation.errors import ParameterError, PlanError
 from nbutils.foundation.places import PARAMS
 from nbutils.runs.contrasts import contrasts_sha256
 from nbutils.runs.params import find_notebook
-from nbutils.runs.plan_entries import LONGEST_NAME, SLUG
-from nbutils.runs.plans import find_plan, load_plan, variant_name
+from nbutils.runs.plans import LONGEST_NAME, SLUG, find_plan, load_plan, variant_name
 
 
 @pytest.fixture
@@ -82,23 +81,6 @@ def test_only_keeps_what_fits_one_of_its_entries_and_is_not_excluded(here):
         (0.5, 0),
         (1.0, 0),
     }
-
-
-def test_a_list_in_exclude_means_any_of_its_values(here):
-    file = changed(here, "stages.1.exclude", [{"alpha": [0.5, 1], "noise_seed": 1}, {"alpha": 1.0, "seed": [2, 10]}])
-    kept = [(v.matrix["alpha"], v.matrix["seed"]) for v in load_plan(file).variants if v.stage == "cosine"]
-    assert kept == [
-        (0.0, 1),
-        (0.0, 1),
-        (0.0, 2),
-        (0.0, 2),
-        (0.0, 10),
-        (0.0, 10),
-        (0.5, 1),
-        (0.5, 2),
-        (0.5, 10),
-        (1.0, 1),
-    ]
 
 
 def test_a_list_is_one_value_where_the_parameter_is_a_list(here):

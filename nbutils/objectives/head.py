@@ -15,7 +15,7 @@ with counts taken by the caller over all accumulation steps and ranks, so that a
 unnormalised in float32 until backward: float16 loss scaling arrives there, later than the forward pass.
 
 Idea: Hsu et al. 2024, Liger Kernel (arXiv 2410.10989), extended to soft targets and to a gradient into the embeddings.
-`reference.py` has the textbook form of every term. Check with: python -m pytest tests/test_objectives.py
+Each term brings its textbook form. Check with: python -m pytest tests/objectives/test_objectives.py
 """
 
 from __future__ import annotations

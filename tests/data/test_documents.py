@@ -294,6 +294,7 @@ def test_ngram_hashes_know_order_and_length() -> None:
     assert set(first.tolist()).isdisjoint(ngram_hashes(["c", "b", "a"], 3, WordHashes()).tolist())
 
 
+@pytest.mark.soak
 @needs_real_data
 def test_wikitext2_leakage_is_small_and_there() -> None:
     documents = read_corpus(CorpusRequest("wikitext", f"{REAL_DATA}/wikitext2")).documents

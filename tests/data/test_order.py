@@ -176,7 +176,7 @@ def read(folder: Path, rank: int, epoch: int) -> list[int]:
     return [index for at, index in told if at == epoch]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_see_each_block_once_an_epoch_and_train_as_one_does(tmp_path: Path) -> None:
     blocks = tmp_path / "blocks"
     save_blocks(numbered(), blocks)

@@ -263,6 +263,7 @@ def test_small_data_is_prepared_once(
     assert [path.name for path in (tmp_path / "interactive").iterdir()] == ["data-small"]
 
 
+@pytest.mark.soak
 def test_small_data_in_two_processes_at_once(tmp_path: Path, config: DataConfig) -> None:
     script = (
         "from pathlib import Path; from nbutils.foundation import places; from nbutils.data import preparation;"

@@ -181,6 +181,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, tokenizer: str) ->
     assert grown < 15 < 45 < peaks[4500, "held"] - peaks[500, "streamed"], peaks
 
 
+@pytest.mark.soak
 def test_a_killed_stream_starts_again_and_the_old_data_stay_until_it_ends(tmp_path: Path, tokenizer: str) -> None:
     file, run = write_lines(tmp_path / "rows.jsonl", 1000), tmp_path / "run"
     before = prepare_data(DataConfig(max_documents=90, vocab_size=300), run).card

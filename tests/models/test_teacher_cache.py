@@ -119,7 +119,9 @@ def watched_build(runs: Path, folder: Path, log: Path, dies_at: int) -> TeacherC
     return build_cache(WatchedTeacher(teacher_of(1).models), data, "hidden", 2.0, 0, batch_size=1)
 
 
-@pytest.mark.parametrize("dies_at", [-1, 6], ids=["one builds", "one is killed"])
+@pytest.mark.parametrize(
+    "dies_at", [pytest.param(-1, marks=pytest.mark.soak, id="one builds"), pytest.param(6, id="one is killed")]
+)
 def test_while_another_process_builds_the_cache_is_waited_for(
     dies_at: int, own_runs: Path, data: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -304,20 +304,25 @@ def test_two_ranks_stop_together(tmp_path):
     assert launch(train_until_it_is_no_better, StoppingJob(tmp_path), processes=2, log_folder=tmp_path) < 60
 
 
-@pytest.mark.parametrize("kind", ["hidden", "topk"])
-def test_a_student_learns_from_the_cache_almost_as_from_the_live_teacher(
-    prepared, teacher_run, tmp_path, monkeypatch, kind
-):
-    monkeypatch.setattr("nbutils.foundation.places.RUNS", tmp_path / "runs")
-    settings = config(tmp_path / "live", data_folder=prepared.folder, objective=distillation(), model_name="micro")
+@pytest.fixture(scope="module")
+def live(prepared, teacher_run, tmp_path_factory):
+    """Settings and result of a student of a live teacher."""
+    folder = tmp_path_factory.mktemp("student") / "live"
+    settings = config(folder, data_folder=prepared.folder, objective=distillation(), model_name="micro")
     settings = replace(settings, teachers=(str(teacher_run),), audit_blocks=1)
-    live = train(settings)
+    return settings, train(settings)
+
+
+@pytest.mark.parametrize("kind", ["hidden", "topk"])
+def test_a_student_learns_from_the_cache_almost_as_from_the_live_teacher(live, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("nbutils.foundation.places.RUNS", tmp_path / "runs")
+    settings, alone = live
     cached = replace(settings, run_folder=tmp_path / "cached", teacher_cache=kind, cache_top_k=280)
     numbers = train(cached)
-    assert numbers["best_eval_ce_loss"] == pytest.approx(live["best_eval_ce_loss"], rel=2e-3)
+    assert numbers["best_eval_ce_loss"] == pytest.approx(alone["best_eval_ce_loss"], rel=2e-3)
     assert numbers["teacher_cache_kl_error"] < 1e-2
     assert numbers["teacher_cache_gradient_error"] < {"hidden": 1e-2, "topk": 0.15}[kind]  # float16 log-probabilities
-    rows = [pd.read_csv(tmp_path / name / "metrics.csv") for name in ("live", "cached")]
+    rows = [pd.read_csv(folder / "metrics.csv") for folder in (settings.run_folder, cached.run_folder)]
     np.testing.assert_allclose(rows[1]["kl_loss"].dropna(), rows[0]["kl_loss"].dropna(), rtol=2e-2, atol=2e-5)
     np.testing.assert_allclose(rows[1]["eval_kl_loss"].dropna(), rows[0]["eval_kl_loss"].dropna(), rtol=2e-2, atol=2e-5)
     monkeypatch.setattr(LiveTeacher, "target", lambda *_: pytest.fail("the teacher ran again"))

@@ -207,20 +207,22 @@ def results(plan: Plan, folder: Path) -> dict[str, dict]:
     return {each.params["method"]: json.loads(files[each.name].read_text()) for each in arms(plan).values()}
 
 
-@pytest.mark.slow
-def test_every_arm_runs_through_its_notebook(tmp_path):
-    plan = cut_down(PARAMS / "quick-interaction.yaml", tmp_path)
+@pytest.mark.parametrize(
+    "methods", [("text", "simpo", "ppo"), pytest.param(METHODS, marks=pytest.mark.soak)], ids=["three", "all"]
+)
+def test_every_arm_runs_through_its_notebook(tmp_path, methods):
+    plan = cut_down(PARAMS / "quick-interaction.yaml", tmp_path, methods)
     found = results(plan, tmp_path / "runs")
-    assert found.keys() == {*METHODS}
+    assert found.keys() == {*methods}
     for method, numbers in found.items():
         assert {"test_ce_loss", "test_judge_score", "test_second_judge_score", "pairs_acc", "kl_to_start"} <= {*numbers}
         for name in numbers:
             check_metric("metric", name, NOTEBOOKS / "06_interaction.ipynb")
         assert numbers["steps"] == steps(arms(plan)[method])
         assert numbers["kl_to_start"] >= 0 and numbers["human_words"] + numbers["student_words"] > 0
-    for method in FROM_TEXT:
+    for method in {*methods} & {*FROM_TEXT}:
         assert found[method]["student_words"] == 0 < found[method]["human_words"]
-    assert {method for method, numbers in found.items() if numbers["teacher_words"]} == {*METHODS} - {*FROM_TEXT}
+    assert {method for method, numbers in found.items() if numbers["teacher_words"]} == {*methods} - {*FROM_TEXT}
 
 
 @pytest.mark.slow

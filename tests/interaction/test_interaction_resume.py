@@ -233,7 +233,7 @@ def test_a_checkpoint_is_none_of_a_run_with_another_judge_or_teacher_of_that_nam
     assert belonging(config, "data", 1, False, False) != before
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_kills_at_random_moments_change_not_a_bit():
     words = [sys.executable, str(HERE / "kill_many.py"), "--kills", "4", "--case", "judged", "--case", "rewarded"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=600)

@@ -273,7 +273,7 @@ ROUNDS = {"simpo_judge": 20, "ppo": 20, "rloo": 60}  # of 12, of 48 and of 1 ste
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["simpo_judge", "ppo", "rloo"])
+@pytest.mark.parametrize("method", ["simpo_judge", "ppo", pytest.param("rloo", marks=pytest.mark.soak)])
 def test_the_reward_of_a_toy_judge_rises(data, tmp_path, method):
     given = settings(
         method,

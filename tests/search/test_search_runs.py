@@ -69,6 +69,7 @@ def test_trials_are_runs_and_are_pruned_and_become_a_plan(setting, notebook, tmp
     assert [variant.params["divergence"] for variant in made.variants] == ["none", "none", "forward", "forward"]
 
 
+@pytest.mark.soak
 def test_a_finished_trial_is_not_run_again(setting, tmp_path):
     search_for(tmp_path / "study.db", setting, trials=2, workers=2).run()
     times = {run.variant: run.manifest["attempts"] for run in load_runs(tmp_path / "trials")}

@@ -58,7 +58,7 @@ def register_plan(plan: Plan, plan_folder: Path) -> None:
         atomic_write(kept, content)
         if not owner and plan.file.resolve() != kept.resolve():  # the copy may be run by itself
             write_json(plan_folder / PLAN_RECORD, {"file": relative(plan.file.resolve())})
-        record_contrasts(plan.comparisons, plan_folder)
+        record_contrasts(plan.comparisons, plan_folder, plan.variants)
     except OSError as error:
         folder, reason = relative(plan_folder), error.strerror or error
         raise RunError(f"{folder} cannot be written ({reason}). Name another folder, or mend it.") from None

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from nbutils.runs import Run
 
 SEEDS = ("seed", "noise_seed")  # they repeat an arm, they do not make another one
+FLOORS = ("unigram", "bigram", "trigram")  # models of counts, the weakest first
 LONGEST_VALUE, LONGEST_LABEL = 60, 160  # characters, or a legend and a table would be nothing else
 
 
@@ -68,6 +69,16 @@ class Arm:
         """The mean of `metric` over runs; nan where none reports it."""
         values = self.results(metric)
         return float(np.mean(values)) if values else math.nan
+
+    @property
+    def floor_not_beaten(self) -> str:
+        """The weakest model of counts that a run of it ended no better than on validation: "unigram", "" for none."""
+        reached = self.by_seed("eval_ce_loss")
+        for floor in FLOORS:
+            counted = self.by_seed(f"{floor}_eval_ce_loss")
+            if any(not value < counted[seed] for seed, value in reached.items() if seed in counted):
+                return floor
+        return ""
 
     def minus(self, other: Arm | None, metric: str) -> list[float]:
         """This arm minus `other` in `metric`, for every seed that both have."""

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from IPython.display import HTML
 
-from nbutils.report.evidence import Arm, Study, number
+from nbutils.report.arms import number
+from nbutils.report.evidence import Arm, Study
 from nbutils.report.page import frame_of, table
 from nbutils.report.statistics import mean_interval
 from nbutils.report.studies.mixing import is_longer

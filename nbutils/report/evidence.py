@@ -12,25 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils.foundation import WorkbookError
-from nbutils.report import statistics
-from nbutils.report.arms import Arm, Slot, group_arms, named, number, without_seeds
+from nbutils.report.arms import Arm, Slot, group_arms, named, without_seeds
+from nbutils.report.registered import Judged, Registered, judge_contrasts, registered
 
 if TYPE_CHECKING:
-    from nbutils.runs import Comparison, Contrast, Plan, Run
+    from nbutils.runs import Contrast, Plan, Registration, Run
 
 LONGEST_FOLDER_NAME = 120  # characters; file systems allow 255 bytes
 BEFORE = "before_eval_ce_loss"  # a result of runs that fine-tune a teacher
 FINAL = ("test_", "eval_")  # prefixes of what a trained model was judged on, the better split first
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A planned contrast, its verdict, the pairs it lacks and why, and the A/A noise floor in its metric."""
-
-    contrast: Contrast
-    verdict: statistics.Verdict
-    missing: tuple[str, ...] = ()
-    floor: statistics.NoiseFloor | None = None
 
 
 @dataclass(frozen=True)
@@ -111,8 +101,8 @@ class Study:
 class PlanEvidence:
     """One plan with its runs. `problems` are sentences, on a plan that does not load or was edited since.
 
-    `unplanned` are runs in the plan's folder that it does not name. `contrasts_changed`: whether it asks
-    now what it did not ask before its first run, None where that was not recorded. `teachers` are stages whose
+    `unplanned` are runs in the plan's folder that it does not name. `registered` says since when it asks what it
+    asks. `teachers` are stages whose
     fine-tuned models other stages need, and that no contrast asks about. Other stages that none asks about, of one
     variant that others begin with, are no studies: their runs are among the slots alone.
     """
@@ -121,7 +111,7 @@ class PlanEvidence:
     studies: tuple[Study, ...]
     slots: tuple[Slot, ...]
     unplanned: tuple[Run, ...]
-    contrasts_changed: bool | None
+    registered: Registered
     problems: tuple[str, ...]
     teachers: tuple[Study, ...] = ()
 
@@ -172,7 +162,7 @@ def gather(folder: Path, plan: str = "") -> Evidence:
 
 def _plan_evidence(folder: Path, name: str, all_runs: Sequence[Run], file: Path | None = None) -> PlanEvidence:
     """What the runs of the plan called `name` show; from `file`, or from the copy kept with the runs."""
-    from nbutils.runs import INTERACTIVE, PLAN_FILE, find_plan, load_plan
+    from nbutils.runs import INTERACTIVE, PLAN_FILE, find_plan, load_plan, registrations
 
     if file is None and not is_folder_name(name):  # manifests say so, and it may be anything: no path is made of it
         return _without_plan(name, all_runs)
@@ -188,11 +178,11 @@ def _plan_evidence(folder: Path, name: str, all_runs: Sequence[Run], file: Path 
     except WorkbookError as error:
         problems.append(f"Plan {name}: {error} Its contrasts are unknown, so all of it is exploratory.")
     slots, unplanned = fill_slots([run for run in all_runs if run.plan == name], plan)
-    studies = plan_studies(name, slots, plan)
+    records = registrations(folder / name)
+    studies = plan_studies(name, slots, plan, records, unplanned)
     teachers = [study for study in studies if _is_teacher(study, plan)]
     shown = [study for study in studies if study not in teachers and not _is_beginning(study, studies, plan)]
-    changed = _contrasts_changed(folder / name, plan)
-    found = tuple(slots), tuple(unplanned), changed, tuple(problems)
+    found = tuple(slots), tuple(unplanned), registered(records, plan, slots), tuple(problems)
     return PlanEvidence(name, tuple(shown), *found, teachers=tuple(teachers))
 
 
@@ -205,7 +195,9 @@ def _without_plan(name: str, all_runs: Sequence[Run]) -> PlanEvidence:
     """Runs of a plan that cannot have a file."""
     slots, unplanned = fill_slots([run for run in all_runs if run.plan == name], None)
     problem = f"Plan {named(name)}: this is no name of a folder, so it has no file, and all of it is exploratory."
-    return PlanEvidence(name, tuple(plan_studies(name, slots, None)), tuple(slots), tuple(unplanned), None, (problem,))
+    return PlanEvidence(
+        name, tuple(plan_studies(name, slots, None)), tuple(slots), tuple(unplanned), Registered(), (problem,)
+    )
 
 
 def _is_teacher(study: Study, plan: Plan | None) -> bool:
@@ -221,17 +213,6 @@ def _is_beginning(study: Study, studies: Sequence[Study], plan: Plan | None) -> 
 
 def _is_needed(study: Study, plan: Plan) -> bool:
     return any(study.stage in stage.needs.values() for stage in plan.stages)
-
-
-def _contrasts_changed(plan_folder: Path, plan: Plan | None) -> bool | None:
-    """Whether `plan` asks now what it did not ask before its first run; None where that was not recorded."""
-    from nbutils.foundation import read_json
-    from nbutils.runs import USED_FILE, contrasts_sha256
-
-    record = plan_folder / USED_FILE
-    if plan is None or not record.is_file():
-        return None
-    return read_json(record)[0]["sha256"] != contrasts_sha256(plan.comparisons)
 
 
 def fill_slots(runs: Sequence[Run], plan: Plan | None) -> tuple[list[Slot], list[Run]]:
@@ -250,10 +231,18 @@ def fill_slots(runs: Sequence[Run], plan: Plan | None) -> tuple[list[Slot], list
     return slots, list(found.values())
 
 
-def plan_studies(name: str, slots: Sequence[Slot], plan: Plan | None) -> list[Study]:
-    """The stages of one plan that train or judge a model, with the plan's contrasts judged as one family."""
-    contrasts = plan.contrasts if plan else ()
-    verdicts = judge_contrasts(contrasts, slots, plan.noise_floor if plan else None)
+def plan_studies(
+    name: str,
+    slots: Sequence[Slot],
+    plan: Plan | None,
+    records: Sequence[Registration] = (),
+    unplanned: Sequence[Run] = (),
+) -> list[Study]:
+    """The stages of one plan that train or judge a model, with the plan's contrasts judged as one family.
+
+    `records`: what was registered of the plan; pairs that it names no more are looked for among the `unplanned` runs.
+    """
+    verdicts = judge_contrasts(plan, slots, records, unplanned) if plan else []
     arms = {
         stage: group_arms([slot for slot in slots if slot.stage == stage])
         for stage in dict.fromkeys(slot.stage for slot in slots)
@@ -293,38 +282,3 @@ def one_run(folder: Path) -> Study:
 
     (run,) = load_runs(folder)
     return Study(run.plan, run.stage or run.variant, (), (Arm(run.variant, run.matrix, (run,), 1),))
-
-
-def judge_contrasts(
-    contrasts: Iterable[Contrast], slots: Sequence[Slot], noise_floor: Comparison | None
-) -> list[Judged]:
-    """Every contrast's verdict, from the pairs of which both runs are usable; the others are named with the cause."""
-    contrasts = list(contrasts)
-    paired = [_differences(each, slots, each.metric, each.control_metric or each.metric) for each in contrasts]
-    verdicts = statistics.judge([(c, values) for c, (values, _) in zip(contrasts, paired, strict=True)])
-    result = []
-    for contrast, verdict, (_, missing) in zip(contrasts, verdicts, paired, strict=True):
-        floor = None
-        if noise_floor is not None and noise_floor.stage in (contrast.stage, contrast.stage_of_control):
-            values, _ = _differences(noise_floor, slots, contrast.metric, contrast.metric)
-            floor = statistics.NoiseFloor(tuple(values)) if values else None
-        result.append(Judged(contrast, verdict, tuple(missing), floor))
-    return result
-
-
-def _differences(
-    comparison: Comparison, slots: Sequence[Slot], metric: str, control_metric: str
-) -> tuple[list[float], list[str]]:
-    """Treatment's `metric` minus control's `control_metric` for each usable pair; what is wrong with each other."""
-    values, missing = [], []
-    for treatment, control in comparison.pairs(slots):
-        troubles = [
-            f"{slot.variant}: {slot.trouble or f'has no {name}'}"
-            for slot, name in ((treatment, metric), (control, control_metric))
-            if slot.trouble or name not in slot.run.result
-        ]
-        if troubles:
-            missing.append("; ".join(troubles))
-        else:
-            values.append(number(treatment.run.result[metric]) - number(control.run.result[control_metric]))
-    return values, missing

@@ -39,7 +39,10 @@ ATTRIBUTES = {
 # The only class names that survive: those the template styles.
 CLASSES = {
     "p": {"note", "lead"},
-    "div": {"table", "verdict", "supported", "not-supported", "not-seen", "not-judged", "warning"},
+    "div": {
+        *("table", "verdict", "warning"),
+        *("supported", "too-small", "not-supported", "undecided", "interim", "not-judged"),
+    },
     "table": {"numbers", "words", "samples"},
     "tr": {"control", "prompt", "study"},
     "td": {"text"},

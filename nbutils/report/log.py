@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from nbutils.foundation import LONGEST_PARAGRAPH, LONGEST_TEXT, atomic_write, shortened, visible, write_json
-from nbutils.report import statistics
+from nbutils.report import judging, statistics
 from nbutils.report.arms import number
 from nbutils.report.evidence import Arm, Evidence, PlanEvidence, Slot, Study, is_folder_name
 from nbutils.report.studies.mixing import MIXING, NEITHER, TRADE_OFF, UNDECIDED, WIN, composite, mixes
@@ -52,12 +52,13 @@ NO_CONTRAST = "Nothing to conclude: no contrast was planned. Next: write the que
 CONCLUSIONS = {
     WIN: "Pursue: an arm is a win under the study's rule. Next: the same contrasts with a larger model or other data.",
     TRADE_OFF: "Pursue only where the proxy counts more than the perplexity given up for it. Next: smaller weights.",
-    UNDECIDED: "Not decided. Next: more seeds for the open contrasts, before any other arm.",
-    statistics.SUPPORTED: "Pursue: the contrast holds. Next: the same with a larger model or other data.",
-    statistics.NOT_SUPPORTED: "Do not pursue this setting. Next: another target or another weight, or none.",
+    UNDECIDED: "Not decided. Next: more pairs, registered before they run and judged more strictly; no other arm yet.",
+    judging.INTERIM: "Not decided: registered pairs are not in yet. Next: those, and nothing else.",
+    judging.SUPPORTED: "Pursue: the contrast holds. Next: the same with a larger model or other data.",
+    judging.TOO_SMALL: "Do not pursue: the gain is real and smaller than what would matter. Next: another target.",
+    judging.NOT_SUPPORTED: "Do not pursue this setting. Next: another target or another weight, or none.",
     NEITHER: "Do not pursue these settings: no arm is a win or a trade-off. Next: another target, or none.",
 }
-DECIDED = (statistics.SUPPORTED, statistics.NOT_SUPPORTED)
 # Signs that markdown or HTML act on, and what readers make links of.
 MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#|~$!&@]|:(?=//)|(?<=www)\.)", re.IGNORECASE)
 USUAL_NAME = re.compile(r"\w+", re.ASCII)
@@ -230,13 +231,17 @@ def _observed(study: Study) -> Iterator[str]:
         yield "- No contrast was planned, so every difference is exploratory."
     for judged in study.judged:
         verdict, quantity = judged.verdict, measure(judged.contrast.metric)
-        numbers = f" {verdict.note}"
+        numbers = ""
         told = "".join(f" {text(each, LONGEST_PARAGRAPH)}" for each in no_better(judged, study))
-        if verdict.outcome != statistics.NOT_JUDGED:
+        if verdict.outcome != judging.NOT_JUDGED and verdict.pairs:
             interval = quantity.difference_interval(verdict.low, verdict.high)
             difference = f"{quantity.difference(verdict.difference)} {interval}"
             detectable = _with_unit(quantity, verdict.minimum_detectable)
-            numbers = f" {text(quantity.label)}, Δ = {difference}, {verdict.pairs} seed pairs, detectable {detectable}."
+            numbers = (
+                f" {text(quantity.label)}, Δ = {difference} at level {verdict.alpha:.3g}, {verdict.pairs} of "
+                f"{verdict.planned} planned seed pairs, detectable {detectable}."
+            )
+        numbers += f" {text(verdict.note, LONGEST_PARAGRAPH)}" * bool(verdict.note)
         primary = " (primary)" * judged.contrast.primary
         yield f"- {verdict.outcome.capitalize()}{primary}: {text(judged.contrast.question)}{numbers}{told}"
 
@@ -256,12 +261,12 @@ def _conclusion(study: Study) -> list[str]:
     primary = next((judged.verdict.outcome for judged in study.judged if judged.contrast.primary), None)
     if not mixes(study):
         foremost = study.judged[0]  # the primary one where the study has it
-        best = foremost.verdict.outcome if foremost.verdict.outcome in DECIDED else UNDECIDED
+        best = foremost.verdict.outcome if foremost.verdict.outcome in CONCLUSIONS else UNDECIDED
         told = f" The contrast {text(foremost.contrast.name)}: {foremost.verdict.outcome}."
         return [title, f"- {CONCLUSIONS[best]}{told}", ""]
-    if primary in (statistics.NOT_SEEN, statistics.NOT_JUDGED):
-        best = UNDECIDED
-    elif primary == statistics.NOT_SUPPORTED and best == WIN:
+    if primary in (judging.UNDECIDED, judging.INTERIM, judging.NOT_JUDGED):
+        best = judging.INTERIM if primary == judging.INTERIM else UNDECIDED
+    elif primary == judging.NOT_SUPPORTED and best == WIN:
         best = TRADE_OFF
     told = f" The primary contrast: {primary}." if primary else ""
     return [title, f"- {CONCLUSIONS[best]}{told}", ""]

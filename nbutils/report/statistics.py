@@ -1,18 +1,9 @@
-"""Was the difference there? Seed-paired contrasts, Holm's correction, detectable effects, document intervals.
+"""Was the difference there? Seed-paired intervals, Holm's correction, detectable effects, document intervals.
 
 The unit is the run. Two arms are compared by the differences of runs that share a seed (same initial weights,
 same data order), and the interval is Student's t over those differences. Documents cannot take the place of
 seeds: resampling documents alone calls 70 % of null effects real, because it never sees what another seed
 would do. Such an interval says how well the test text stands for other text, and nothing about arms.
-
-A verdict is read from one interval against two thresholds, in the direction the contrast calls better:
-
-    claim "better":    supported beyond 0        not supported when all of it is below the smallest effect
-    claim "no worse":  supported beyond -margin  not supported when all of it is worse than the margin
-    otherwise:         could not have been seen; the minimum detectable effect says by how much
-
-No interval is made of one pair, of a run that diverged, or of pairs that all differ by the same amount other than 0: a
-few values of a coarse metric fall together, and that their spread is 0 is then no knowledge of it.
 """
 
 from __future__ import annotations
@@ -20,56 +11,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import stdtr, stdtrit
-from scipy.stats import nct
+from scipy.special import chdtri, stdtr, stdtrit
+from scipy.stats import nct, shapiro
 
 ALPHA = 0.05  # two-sided
 POWER = 0.8
+SURE = 0.8  # share of samples in which the true spread is below `spread_limit`
+ODD = 0.05  # p of the Shapiro-Wilk test below which differences are far from normal
 RESAMPLES = 10_000
 MOST_PAIRS = 10_000  # beyond this no one will run the seeds
 
-SUPPORTED = "supported"
-NOT_SUPPORTED = "not supported"
-NOT_SEEN = "could not have been seen at this size"
-NOT_JUDGED = "cannot be judged"
-
 # Subtracting rounded numbers leaves dust: a spread this far below the values is none.
 ROUNDING = 1e-9
-
-
-class Claim(Protocol):
-    """What a plan's contrast states before any run; `plans.Contrast` has these and more."""
-
-    better: str  # "lower" or "higher" values are better
-    claim: str  # "better" or "no worse"
-    smallest_effect: float  # >= 0, in the metric's unit; the margin for "no worse"
-    primary: bool
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One contrast, judged. Differences are treatment minus control in the metric's own unit.
-
-    `alpha` is the level the contrast was judged at (Holm's for a contrast that is not primary), and
-    `low`..`high` the interval at 1 - alpha. `p_value` tests the claim's boundary: 0 for "better", the
-    margin for "no worse". `spread` is the standard deviation of the differences; `minimum_detectable` is
-    for alpha .05, power .8. What cannot be computed is nan.
-    """
-
-    outcome: str
-    difference: float
-    low: float
-    high: float
-    alpha: float
-    p_value: float
-    pairs: int
-    spread: float
-    minimum_detectable: float
-    note: str = ""
 
 
 def mean_interval(values: Sequence[float], alpha: float = ALPHA) -> tuple[float, float]:
@@ -80,7 +36,7 @@ def mean_interval(values: Sequence[float], alpha: float = ALPHA) -> tuple[float,
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
         return np.nan, np.nan
-    half = stdtrit(len(values) - 1, 1 - alpha / 2) * _spread(values) / np.sqrt(len(values))
+    half = stdtrit(len(values) - 1, 1 - alpha / 2) * spread_of(values) / np.sqrt(len(values))
     return float(values.mean() - half), float(values.mean() + half)
 
 
@@ -93,7 +49,7 @@ def p_value(differences: Sequence[float], boundary: float = 0.0) -> float:
     if len(differences) < 2:
         return np.nan
     distance = abs(differences.mean() - boundary)
-    spread = _spread(differences)
+    spread = spread_of(differences)
     if spread == 0:
         return float(distance <= ROUNDING * max(abs(boundary), np.abs(differences).max()))
     return float(2 * stdtr(len(differences) - 1, -distance * np.sqrt(len(differences)) / spread))
@@ -130,126 +86,63 @@ def power(effect: float, pairs: int, alpha: float = ALPHA) -> float:
 
 
 @lru_cache
-def _detectable_in_spreads(pairs: int) -> float:
-    """The effect, in standard deviations of the differences, seen with probability POWER."""
+def detectable_in_spreads(pairs: int, alpha: float = ALPHA) -> float:
+    """The effect, in standard deviations of the differences, seen with probability POWER; it solves power = .8."""
     upper = 1.0
-    while power(upper, pairs) < POWER:
+    while power(upper, pairs, alpha) < POWER:
         upper *= 2
-    return float(brentq(lambda effect: power(effect, pairs) - POWER, 0.0, upper, xtol=1e-10))
+    return float(brentq(lambda effect: power(effect, pairs, alpha) - POWER, 0.0, upper, xtol=1e-10))
 
 
-def minimum_detectable_effect(differences: Sequence[float]) -> float:
-    """The mean difference that this many pairs with this spread would have seen in 80 of 100 such studies.
+def spread_limit(spread: float, pairs: int) -> float:
+    """The upper limit of a standard deviation: in four of five samples of this size the true one is no larger.
 
-    It solves power(effect / s, n) = .8 at alpha .05, two-sided, with s the differences' own standard
-    deviation. For "no worse" it is the margin that could have been confirmed for two equal arms. nan with
-    fewer than two.
+    s sqrt((n - 1) / chi2(.2, n - 1)). Power at the sample's own spread is .63 of a nominal .8 for three pairs.
+    """
+    return float(spread * np.sqrt((pairs - 1) / chdtri(pairs - 1, SURE)))
+
+
+def minimum_detectable_effect(differences: Sequence[float], alpha: float = ALPHA) -> float:
+    """The mean difference that as many pairs would show at level `alpha` in 80 of 100 studies, or in more.
+
+    The spread is the upper limit of that of the differences. For "no worse" it is the margin that could be confirmed
+    for two equal arms. nan with fewer than two.
     """
     if len(differences) < 2:
         return np.nan
-    spread = _spread(np.asarray(differences, dtype=float))
-    return spread * _detectable_in_spreads(len(differences))
+    spread = spread_of(np.asarray(differences, dtype=float))
+    return spread_limit(spread, len(differences)) * detectable_in_spreads(len(differences), alpha)
 
 
-def pairs_needed(spread: float, effect: float) -> int | None:
-    """The fewest pairs that see a mean difference of `effect` (power .8, alpha .05); None past MOST_PAIRS.
+def pairs_needed(spread: float, effect: float, alpha: float = ALPHA) -> int | None:
+    """The fewest pairs that see a mean difference of `effect` (power .8, level `alpha`); None past MOST_PAIRS.
 
     `spread` is the standard deviation of the differences, in the unit of `effect`.
     """
-    if effect <= 0 or spread < 0 or power(effect / max(spread, ROUNDING * effect), MOST_PAIRS) < POWER:
+    if effect <= 0 or spread < 0 or power(effect / max(spread, ROUNDING * effect), MOST_PAIRS, alpha) < POWER:
         return None
     low, high = 1, MOST_PAIRS  # `low` does not see it, `high` does
     while high - low > 1:
         middle = (low + high) // 2
-        seen = spread == 0 or power(effect / spread, middle) >= POWER
+        seen = spread == 0 or power(effect / spread, middle, alpha) >= POWER
         low, high = (low, middle) if seen else (middle, high)
     return high
 
 
-def judge(claims: Sequence[tuple[Claim, Sequence[float]]]) -> list[Verdict]:
-    """Verdicts on a plan's contrasts, each with its seed-paired differences (treatment minus control).
-
-    A primary contrast is judged at .05; the others share .05 by Holm's rule. All of a plan's contrasts belong
-    in one call, those without runs included: the family is what was planned.
-    """
-    p_values = [_claim_p_value(claim, differences) for claim, differences in claims]
-    family = [index for index, (claim, _) in enumerate(claims) if not claim.primary]
-    levels = [ALPHA] * len(claims)
-    for index, level in zip(family, holm_levels([p_values[i] for i in family]), strict=True):
-        levels[index] = level
-    return [
-        _judge_one(claim, np.asarray(differences, dtype=float), p, level)
-        for (claim, differences), p, level in zip(claims, p_values, levels, strict=True)
-    ]
-
-
-def _judge_one(claim: Claim, differences: np.ndarray, p: float, alpha: float) -> Verdict:
-    """The verdict of the module's docstring for one contrast at one level."""
-    problem = _cannot_be_judged(differences)
-    if problem:
-        return _not_judged(differences, alpha, problem)
-    low, high = mean_interval(differences, alpha)
-    worst, best = (-high, -low) if claim.better == "lower" else (low, high)  # as gains: positive is better
-    margin = claim.smallest_effect
-    claimed, refuted = (0.0, margin) if claim.claim == "better" else (-margin, -margin)
-    outcome = SUPPORTED if worst > claimed else NOT_SUPPORTED if best < refuted else NOT_SEEN
-    return Verdict(
-        outcome=outcome,
-        difference=float(differences.mean()),
-        low=low,
-        high=high,
-        alpha=alpha,
-        p_value=p,
-        pairs=len(differences),
-        spread=_spread(differences),
-        minimum_detectable=minimum_detectable_effect(differences),
-        note=_note(outcome, claim, best, differences),
-    )
-
-
-def _not_judged(differences: np.ndarray, alpha: float, problem: str) -> Verdict:
-    """A verdict that says why there is none."""
-    mean = float(differences.mean()) if len(differences) else np.nan
-    nan = float("nan")
-    return Verdict(NOT_JUDGED, mean, nan, nan, alpha, nan, len(differences), nan, nan, problem)
-
-
-def _claim_p_value(claim: Claim, differences: Sequence[float]) -> float:
-    """The p value at the claim's boundary; nan where the contrast cannot be judged."""
-    if _cannot_be_judged(np.asarray(differences, dtype=float)):
-        return np.nan
-    worse = 1.0 if claim.better == "lower" else -1.0
-    return p_value(differences, worse * claim.smallest_effect if claim.claim == "no worse" else 0.0)
-
-
-def _cannot_be_judged(differences: np.ndarray) -> str:
-    """Why these differences allow no interval; empty where they do."""
-    if not np.isfinite(differences).all():
-        return "A run's value is not a finite number: it diverged, and a mean over the others would hide it."
-    if len(differences) < 2:
-        count = "1 seed pair" if len(differences) == 1 else f"{len(differences)} seed pairs"
-        return f"{count}: an interval needs at least 2."
-    if _spread(differences) == 0 and np.abs(differences).max() > 0:
-        return (
-            "Every seed gave the same difference, and an interval needs a spread: check that the seed reaches the run, "
-            "or take a metric with finer steps."
-        )
-    return ""
-
-
-def _note(outcome: str, claim: Claim, best_gain: float, differences: np.ndarray) -> str:
-    """What a reader of the bare verdict would miss."""
-    if _spread(differences) == 0:
-        return "Both arms gave identical numbers: the treatment changed nothing, or was not applied."
-    if outcome == SUPPORTED and claim.claim == "better" and best_gain < claim.smallest_effect:
-        return "The gain is real but smaller than the smallest effect of interest."
-    return ""
-
-
-def _spread(values: np.ndarray) -> float:
+def spread_of(values: np.ndarray) -> float:
     """Standard deviation with n - 1, rounding dust taken as 0."""
     spread = float(values.std(ddof=1))
     return spread if spread > ROUNDING * np.abs(values).max() else 0.0
+
+
+def far_from_normal(differences: Sequence[float]) -> bool:
+    """Whether the Shapiro-Wilk test rejects that the differences are normal (p < .05); no with fewer than three.
+
+    Student's interval is then not to be relied on: of five lognormal differences without a mean effect it calls 16 of
+    100 real. Source: S. Shapiro and M. Wilk, Biometrika 52 (1965).
+    """
+    differences = np.asarray(differences, dtype=float)
+    return len(differences) > 2 and spread_of(differences) > 0 and bool(shapiro(differences).pvalue < ODD)
 
 
 @dataclass(frozen=True)

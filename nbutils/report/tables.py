@@ -11,7 +11,7 @@ import pandas as pd
 from IPython.display import HTML
 
 from nbutils.foundation import escaped
-from nbutils.report import statistics
+from nbutils.report import judging, statistics
 from nbutils.report.evidence import Arm, Study
 from nbutils.report.page import Table, frame_of, table
 from nbutils.runs import UNKNOWN, Measure, measure
@@ -88,7 +88,7 @@ def seeds(arm: Arm) -> str:
 def difference_lines(study: Study, arm: Arm, metric: str) -> tuple[str, str]:
     """An arm's seed-paired difference to the control and its interval: the planned contrast's, or the 95 % one."""
     judged, quantity = study.asked(arm, metric), measure(metric)
-    if judged and judged.verdict.outcome != statistics.NOT_JUDGED:
+    if judged and judged.verdict.outcome != judging.NOT_JUDGED:
         difference, low, high = judged.verdict.difference, judged.verdict.low, judged.verdict.high
     else:
         differences = study.differences(arm, metric)

@@ -10,23 +10,25 @@ from IPython.display import HTML
 from nbutils.foundation import LONGEST_PARAGRAPH, escaped, shortened
 from nbutils.interaction import taught_by
 from nbutils.models import NO_DIVERGENCE
-from nbutils.report import statistics
+from nbutils.report import judging, statistics
 from nbutils.report.arms import SEEDS, named
-from nbutils.report.diagnostics import not_applied
 from nbutils.report.evidence import Arm, Evidence, Judged, Study
 from nbutils.report.page import code, frame_of, heading, table
 from nbutils.report.studies.registry import cautions
-from nbutils.runs import UNKNOWN, Measure, measure, p_text, percent, versions_of_code
+from nbutils.report.warnings import warnings
+from nbutils.runs import UNKNOWN, Measure, measure, p_text, percent
 
 CLASSES = {
-    statistics.SUPPORTED: "supported",
-    statistics.NOT_SUPPORTED: "not-supported",
-    statistics.NOT_SEEN: "not-seen",
-    statistics.NOT_JUDGED: "not-judged",
+    judging.SUPPORTED: "supported",
+    judging.TOO_SMALL: "too-small",
+    judging.NOT_SUPPORTED: "not-supported",
+    judging.UNDECIDED: "undecided",
+    judging.INTERIM: "interim",
+    judging.NOT_JUDGED: "not-judged",
 }
 
+LARGEST_LOGARITHM = 50  # nats beyond which a ratio of perplexities says nothing, or is no number
 MOST_NAMED = 4  # parameters in one sentence
-CHANGED = "The contrasts were changed after the first run."
 NO_RUNS = """
 <p class="lead">There are no runs to report on yet.</p>
 <p>In the folder {folder}{plan} no run was found. To get some, in the repository's root:</p>
@@ -46,17 +48,6 @@ TEACHERS = ("correcting_teacher", "distilling_teacher")  # of an interaction
 def has_contrasts(study: Study) -> bool:
     """Whether a planned contrast of the study has an interval, for which it takes two seed pairs."""
     return any(np.isfinite(judged.verdict.low) for judged in study.judged)
-
-
-def contrasts_changed(evidence: Evidence) -> HTML:
-    """Whether each plan's questions are those that were written down before its first run."""
-    sentences = {
-        False: "The contrasts are those written down before the first run.",
-        True: f"{CHANGED} Read its verdicts as exploratory.",
-        None: "Nothing recorded which contrasts stood when the first run began.",
-    }
-    items = [f"<li>{code(p.name)}: {escaped(sentences[p.contrasts_changed])}</li>" for p in evidence.plans]
-    return HTML(f"<ul>{''.join(items)}</ul>" if items else '<p class="note">No plan has runs yet.</p>')
 
 
 def verdicts(evidence: Evidence) -> HTML:
@@ -94,53 +85,6 @@ def _counted(evidence: Evidence) -> str:
     return f'<p class="lead">{len(found)} question{"s" * (len(found) != 1)}: {escaped(counts)}.</p>' if found else ""
 
 
-def warnings(evidence: Evidence) -> list[str]:
-    """Sentences on what a reader must know before believing a comparison."""
-    found = [problem for plan in evidence.plans for problem in plan.problems]
-    troubled = [slot for slot in evidence.slots if slot.trouble]
-    if troubled:
-        found.append(
-            f"{len(troubled)} of {len(evidence.slots)} planned runs are missing from these numbers; "
-            "the section on failed runs names each with its cause."
-        )
-    found += [f"Plan {plan.name}: {CHANGED}" for plan in evidence.plans if plan.contrasts_changed]
-    for study in evidence.studies:
-        runs = [slot.run for slot in study.slots if slot.run and not slot.trouble]
-        folders = {run.params.get("data_folder") for run in runs}  # a control of other data is told of by its contrast
-        borrowed = [run for arm in study.arms if arm.borrowed_from for run in arm.runs]
-        runs += [run for run in borrowed if run.params.get("data_folder") in folders]
-        data = {run.manifest.get("data_fingerprint") for run in runs}
-        code = versions_of_code(run.manifest for run in runs)
-        for what, versions in (("data", len(data)), ("versions of the code", code)):
-            if versions > 1:
-                found.append(
-                    f"The runs of {study.name} used {versions} different {what}: their differences may have "
-                    "causes other than the arms. Run the batch again to repeat the outdated ones."
-                )
-        found += _learned_nothing(study)
-        if wrong := not_applied(study):
-            found.append(
-                f"{study.name}: the gradient audit says that the objective was not applied in {'; '.join(wrong)}. What "
-                "these arms show is about a mistake in the code, not about their objective."
-            )
-    return found
-
-
-def _learned_nothing(study: Study) -> list[str]:
-    """A sentence on the arms whose cross entropy is no better than that of token frequencies."""
-    names = []
-    for arm in study.own_arms:
-        reached, unigram = arm.by_seed("eval_ce_loss"), arm.by_seed("unigram_eval_ce_loss")
-        if any(not value < unigram[seed] for seed, value in reached.items() if seed in unigram):
-            names.append(arm.label)
-    if not names:
-        return []
-    return [
-        f"{study.name}: some runs of {'; '.join(names)} ended no better than a unigram model, which knows nothing but "
-        "token frequencies. Differences to such an arm say little about its objective."
-    ]
-
-
 def _verdict(judged: Judged, study: Study) -> str:
     """One contrast in plain words: the outcome, the question, what was measured, what to keep in mind."""
     verdict, contrast = judged.verdict, judged.contrast
@@ -166,37 +110,41 @@ def _meaning(judged: Judged) -> str:
     verdict, contrast = judged.verdict, judged.contrast
     quantity = measure(contrast.metric)
     effect = f"{quantity.short(contrast.smallest_effect)} {quantity.difference_unit}".rstrip()
-    if verdict.outcome == statistics.SUPPORTED:
+    if verdict.outcome == judging.SUPPORTED:
         return f"If it is worse at all, then by less than the margin of {effect}." * (contrast.claim == "no worse")
-    if verdict.outcome == statistics.NOT_SUPPORTED:
+    if verdict.outcome == judging.TOO_SMALL:
+        return f"There is a gain, and all of its interval lies below the smallest effect of interest, {effect}."
+    if verdict.outcome == judging.NOT_SUPPORTED:
         if contrast.claim == "no worse":
             return f"It is worse by more than the margin of {effect}."
         is_worse = verdict.low > 0 if contrast.better == "lower" else verdict.high < 0
         return "It is worse." if is_worse else f"A gain of {effect} is ruled out."
-    if verdict.outcome == statistics.NOT_SEEN:
-        return _too_small(judged, quantity, effect)
-    return verdict.note
+    if verdict.outcome == judging.INTERIM:
+        return f"{verdict.pairs} of {verdict.planned} registered pairs are in, and there is no verdict before all are."
+    return verdict.note if verdict.outcome == judging.NOT_JUDGED else _could_be_seen(judged, quantity, effect)
 
 
-def _too_small(judged: Judged, quantity: Measure, effect: str) -> str:
-    """Why the runs could not tell, and what would."""
+def _could_be_seen(judged: Judged, quantity: Measure, effect: str) -> str:
+    """What as many pairs could have shown, at the level of this verdict, and how many more it would take."""
     verdict, contrast = judged.verdict, judged.contrast
     subject = "a margin" if contrast.claim == "no worse" else "an effect"
-    seen = _with_unit(quantity, verdict.minimum_detectable)
-    if verdict.minimum_detectable <= contrast.smallest_effect:
-        return f"{verdict.pairs} pairs show {subject} of {seen} four times in five; this is one of the other cases."
-    needed = statistics.pairs_needed(verdict.spread, contrast.smallest_effect)
-    many = f"about {needed:,} pairs" if needed else f"more than {statistics.MOST_PAIRS:,} pairs"
-    return (
-        f"{verdict.pairs} seed pairs with this spread can show {subject} of {seen} or more; the plan asks about "
-        f"{effect}, which needs {many}."
+    seen = (
+        f"{verdict.pairs} pairs could have shown {subject} of {_with_unit(quantity, verdict.minimum_detectable)} or "
+        f"more (power 0.8 at level {verdict.alpha:.3g}, spread at its upper limit)"
     )
+    if verdict.minimum_detectable <= contrast.smallest_effect:
+        return f"{seen}, and the plan asks about {effect}: this is one of the other cases."
+    share = verdict.alpha / judging.level_of_look(verdict.look)
+    level = share * judging.level_of_look(verdict.look + 1)
+    needed = statistics.pairs_needed(verdict.spread, contrast.smallest_effect, level)
+    many = f"about {needed:,} pairs" if needed else f"more than {statistics.MOST_PAIRS:,} pairs"
+    return f"{seen}; the plan asks about {effect}. An extension, judged at level {level:.2g}, takes {many}."
 
 
 def _measured(judged: Judged, study: Study) -> str:
     """The numbers behind the verdict."""
     verdict, contrast = judged.verdict, judged.contrast
-    if verdict.outcome == statistics.NOT_JUDGED:
+    if verdict.outcome == judging.NOT_JUDGED or not verdict.pairs:
         return ""
     quantity = measure(contrast.metric)
     treatment, control = study.sides(contrast)
@@ -205,11 +153,12 @@ def _measured(judged: Judged, study: Study) -> str:
         sides += f" ({measure(contrast.control_metric).label})"
     difference = f"{quantity.difference(verdict.difference)} {quantity.difference_unit}".strip()
     interval = quantity.difference_interval(verdict.low, verdict.high)
+    up = sum(each > 0 for each in verdict.differences)
     text = (
         f"{quantity.label[0].upper()}{quantity.label[1:]}, {sides}: {difference}, {level(verdict)} interval "
-        f"{interval}, {verdict.pairs} seed pairs"
+        f"{interval}, {verdict.pairs} seed pairs, {up} of them up"
     )
-    if contrast.metric.endswith("ce_loss"):
+    if contrast.metric.endswith("ce_loss") and abs(verdict.difference) < LARGEST_LOGARITHM:
         text += f"; perplexity {percent(math.expm1(verdict.difference))}"
     return text + "."
 
@@ -217,15 +166,23 @@ def _measured(judged: Judged, study: Study) -> str:
 def _caveats(judged: Judged) -> list[str]:
     """Sentences that limit a verdict."""
     verdict, quantity = judged.verdict, measure(judged.contrast.metric)
-    found = [verdict.note] if verdict.outcome != statistics.NOT_JUDGED else []
+    found = [verdict.note] if verdict.outcome != judging.NOT_JUDGED else []
+    if verdict.without_one:
+        alone = verdict.without_one
+        found.append(
+            f"Without seed {judged.seeds[alone.place]} this would read: {alone.outcome}, "
+            f"{quantity.difference(alone.difference)}."
+        )
+    if verdict.earlier:
+        told = ", then ".join(verdict.earlier)
+        found.append(f"The plan was extended after a look: it was {told}. All looks share a level of 0.05.")
     if judged.missing:
-        planned = verdict.pairs + len(judged.missing)
         what, rest = shortened(judged.missing[0]), len(judged.missing) - 1
         more = f", and {rest} more" if rest else ""
-        found.append(f"{len(judged.missing)} of {planned} planned pairs are missing ({what}{more}).")
+        found.append(f"{len(judged.missing)} of {verdict.planned} planned pairs are missing ({what}{more}).")
     band = judged.floor.band(verdict.pairs) if judged.floor else math.nan
-    if band > 0 and abs(verdict.difference) <= band:
-        found.append(f"The difference is no larger than what noise alone does (A/A: within {quantity.number(band)}).")
+    if judged.contrast.claim == "better" and band > 0 and abs(verdict.difference) <= band:
+        found.append(f"The difference is not distinguishable from A/A noise (95 % within {quantity.number(band)}).")
     return found
 
 
@@ -271,7 +228,7 @@ def _label(arm: Arm | None, values: dict) -> str:
     return arm.label if arm else ", ".join(f"{name} {named(value)}" for name, value in values.items())
 
 
-def level(verdict: statistics.Verdict) -> str:
+def level(verdict: judging.Verdict) -> str:
     """The confidence of the verdict's interval: "95 %", or Holm's "98.3 %"."""
     return f"{100 * (1 - verdict.alpha):.3g} %"
 
@@ -284,7 +241,7 @@ def verdict_table(study: Study) -> HTML:
         band = judged.floor.band(verdict.pairs) if judged.floor else math.nan
         goal = "margin" if contrast.claim == "no worse" else "smallest effect"
         difference = UNKNOWN
-        if verdict.outcome != statistics.NOT_JUDGED:
+        if verdict.outcome != judging.NOT_JUDGED:
             interval = quantity.difference_interval(verdict.low, verdict.high)
             difference = f"{quantity.difference(verdict.difference)}\n{interval}\n({level(verdict)})"
         rows.append(
@@ -295,16 +252,19 @@ def verdict_table(study: Study) -> HTML:
                 "Measure": quantity.label + (f"\n({quantity.difference_unit})" if quantity.difference_unit else ""),
                 "Difference": difference,
                 "p": p_text(verdict.p_value),
-                "Pairs": str(verdict.pairs),
+                "Pairs": str(verdict.pairs)
+                if verdict.pairs == verdict.planned
+                else f"{verdict.pairs} of {verdict.planned}",
                 "Detectable": quantity.number(verdict.minimum_detectable),
                 "A/A floor": f"±{quantity.number(band)}" if math.isfinite(band) else UNKNOWN,
             }
         )
     note = (
-        "Difference: treatment minus control with its interval, at 95 % for the primary contrast and at the level "
-        "Holm's rule leaves the others. p tests the claim's boundary: 0, or the margin. Detectable: the effect that "
-        "as many pairs of this spread show with power 0.8 at alpha 0.05, two-sided. A/A floor: where 95 % of such "
-        "differences lie between two runs that differ in noise alone."
+        "Difference: treatment minus control with its interval, at the level it is judged at: 0.04 at the first look "
+        "for the primary contrast, what Holm's rule leaves of it for the others, less at an extension. p tests the "
+        "claim's boundary: 0, or the margin. Detectable: the effect that as many pairs show at that level with power "
+        "0.8, their spread at its upper limit. A/A floor: where 95 % of such differences lie between two runs that "
+        "differ in noise alone."
     )
     if not rows:
         return HTML("<p>No contrast was planned for this stage.</p>")

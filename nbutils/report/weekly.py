@@ -17,7 +17,7 @@ import numpy as np
 from IPython.display import HTML
 
 from nbutils.foundation import LONGEST_PARAGRAPH, escaped, read_json, visible, write_json
-from nbutils.report import statistics
+from nbutils.report import judging
 from nbutils.report.appendix import finished_at
 from nbutils.report.evidence import Arm, Evidence, Judged, Study
 from nbutils.report.headline import HEADLINE
@@ -205,7 +205,7 @@ def _changed_verdicts(then: dict, now: dict) -> Iterable[dict[str, str]]:
     """Rows for contrasts that are judged otherwise, or for the first time."""
     for name, verdict in now.items():
         before = then.get(name, {}).get("outcome", UNKNOWN)
-        if before != verdict["outcome"] and {before, verdict["outcome"]} != {UNKNOWN, statistics.NOT_JUDGED}:
+        if before != verdict["outcome"] and {before, verdict["outcome"]} != {UNKNOWN, judging.NOT_JUDGED}:
             yield {"What": name, "Measure": "verdict", "Then": before, "Now": verdict["outcome"], "Δ": ""}
 
 

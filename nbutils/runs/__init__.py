@@ -10,7 +10,15 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "attempts": ["ATTEMPTS", "LOCKS", "LOGS", "Place"],
-        "contrasts": ["Comparison", "Contrast", "USED_FILE", "contrasts_sha256", "record_contrasts"],
+        "contrasts": [
+            "Comparison",
+            "Contrast",
+            "Registration",
+            "contrasts_sha256",
+            "planned_pairs",
+            "record_contrasts",
+            "registrations",
+        ],
         "keys": ["CodeOf", "made_of", "nbutils_sha256", "read_inputs", "run_key", "what_changed"],
         "manifest": [
             "FAILED",

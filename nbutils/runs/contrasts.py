@@ -59,6 +59,12 @@ class InMatrix(Protocol):
     matrix: dict[str, Any]
 
 
+class Named(InMatrix, Protocol):
+    """A variant of a plan."""
+
+    name: str
+
+
 Item = TypeVar("Item", bound=InMatrix)
 
 
@@ -135,17 +141,47 @@ def contrasts_sha256(contrasts: Iterable[Comparison]) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def record_contrasts(contrasts: Iterable[Comparison], folder: Path) -> None:
-    """Note in plan folder `folder` that these contrasts are in use from now on, if they were not the last in use."""
-    used = _used(folder)
-    digest = contrasts_sha256(contrasts)
-    if not used or used[-1]["sha256"] != digest:
-        write_json(folder / USED_FILE, [*used, {"sha256": digest, "first_used": now()}])
+@dataclass(frozen=True)
+class Registration:
+    """What a plan asked from a moment on: the hash of its contrasts, and the pairs that each of them planned.
+
+    pairs: {contrast: ((treatment's variant, control's variant), ...)}; empty where an early version wrote the record.
+    """
+
+    sha256: str
+    at: str  # ISO 8601, UTC
+    pairs: Mapping[str, tuple[tuple[str, str], ...]]
 
 
-def _used(folder: Path) -> list[dict[str, str]]:
+def record_contrasts(contrasts: Iterable[Comparison], folder: Path, variants: Sequence[Named] = ()) -> None:
+    """Register in plan folder `folder` what these contrasts ask and which pairs of `variants` they plan.
+
+    Nothing is written where both are as they were last registered.
+    """
+    contrasts, path = list(contrasts), folder / USED_FILE
+    entry = {"sha256": contrasts_sha256(contrasts), "pairs": planned_pairs(contrasts, variants)}
+    used = read_json(path) if path.is_file() else []
+    if not used or any(used[-1].get(name) != value for name, value in entry.items()):
+        write_json(path, [*used, entry | {"first_used": now()}])
+
+
+def planned_pairs(contrasts: Iterable[Comparison], variants: Sequence[Named]) -> dict[str, list[list[str]]]:
+    """The pairs of each contrast, as names of variants."""
+    asked = [each for each in contrasts if isinstance(each, Contrast)]
+    return {each.name: [[one.name, other.name] for one, other in each.pairs(variants)] for each in asked}
+
+
+def registrations(folder: Path) -> list[Registration]:
+    """What was registered in plan folder `folder`, the first first; empty where nothing was."""
     path = folder / USED_FILE
-    return read_json(path) if path.is_file() else []
+    return [
+        Registration(
+            str(each["sha256"]),
+            str(each["first_used"]),
+            {name: tuple((one, other) for one, other in pairs) for name, pairs in each.get("pairs", {}).items()},
+        )
+        for each in (read_json(path) if path.is_file() else [])
+    ]
 
 
 def check_criterion(where: str, given: Mapping[str, Any]) -> None:

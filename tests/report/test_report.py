@@ -17,7 +17,7 @@ from page_structure import text_of
 from synthetic_runs import final_numbers, write_plan, write_run, write_runs
 
 from nbutils import report
-from nbutils.report import statistics
+from nbutils.report import judging, statistics
 from nbutils.report.evidence import gather
 from nbutils.report.verdict_sentences import _verdict
 
@@ -33,36 +33,59 @@ def test_verdicts_come_first_in_words_the_primary_on_top(toy_evidence):
     differences = [
         final_numbers(0.5, s, 0)["test_ce_loss"] - final_numbers(0, s, 0)["test_ce_loss"] for s in range(1, 6)
     ]
-    low, high = scipy.stats.ttest_1samp(differences, 0).confidence_interval(0.95)
-    written = f"{np.mean(differences):+.4f} nats per token, 95 % interval [{low:+.4f}, {high:+.4f}], 5 seed pairs"
+    low, high = scipy.stats.ttest_1samp(differences, 0).confidence_interval(0.96)
+    written = f"{np.mean(differences):+.4f} nats per token, 96 % interval [{low:+.4f}, {high:+.4f}], 5 seed pairs, "
+    written += f"{sum(each > 0 for each in differences)} of them up"
     assert written.replace("-", "−") in text
     assert (
         "Not supported. Is the cosine term alone no worse" in text and "worse by more than the margin of 0.01" in text
     )
-    assert "smaller than the smallest effect of interest" in text  # accuracy: real, but too small to matter
+    assert "Real but too small. Does alpha 0.5 raise token accuracy?" in text
+    assert "all of its interval lies below the smallest effect of interest, 0.2 percentage points" in text
     assert f"perplexity {100 * np.expm1(np.mean(differences)):+.2f} %".replace("-", "−") in text
 
 
-def test_an_undecided_contrast_says_what_would_have_been_seen_and_how_many_seeds_it_takes(tmp_path):
+def test_before_all_pairs_are_in_a_contrast_is_interim_and_names_what_is_missing(tmp_path):
     runs = write_runs(tmp_path / "runs", keep=lambda matrix: matrix["seed"] <= 2)
     evidence = gather(runs, str(write_plan(tmp_path)))
-    judged = evidence.studies[0].judged[0]
-    assert judged.verdict.outcome == statistics.NOT_SEEN
+    assert {judged.verdict.outcome for judged in evidence.studies[0].judged} == {judging.INTERIM}
     text = text_of(report.verdicts(evidence))
-    assert "Could not have been seen at this size. Is alpha 0.5 no worse" in text
-    needed = statistics.pairs_needed(judged.verdict.spread, 0.01)
-    assert f"can show a margin of {judged.verdict.minimum_detectable:.4f} nats per token or more" in text
-    assert f"asks about 0.01 nats per token, which needs about {needed} pairs" in text
+    assert "Interim. Is alpha 0.5 no worse" in text and "2 of 5 registered pairs are in" in text
     assert "3 of 5 planned pairs are missing (cosine-alpha0.5-seed3-noise_seed0: not run yet" in text
     assert "and 2 more)" in text
     assert "12 of 20 planned runs are missing from these numbers" in text
+
+
+def test_an_undecided_contrast_says_what_could_have_been_seen_and_what_an_extension_takes(study):
+    asked = study.judged[0]
+    verdict = replace(asked.verdict, outcome=judging.UNDECIDED, differences=(-0.02, 0.03, 0.01, -0.01), alpha=0.02)
+    verdict = replace(verdict, minimum_detectable=0.1234, planned=4)
+    text = _verdict(replace(asked, verdict=verdict), study)
+    needed = statistics.pairs_needed(verdict.spread, 0.01, 0.005 * 0.5)
+    assert "4 pairs could have shown a margin of 0.1234 nats per token or more (power 0.8 at level 0.02" in text
+    assert f"An extension, judged at level 0.0025, takes about {needed} pairs." in text
+
+
+def test_a_verdict_that_hangs_on_one_seed_says_so(study):
+    asked = study.judged[0]
+    alone = judging.WithoutOne(4, judging.NOT_SUPPORTED, 0.02)
+    text = _verdict(replace(asked, verdict=replace(asked.verdict, without_one=alone)), study)
+    assert "Without seed 5 this would read: not supported, +0.0200." in text
+
+
+def test_a_difference_inside_the_noise_floor_is_not_told_from_it_and_no_worse_needs_no_such_word(study):
+    asked = next(each for each in study.judged if each.contrast.claim == "better")
+    floor = statistics.NoiseFloor((9.0, -9.0))
+    assert "not distinguishable from A/A" in _verdict(replace(asked, floor=floor), study)
+    contrast = replace(asked.contrast, claim="no worse")
+    assert "A/A" not in _verdict(replace(asked, floor=floor, contrast=contrast), study)
 
 
 def test_the_verdict_table_holds_every_number_behind_a_verdict(study):
     text = text_of(report.verdict_table(study))
     for judged in study.judged:
         assert judged.contrast.name in text and judged.verdict.outcome in text
-    for needed in ("primary", "secondary", "(margin 0.01)", "(smallest effect 0.2)", "(98.3 %)", "percentage points"):
+    for needed in ("primary", "secondary", "(margin 0.01)", "(smallest effect 0.2)", "(98.7 %)", "percentage points"):
         assert needed in text
     assert f"{study.judged[0].verdict.minimum_detectable:.4f}" in text
     assert f"±{study.judged[0].floor.band(5):.4f}" in text
@@ -166,7 +189,7 @@ def test_no_runs_explains_how_to_get_some(tmp_path):
     evidence = gather(tmp_path / "runs")
     text = text_of(report.verdicts(evidence))
     assert "no runs" in text and "make report" in text and "python -m nbutils batch params/quick.yaml" in text
-    for show in (report.failed_runs, report.manifest, report.contrasts_changed, report.period):
+    for show in (report.failed_runs, report.manifest, report.contrasts_registered, report.period):
         show(evidence)
     assert "Nothing to show" in text_of(report.by_study(evidence, report.headline_table))
 

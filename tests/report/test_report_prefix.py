@@ -19,7 +19,7 @@ from synthetic_prefix import SEEDS, arm_of, harness_rows, increases, prefix_numb
 from synthetic_runs import STEPS
 
 from nbutils import report
-from nbutils.report import statistics
+from nbutils.report import judging
 from nbutils.report.evidence import gather
 from nbutils.report.studies.mixing import mixes
 from nbutils.report.studies.prefix import arm_table, ceiling_table, prefix_smoothing, sampler_table
@@ -141,7 +141,7 @@ def test_samples_stand_side_by_side_and_the_other_section_shows_those_as_trained
 
 def test_an_absent_number_cannot_be_judged_and_the_reason_is_said(smooth_evidence):
     judged = next(each for each in smooth_evidence.studies[0].judged if each.contrast.name == "no-gold")
-    assert judged.verdict.outcome == statistics.NOT_JUDGED
+    assert judged.verdict.outcome == judging.NOT_JUDGED
     text = text_of(report.verdicts(smooth_evidence))
     assert "Cannot be judged. And without gold mass?" in text
     told = "No run of mixed uniform, eps 1 reports test un-smoothed bits per byte: its target leaves the gold token no"

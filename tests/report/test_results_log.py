@@ -15,7 +15,7 @@ import pytest
 from synthetic_runs import FULL_CARD, write_full, write_plan, write_runs
 
 from nbutils import report
-from nbutils.report import statistics
+from nbutils.report import judging, statistics
 from nbutils.report.evidence import Evidence, gather
 from nbutils.report.log import CONCLUSIONS, NO_CONTRAST, results_log, text
 
@@ -74,7 +74,7 @@ def test_one_seed_supports_no_takeaway(tmp_path):
 
 def test_a_refuted_primary_contrast_is_never_a_win(toy_evidence):
     (study,) = toy_evidence.studies
-    verdict = replace(study.judged[0].verdict, outcome=statistics.NOT_SUPPORTED)
+    verdict = replace(study.judged[0].verdict, outcome=judging.NOT_SUPPORTED)
     judged = (replace(study.judged[0], verdict=verdict), *study.judged[1:])
     plan = replace(toy_evidence.plans[0], studies=(replace(study, judged=judged),))
     assert CONCLUSIONS["win"] not in results_log(replace(toy_evidence, plans=(plan,)))

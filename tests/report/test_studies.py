@@ -13,12 +13,16 @@ import numpy as np
 import pytest
 import scipy.stats
 import yaml
+from page_structure import text_of
 from synthetic_runs import CONTRASTS, final_numbers, write_plan, write_run, write_runs
 
 from nbutils.batch.batch import register_plan
 from nbutils.foundation.errors import PlanError
-from nbutils.report import statistics
+from nbutils.report import judging
 from nbutils.report.evidence import Slot, gather, group_arms
+from nbutils.report.verdict_sentences import verdicts
+from nbutils.report.warnings import contrasts_registered
+from nbutils.runs.contrasts import record_contrasts
 from nbutils.runs.plans import load_plan
 
 
@@ -48,14 +52,14 @@ def test_a_contrast_is_the_paired_t_test_of_the_seeds(toy_evidence):
     differences = paired("test_ce_loss", 0.5)
     assert verdict.difference == pytest.approx(differences.mean())
     assert verdict.p_value == pytest.approx(scipy.stats.ttest_1samp(differences, 0.01).pvalue)
-    interval = scipy.stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    interval = scipy.stats.ttest_1samp(differences, 0).confidence_interval(0.96)
     assert (verdict.low, verdict.high) == pytest.approx((interval.low, interval.high))
 
 
 def test_holm_takes_in_all_secondary_contrasts_of_the_plan(toy_evidence):
     levels = [judged(toy_evidence, name).verdict.alpha for name in ("cosine-alone", "mixing-proxy", "mixing-accuracy")]
-    assert sorted(levels) == pytest.approx([0.05 / 3, 0.05 / 2, 0.05])
-    assert judged(toy_evidence, "mixing-perplexity").verdict.alpha == 0.05
+    assert sorted(levels) == pytest.approx([0.04 / 3, 0.04 / 2, 0.04])
+    assert judged(toy_evidence, "mixing-perplexity").verdict.alpha == 0.04
 
 
 def test_the_noise_floor_is_in_each_contrasts_own_metric(toy_evidence):
@@ -114,8 +118,8 @@ def test_a_diverged_run_makes_its_contrast_impossible_to_judge(tmp_path):
     result = runs / "toy" / "cosine-alpha0.5-seed2-noise_seed0" / "result.json"
     result.write_text(json.dumps(json.loads(result.read_text()) | {"test_ce_loss": None}))
     evidence = gather(runs, str(write_plan(tmp_path)))
-    assert judged(evidence, "mixing-perplexity").verdict.outcome == statistics.NOT_JUDGED
-    assert judged(evidence, "mixing-proxy").verdict.outcome == statistics.SUPPORTED
+    assert judged(evidence, "mixing-perplexity").verdict.outcome == judging.NOT_JUDGED
+    assert judged(evidence, "mixing-proxy").verdict.outcome == judging.SUPPORTED
     assert math.isnan(evidence.studies[0].arms[1].by_seed("test_ce_loss")[2])
 
 
@@ -175,18 +179,77 @@ def test_an_edit_after_the_last_batch_is_called_out(tmp_path, monkeypatch):
     assert "edited after the last batch" in plan.problems[0]
 
 
-@pytest.mark.parametrize("changed", [False, True])
-def test_contrasts_that_were_edited_after_the_first_run_are_found_out(tmp_path, changed):
-    runs, file = write_runs(tmp_path / "runs", keep=lambda m: m["seed"] == 1), write_plan(tmp_path)
-    assert gather(runs, str(file)).plans[0].contrasts_changed is None  # no batch has recorded them
-    register_plan(load_plan(file), runs / "toy")
-    if changed:
-        plan = yaml.safe_load(file.read_text())
-        plan["contrasts"][0]["smallest_effect"] = 0.5
-        file.write_text(yaml.safe_dump(plan))
-        assert gather(runs, str(file)).plans[0].contrasts_changed is True  # edited, no batch since
-        register_plan(load_plan(file), runs / "toy")
-    assert gather(runs).plans[0].contrasts_changed is changed
+# --- what was registered, and when -----------------------------------------------------------------
+
+
+def with_seeds(folder, file, last: int):
+    """The plan with seeds 1 to `last`, loaded from a file of its own."""
+    plan = yaml.safe_load(file.read_text())
+    plan["stages"][0]["matrix"]["seed"] = [*range(1, last + 1)]
+    path = folder / f"of{last}" / "toy.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump(plan, sort_keys=False))
+    return path
+
+
+def register(file, folder, monkeypatch, at: str) -> None:
+    monkeypatch.setattr("nbutils.runs.contrasts.now", lambda: at)
+    plan = load_plan(file)
+    record_contrasts(plan.comparisons, folder, plan.variants)
+
+
+BEFORE, AFTER = "2026-11-18T09:00:00.000+00:00", "2026-11-18T12:00:00.000+00:00"  # the runs began at 10:00
+
+
+def test_contrasts_count_as_registered_before_the_runs_only_if_they_were(tmp_path, monkeypatch):
+    runs, file = write_runs(tmp_path / "runs"), write_plan(tmp_path)
+    assert not gather(runs, str(file)).plans[0].registered.at  # no batch has recorded them
+    register(file, runs / "toy", monkeypatch, BEFORE)
+    (plan,) = gather(runs, str(file)).plans
+    assert plan.registered.is_before and "before the first run began" in text_of(
+        contrasts_registered(gather(runs, str(file)))
+    )
+    (runs / "toy" / "contrasts.json").unlink()
+    register(file, runs / "toy", monkeypatch, AFTER)
+    evidence = gather(runs, str(file))
+    assert not evidence.plans[0].registered.is_before and not evidence.plans[0].registered.changed
+    for shown in (contrasts_registered(evidence), verdicts(evidence)):
+        assert "after the first run began, 2026-11-18 10:00: read its verdicts as exploratory" in text_of(shown)
+
+
+def test_contrasts_that_were_edited_after_the_first_run_are_found_out(tmp_path, monkeypatch):
+    runs, file = write_runs(tmp_path / "runs"), write_plan(tmp_path)
+    register(file, runs / "toy", monkeypatch, BEFORE)
+    plan = yaml.safe_load(file.read_text())
+    plan["contrasts"][0]["smallest_effect"] = 0.5
+    file.write_text(yaml.safe_dump(plan))
+    for _ in range(2):  # edited, no batch since; and after one
+        (found,) = gather(runs, str(file)).plans
+        assert found.registered.changed and not found.registered.is_before
+        register(file, runs / "toy", monkeypatch, AFTER)
+
+
+def test_a_registered_seed_that_is_taken_out_of_the_plan_counts_all_the_same(tmp_path, monkeypatch):
+    runs, file = write_runs(tmp_path / "runs"), write_plan(tmp_path)
+    register(file, runs / "toy", monkeypatch, BEFORE)
+    whole = judged(gather(runs, str(file)), "mixing-perplexity").verdict
+    fewer = gather(runs, str(with_seeds(tmp_path, file, 4)))
+    assert judged(fewer, "mixing-perplexity").verdict == whole and whole.pairs == whole.planned == 5
+    gone = runs / "toy" / "cosine-alpha0.5-seed5-noise_seed0"
+    gone.rename(tmp_path / "elsewhere")
+    lost = judged(gather(runs, str(with_seeds(tmp_path, file, 4))), "mixing-perplexity")
+    assert lost.verdict.outcome == judging.INTERIM and "its run is gone" in lost.missing[0]
+
+
+def test_pairs_that_are_added_are_another_look(tmp_path, monkeypatch):
+    runs, file = write_runs(tmp_path / "runs"), write_plan(tmp_path)
+    register(with_seeds(tmp_path, file, 3), runs / "toy", monkeypatch, BEFORE)
+    register(file, runs / "toy", monkeypatch, AFTER)
+    for each in gather(runs, str(file)).studies[0].judged:
+        first_decides = each.verdict.look == 1
+        assert (each.verdict.pairs, each.verdict.alpha <= 0.005) == ((3, False) if first_decides else (5, True))
+        assert len(each.seeds) == each.verdict.pairs
+    assert {each.verdict.look for each in gather(runs, str(file)).studies[0].judged} == {1, 2}
 
 
 def test_an_empty_folder_is_no_evidence(tmp_path):

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from nbutils.report import statistics
+from nbutils.report import judging
 from nbutils.report.evidence import Arm, Judged, Study
 from nbutils.report.figures.style import INK, LINE, QUIET, WIDTH, canvas, empty, styled
 from nbutils.runs import Measure, measure
@@ -27,9 +27,11 @@ LABEL_WIDTH = 70  # of an axis
 FAR = 6.0  # an interval this many times beyond every threshold is drawn as an arrow, or it would flatten the rest
 # Shape as well as colour: filled for an answer, hollow for none.
 MARKS = {
-    statistics.SUPPORTED: {"marker": "o", "color": "#0b6e4f"},
-    statistics.NOT_SUPPORTED: {"marker": "X", "color": "#a3333d"},
-    statistics.NOT_SEEN: {"marker": "o", "color": "#8a5a00", "markerfacecolor": "white"},
+    judging.SUPPORTED: {"marker": "o", "color": "#0b6e4f"},
+    judging.TOO_SMALL: {"marker": "D", "color": "#2f6f9f"},
+    judging.NOT_SUPPORTED: {"marker": "X", "color": "#a3333d"},
+    judging.UNDECIDED: {"marker": "o", "color": "#8a5a00", "markerfacecolor": "white"},
+    judging.INTERIM: {"marker": "s", "color": "#5b6570", "markerfacecolor": "white"},
 }
 
 
@@ -38,7 +40,8 @@ def contrast_forest(study: Study) -> Figure:
     """Each planned contrast's difference with its interval, a panel for each metric, all in the metric's own unit.
 
     The dashed line is the smallest effect of interest (for "no worse", the margin), the grey band the 95 %
-    range of differences between two runs of one arm. Contrasts without an interval are left to the table.
+    range of differences between two runs of one arm; each dot is a seed's difference. Contrasts without an interval
+    are left to the table.
     """
     drawn = [judged for judged in study.judged if np.isfinite(judged.verdict.low)]
     if not drawn:
@@ -67,6 +70,9 @@ def _draw_group(axes: Axes, group: Sequence[Judged]) -> None:
         if left <= verdict.difference <= right:
             axes.plot([verdict.low, verdict.high], [row, row], color=mark["color"], linewidth=1.6, zorder=3)
             axes.plot(verdict.difference, row, linestyle="", markersize=7, zorder=4, **mark)
+            seeds = np.array(verdict.differences)
+            shown = seeds[(seeds >= left) & (seeds <= right)]
+            axes.plot(shown, [row + 0.24] * len(shown), ".", color=mark["color"], alpha=0.55, markersize=4, zorder=3)
         else:
             _draw_beyond(axes, judged, row, metric, right if verdict.difference > 0 else left)
     axes.axvline(0, color=INK, linewidth=0.9, zorder=2)

@@ -14,7 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nbutils.foundation import visible
-from nbutils.report.evidence import FINAL, Study, number
+from nbutils.report.arms import number
+from nbutils.report.evidence import FINAL, Study
 from nbutils.report.figures.style import QUIET, arm_legend, canvas, empty, log_axis, look, styled
 from nbutils.report.statistics import mean_interval
 from nbutils.runs import measure

@@ -9,7 +9,8 @@ import pandas as pd
 from IPython.display import HTML
 
 from nbutils.foundation import MANIFEST, RunError, escaped, resolve
-from nbutils.report.evidence import Arm, Study, number
+from nbutils.report.arms import number
+from nbutils.report.evidence import Arm, Study
 from nbutils.report.page import details, frame_of, more_arms, side_by_side, stacked, table
 from nbutils.report.studies.teachers import without_teacher
 from nbutils.report.tables import mean_and_interval, seeds

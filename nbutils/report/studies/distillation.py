@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 
 from nbutils.foundation import LONGEST_PARAGRAPH, escaped
 from nbutils.report import figures
-from nbutils.report.evidence import Arm, Evidence, Study, number
+from nbutils.report.arms import number
+from nbutils.report.evidence import Arm, Evidence, Study
 from nbutils.report.figures.distillation import divisor, not_in_nats
 from nbutils.report.page import figures_of, frame_of, of_studies, section, table
 from nbutils.report.studies.answers import answers

@@ -1,4 +1,4 @@
-"""The cosine study's rule of success, which weighs quality and proxy together, and its table.
+"""The cosine study: its rule of success, which weighs quality and proxy together, the grid of settings, the proxy.
 
     win         perplexity or accuracy equal or better, and the proxy better
     trade-off   the proxy better, perplexity modestly worse
@@ -6,8 +6,9 @@
     undecided   the seeds are too few or too unlike each other to say which
 
 "Equal or better", "better" and "modestly worse" are read from seed-paired intervals against the control, never from
-means: a planned contrast's own interval and threshold where there is one, else the 95 % interval and the thresholds
-below.
+means. The margins are those of planned contrasts that claim "no worse", else those below. All arms of a study share
+the level of 0.05 by Holm's rule, or one of nine arms that change nothing would be a win in 14 of 100 studies. An arm
+that is no better than a model of counts has no outcome.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from IPython.display import HTML
 
 from nbutils.report import figures, statistics
@@ -30,6 +32,7 @@ from nbutils.runs import UNKNOWN, measure
 TUNED = {True: "yes", False: "not shown", None: UNKNOWN}
 
 WIN, TRADE_OFF, NEITHER, UNDECIDED = "win", "trade-off", "neither", "undecided"
+AT_FLOOR = "none: no better than counts"
 
 CE_MARGIN = 0.01  # nats per token: perplexity 1 % worse counts as equal
 ACCURACY_MARGIN = 0.002  # 0.2 percentage points
@@ -38,10 +41,11 @@ MODEST = 0.05  # nats per token: perplexity up to about 5 % worse is a price one
 BUDGET = ("max_steps", "num_train_epochs")  # parameters that say how long an arm trains
 RULE = (
     f"Win: cross entropy at most {CE_MARGIN:g} nats or token accuracy at most {100 * ACCURACY_MARGIN:g} percentage "
-    f"points worse than the control's, and the proxy higher. Trade-off: the proxy higher, cross entropy at most "
-    f"{MODEST:g} nats worse. Neither: a gain in the proxy of {PROXY_EFFECT:g} is ruled out, or it costs more. "
-    "Each is read from the whole seed-paired interval; where a planned contrast has its own margin, that one holds. "
-    "Undecided: the interval allows more than one of these."
+    f"points worse than the control's, cross entropy in no case more than {MODEST:g} nats worse, and the proxy higher. "
+    f"Trade-off: the proxy higher, cross entropy at most {MODEST:g} nats worse. Neither: a gain in the proxy of "
+    f"{PROXY_EFFECT:g} is ruled out, or it costs more. Each is read from the whole seed-paired interval, at the level "
+    'that Holm\'s rule leaves the arm; a planned "no worse" contrast brings its own margin. Undecided: the interval '
+    "allows more than one of these. The differences shown have intervals of their contrasts, or of 95 %."
 )
 RULE_TOLD = "The study's own rule, which weighs perplexity and accuracy against the proxy, applied to every arm."
 GRID_TOLD = (
@@ -91,16 +95,66 @@ def composite(study: Study) -> list[Outcome]:
     ce, accuracy, proxy = (study.final(name) for name in ("ce_loss", "token_acc", "cosine"))
     if study.control is None or ce is None or proxy is None or not mixes(study):
         return []
-    outcomes = []
-    for arm in study.arms:
-        if arm is study.control or is_longer(arm, study.control):
-            continue
-        quality = gain(study, arm, ce, CE_MARGIN, lower_is_better=True)
-        accurate = gain(study, arm, accuracy, ACCURACY_MARGIN) if accuracy else None
-        closer = gain(study, arm, proxy, PROXY_EFFECT)
-        pairs = len(study.differences(arm, ce))
-        outcomes.append(Outcome(arm, decide(quality, accurate, closer), pairs, _beats_tuned(study, arm, proxy)))
-    return outcomes
+    arms = [arm for arm in study.arms if arm is not study.control and not is_longer(arm, study.control)]
+    rules = [Rule(study, arm, ce, accuracy, proxy) for arm in arms]
+    levels = statistics.holm_levels([rule.p_of_win for rule in rules])
+    return [
+        Outcome(
+            arm,
+            rule.outcome(level) if not (arm.floor_not_beaten or study.control.floor_not_beaten) else AT_FLOOR,
+            len(study.differences(arm, ce)),
+            _beats_tuned(study, arm, proxy),
+        )
+        for arm, rule, level in zip(arms, rules, levels, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The rule for one arm, at whatever level: its gains over the control, seed by seed, and their margins."""
+
+    study: Study
+    arm: Arm
+    ce: str
+    accuracy: str | None
+    proxy: str
+
+    @property
+    def p_of_win(self) -> float:
+        """The p value of a win: all that it takes must hold, of perplexity and accuracy one (Bonferroni's share)."""
+        equal = [_p(self._gains(name), -self._margin(name)) for name in (self.ce, self.accuracy) if name]
+        each = [_p(self._gains(self.proxy), 0.0), _p(self._gains(self.ce), -MODEST), len(equal) * min(equal)]
+        return min(1.0, max(each))
+
+    def outcome(self, level: float) -> str:
+        """What the intervals at this level allow."""
+        quality, accurate, closer = (self._gain(name, level) for name in (self.ce, self.accuracy, self.proxy))
+        return decide(quality, accurate, closer)
+
+    def _gain(self, metric: str | None, level: float) -> Gain | None:
+        if metric is None:
+            return None
+        if metric != self.proxy and self.accuracy:
+            level /= 2  # either of the two may make an arm equal
+        return Gain(*statistics.mean_interval(self._gains(metric), level), self._margin(metric))
+
+    def _gains(self, metric: str) -> list[float]:
+        """Differences to the control, positive where the arm is better."""
+        differences = self.study.differences(self.arm, metric)
+        return [-each for each in differences] if metric == self.ce else differences
+
+    def _margin(self, metric: str) -> float:
+        """The margin of a planned "no worse" contrast of this arm, else the rule's own."""
+        judged = self.study.asked(self.arm, metric)
+        if judged and judged.contrast.claim == "no worse":
+            return judged.contrast.smallest_effect
+        return {self.ce: CE_MARGIN, self.proxy: PROXY_EFFECT}.get(metric, ACCURACY_MARGIN)
+
+
+def _p(gains: list[float], boundary: float) -> float:
+    """Two-sided p that the mean gain is `boundary`; 1 where it does not lie above it, or there is no interval."""
+    value = statistics.p_value(gains, boundary)
+    return float(value) if np.isfinite(value) and np.mean(gains) > boundary else 1.0
 
 
 def mixes(study: Study) -> bool:
@@ -118,25 +172,12 @@ def is_longer(arm: Arm, control: Arm) -> bool:
 
 def decide(quality: Gain, accuracy: Gain | None, proxy: Gain) -> str:
     """The outcome that these intervals allow. A comparison with nan, an interval that is not there, allows none."""
-    if proxy.high < proxy.threshold:
+    if proxy.high < proxy.threshold or quality.high < -MODEST:
         return NEITHER
-    if quality.high < -MODEST and (accuracy is None or accuracy.high < -accuracy.threshold):
-        return NEITHER
-    if not proxy.low > 0:
+    if not (proxy.low > 0 and quality.low > -MODEST):
         return UNDECIDED
-    if any(each is not None and each.low > -each.threshold for each in (quality, accuracy)):
-        return WIN
-    return TRADE_OFF if quality.low > -MODEST else UNDECIDED
-
-
-def gain(study: Study, arm: Arm, metric: str, threshold: float, lower_is_better: bool = False) -> Gain:
-    """The gain of `arm` over the control in `metric`, as its planned contrast judges it, or at 95 %."""
-    judged = study.asked(arm, metric)
-    if judged and judged.verdict.outcome != statistics.NOT_JUDGED:
-        low, high, threshold = judged.verdict.low, judged.verdict.high, judged.contrast.smallest_effect
-    else:
-        low, high = statistics.mean_interval(study.differences(arm, metric))
-    return Gain(-high, -low, threshold) if lower_is_better else Gain(low, high, threshold)
+    is_equal = any(each is not None and each.low > -each.threshold for each in (quality, accuracy))
+    return WIN if is_equal else TRADE_OFF
 
 
 def _beats_tuned(study: Study, arm: Arm, proxy: str) -> bool | None:

@@ -22,8 +22,8 @@ from nbutils.objectives import (
     Smoothing,
     leaves_no_gold_mass,
 )
-from nbutils.report.arms import paired, without_seeds
-from nbutils.report.evidence import FINAL, Arm, Judged, Study, number
+from nbutils.report.arms import number, paired, without_seeds
+from nbutils.report.evidence import FINAL, Arm, Judged, Study
 from nbutils.report.statistics import NoiseFloor
 from nbutils.runs import measure
 

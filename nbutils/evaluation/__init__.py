@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "answer_measures": ["compare_answers"],
+        "count_models": ["beside_floors", "floors"],
         "generation": ["continued", "sample_continuations", "seeded"],
         "harness.callback": ["HarnessEvaluation", "HarnessSettings"],
         "harness.evaluation": ["append_items"],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 from IPython.display import HTML
 
 from nbutils.report import statistics
+from nbutils.report.arms import FLOORS
 from nbutils.report.evidence import BEFORE, Arm, Study
 from nbutils.report.studies.smoothing import smooths
 from nbutils.report.studies.teachers import has_teacher
@@ -34,7 +37,25 @@ def headline_table(study: Study) -> HTML:
     if any(EXPLORATORY in cell(arm) for cell in columns.values() for arm in study.arms):
         note += f". {EXPLORATORY} exploratory: no planned contrast asks this; 95 % interval, not corrected"
     note += f". {ACROSS_TOKENIZERS}" * any(name.endswith("bits_per_byte") for name in filter(study.reports, names))
-    return arms_table(study, columns, f"{note.removesuffix('.')}.", name=with_control(study))
+    above = _floors(study, [metric for metric in dict.fromkeys(names) if study.reports(metric)], list(columns))
+    note += ". Models of counts: interpolated Kneser-Ney, of as many tokens as were seen" * bool(above)
+    return arms_table(study, columns, f"{note.removesuffix('.')}.", name=with_control(study), above=above)
+
+
+def _floors(study: Study, metrics: Sequence[str], titles: Sequence[str]) -> list[dict[str, str]]:
+    """A row for each model of counts that the runs report, the weakest first: its cross entropy and perplexity."""
+    rows = []
+    for floor in FLOORS:
+        row = {"Arm": f"{floor} model", "Seeds": ""}
+        for metric, title in zip(metrics, titles, strict=True):
+            split, _, name = metric.partition("_")
+            levels = [value for arm in study.own_arms for value in arm.results(f"{floor}_{split}_ce_loss")]
+            is_told = name in ("ce_loss", "perplexity") and levels
+            level = float(np.mean(levels)) if is_told else math.nan
+            row[title] = measure(metric).number(math.exp(level) if name == "perplexity" else level) if is_told else ""
+        if any(row[title] for title in titles):
+            rows.append(row)
+    return rows
 
 
 def _aside(study: Study) -> set[str]:

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nbutils.foundation import visible
-from nbutils.report.arms import number
+from nbutils.report.arms import FLOORS, number
 from nbutils.report.evidence import FINAL, Study
 from nbutils.report.figures.style import QUIET, arm_legend, canvas, empty, log_axis, look, styled
 from nbutils.report.statistics import mean_interval
@@ -34,22 +34,24 @@ def loss_curves(study: Study) -> Figure:
 
 @styled()
 def perplexity_curves(study: Study, unigram_ce: float | None = None) -> Figure:
-    """Validation perplexity over steps on a log axis, and the level of the unigram model, which knows no context.
+    """Validation perplexity over steps on a log axis, and the levels of models of counts: unigram, bigram, trigram.
 
-    `unigram_ce` in nats per token; not given: what the runs report, which they do when they end.
+    They are what the runs report when they end; `unigram_ce`, in nats per token, stands in for the first until then.
     """
     figure = _curves(study, ["eval_perplexity"], "a validation perplexity")
-    levels = [number(run.result.get("unigram_eval_ce_loss")) for run in study.runs]
-    if unigram_ce is None and np.isfinite(levels).any():
-        unigram_ce = float(np.nanmean(levels))
     axes = figure.axes[0]
-    if axes.lines:
-        log_axis(axes, "y")
-    if axes.lines and unigram_ce is not None:
-        level = float(np.exp(unigram_ce))
-        axes.axhline(level, color=QUIET, linewidth=1, linestyle=(0, (6, 3)))
-        text = f"unigram\nmodel {level:,.0f}"
-        axes.annotate(text, (1.01, level), xycoords=("axes fraction", "data"), va="center", color=QUIET)
+    if not axes.lines:
+        return figure
+    log_axis(axes, "y")
+    for floor in FLOORS:
+        levels = [number(run.result.get(f"{floor}_eval_ce_loss")) for run in study.runs]
+        level = float(np.nanmean(levels)) if np.isfinite(levels).any() else None
+        if floor == FLOORS[0] and unigram_ce is not None:
+            level = unigram_ce
+        if level is not None:
+            axes.axhline(np.exp(level), color=QUIET, linewidth=1, linestyle=(0, (6, 3)))
+            placed = {"xycoords": ("axes fraction", "data"), "va": "center", "color": QUIET}
+            axes.annotate(f"{floor}\nmodel {np.exp(level):,.0f}", (1.01, np.exp(level)), **placed)
     return figure
 
 

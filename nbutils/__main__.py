@@ -93,7 +93,11 @@ def check(args: argparse.Namespace) -> int:
     if args.names:
         print(variant_names(load_plan(file)))
     else:
-        print(visible(plan_listing(load_plan(file), args.gpu, args.utilisation)))
+        from nbutils.report import power_lines
+
+        plan = load_plan(file)
+        print(visible(plan_listing(plan, args.gpu, args.utilisation)))
+        print(*map(visible, power_lines(plan, RUNS / plan.name)), sep="\n")
     return 0
 
 
@@ -117,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
 def batch(args: argparse.Namespace) -> int:
     """Run all variants of a plan that are not finished."""
     from nbutils.batch import Batch, make_display, register_plan, select
+    from nbutils.report import power_lines
     from nbutils.runs import load_plan
 
     plan = load_plan(_plan_file(args.plan))
@@ -126,6 +131,8 @@ def batch(args: argparse.Namespace) -> int:
     for line in work.stale_table():
         print(visible(line))
     register_plan(plan, folder)
+    for line in power_lines(plan, folder):
+        print(visible(line))
     try:
         work.run(make_display(plan.name))
     except KeyboardInterrupt as stop:

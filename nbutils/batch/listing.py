@@ -107,7 +107,7 @@ def _contrast_lines(plan: Plan) -> Iterator[str]:
             f"smallest effect {contrast.smallest_effect:g}"
         )
     if plan.noise_floor:
-        yield f"noise floor, of stage {plan.noise_floor.stage}: a difference inside it is no difference"
+        yield f"noise floor, of stage {plan.noise_floor.stage}: differences inside it are not told from noise"
         yield f"  {_sides(plan.noise_floor, plan)}"
 
 

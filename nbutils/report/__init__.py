@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "html_export": ["ReportError", "export"],
         "log": ["write_log", "write_metrics"],
         "method_section": ["method"],
+        "planned_power": ["power_lines"],
         "page": ["behind", "by_study", "figure_by_study", "section", "stacked"],
         "evidence": ["gather", "is_folder_name", "one_run"],
         "headline": ["headline_table"],

@@ -74,7 +74,7 @@ def judge_contrasts(
         of_look = pairs[: verdict.planned]
         missing = tuple(pair.missing for pair in of_look if pair.missing)
         seeds = tuple(pair.seed for pair in of_look if not pair.missing)
-        found.append(Judged(contrast, verdict, missing, _floor(plan.noise_floor, contrast, slots), seeds))
+        found.append(Judged(contrast, verdict, missing, floor_of(plan.noise_floor, contrast, slots), seeds))
     return found
 
 
@@ -128,7 +128,7 @@ def _pair(treatment: str, control: str, comparison: Comparison, slots: Mapping[s
     return _Pair(seed, found[0] - found[1])
 
 
-def _floor(repeat: Comparison | None, contrast: Contrast, slots: Sequence[Slot]) -> NoiseFloor | None:
+def floor_of(repeat: Comparison | None, contrast: Contrast, slots: Sequence[Slot]) -> NoiseFloor | None:
     """The A/A differences in the metric that the contrast judges its control on; None where no pair has it."""
     if repeat is None or repeat.stage not in (contrast.stage, contrast.stage_of_control):
         return None

@@ -39,7 +39,7 @@ def test_a_listing_tells_contrasts_and_the_noise_floor_with_their_pairs(plan, he
     listing = plan_listing(plan, "A100", 0.4)
     assert "contrast mixing, primary: Is alpha 0.5 no worse?" in listing
     floor = "test_ce_loss: alpha 0.0, noise_seed 1 against alpha 0.0, noise_seed 0, 3 pairs"
-    assert f"noise floor, of stage cosine: a difference inside it is no difference\n  {floor}\n" in listing
+    assert f"noise floor, of stage cosine: differences inside it are not told from noise\n  {floor}\n" in listing
     assert "noise floor" not in plan_listing(load_plan(changed(here, "noise_floor", ...)), "A100", 0.4)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nbutils.foundation import shortened, visible
+from nbutils.runs import Measure, measure
 
 if TYPE_CHECKING:
     from nbutils.runs import Run
@@ -66,9 +67,8 @@ class Arm:
         return {run.matrix.get("seed"): number(run.result[metric]) for run in self.runs if metric in run.result}
 
     def mean(self, metric: str) -> float:
-        """The mean of `metric` over runs; nan where none reports it."""
-        values = self.results(metric)
-        return float(np.mean(values)) if values else math.nan
+        """The mean of `metric` over runs, of a perplexity the geometric one; nan where none reports it."""
+        return mean_of(self.results(metric), measure(metric))
 
     @property
     def floor_not_beaten(self) -> str:
@@ -125,6 +125,14 @@ def group_arms(slots: Sequence[Slot]) -> list[Arm]:
         )
         for label, (values, members) in zip(_labels(told), groups, strict=True)
     ]
+
+
+def mean_of(values: Sequence[float], quantity: Measure) -> float:
+    """The mean, of a perplexity the geometric one; nan of none."""
+    if not values:
+        return math.nan
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(np.exp(np.mean(np.log(values))) if quantity.geometric else np.mean(values))
 
 
 def paired(ours: dict[Any, float], theirs: dict[Any, float]) -> list[float]:

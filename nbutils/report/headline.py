@@ -9,12 +9,11 @@ from functools import partial
 import numpy as np
 from IPython.display import HTML
 
-from nbutils.report import statistics
-from nbutils.report.arms import FLOORS
+from nbutils.report.arms import FLOORS, mean_of
 from nbutils.report.evidence import BEFORE, Arm, Study
 from nbutils.report.studies.smoothing import smooths
 from nbutils.report.studies.teachers import has_teacher
-from nbutils.report.tables import ACROSS_TOKENIZERS, arms_table, difference_lines, with_control
+from nbutils.report.tables import ACROSS_TOKENIZERS, arms_table, difference_lines, interval_of, with_control
 from nbutils.runs import UNKNOWN, measure
 
 HEADLINE = ("perplexity", "ce_loss", "bits_per_byte", "unsmoothed_bits_per_byte", "token_acc", "cosine")
@@ -31,9 +30,9 @@ def headline_table(study: Study) -> HTML:
         quantity = measure(metric)
         title = quantity.axis + (f"\n({quantity.better} is better)" if quantity.better else "")
         columns[title] = partial(_headline_cell, study, metric)
-    note = "Mean, 95 % interval over seeds"
+    note = "Mean (of perplexity the geometric one), 95 % interval over seeds"
     if study.control:
-        note += ", and Δ: seed-paired difference to the control with its interval"
+        note += ", both of the seeds that the control has, and Δ: seed-paired difference to it with its interval"
     if any(EXPLORATORY in cell(arm) for cell in columns.values() for arm in study.arms):
         note += f". {EXPLORATORY} exploratory: no planned contrast asks this; 95 % interval, not corrected"
     note += f". {ACROSS_TOKENIZERS}" * any(name.endswith("bits_per_byte") for name in filter(study.reports, names))
@@ -67,12 +66,18 @@ def _aside(study: Study) -> set[str]:
     return {"cosine", "token_acc"} if study.final("bleu") else {"cosine"}
 
 
+def shared_results(study: Study, arm: Arm, metric: str) -> list[float]:
+    """`metric` of the seeds that the control has, too: what stands beside a paired difference; else of all."""
+    theirs = study.control.by_seed(metric) if study.control else {}
+    return [value for seed, value in arm.by_seed(metric).items() if seed in theirs] or arm.results(metric)
+
+
 def _headline_cell(study: Study, metric: str, arm: Arm) -> str:
     """Mean, interval and difference, a line each."""
-    values, quantity = arm.results(metric), measure(metric)
+    values, quantity = shared_results(study, arm, metric), measure(metric)
     if not values:
         return UNKNOWN
-    lines = [quantity.number(float(np.mean(values))), quantity.interval(*statistics.mean_interval(values))]
+    lines = [quantity.number(mean_of(values, quantity)), quantity.interval(*interval_of(values, quantity))]
     if study.control is None or arm is study.control or not study.control.results(metric):
         return "\n".join(lines)
     mark = "" if study.asked(arm, metric) else f" {EXPLORATORY}"

@@ -12,19 +12,20 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from nbutils.foundation import LONGEST_PARAGRAPH, LONGEST_TEXT, atomic_write, shortened, visible, write_json
 from nbutils.report import judging, statistics
-from nbutils.report.arms import number
+from nbutils.report.arms import mean_of, number
 from nbutils.report.evidence import Arm, Evidence, PlanEvidence, Slot, Study, is_folder_name
+from nbutils.report.headline import shared_results
 from nbutils.report.studies.mixing import MIXING, NEITHER, TRADE_OFF, UNDECIDED, WIN, composite, mixes
 from nbutils.report.studies.registry import described
 from nbutils.report.studies.rounds import WORDS
 from nbutils.report.studies.teachers import no_better
+from nbutils.report.tables import exploratory_lines
 from nbutils.report.weekly import summary
 from nbutils.runs import UNKNOWN, Measure, measure
 
@@ -188,14 +189,12 @@ def _comparison(study: Study) -> list[str]:
 def _compared(study: Study, arm: Arm, metric: str) -> str:
     """Both means and the difference with its 95 % interval."""
     quantity = measure(metric)
-    ours, theirs = arm.mean(metric), study.control.mean(metric)
-    differences = study.differences(arm, metric)
-    interval = quantity.difference_interval(*statistics.mean_interval(differences))
-    paired = float(np.mean(differences)) if differences else math.nan
-    return (
-        f"- {quantity.axis}: control {quantity.number(theirs)}, arm {quantity.number(ours)} "
-        f"(Δ = {quantity.difference(paired)}, 95 % {interval}, {len(differences)} seed pairs)"
-    )
+    ours = quantity.number(mean_of(shared_results(study, arm, metric), quantity))
+    of_arm = replace(study, control=arm)
+    theirs = quantity.number(mean_of(shared_results(of_arm, study.control, metric), quantity))
+    paired, interval = exploratory_lines(study, arm, metric)
+    pairs = len(study.differences(arm, metric))
+    return f"- {quantity.axis}: control {theirs}, arm {ours} (Δ = {paired}, 95 % {interval}, {pairs} seed pairs)"
 
 
 def _takeaway(study: Study, arm: Arm) -> str:

@@ -49,4 +49,5 @@ def power_lines(plan: Plan, folder: Path) -> Iterator[str]:
         effect = detected * float(np.sqrt(np.mean(np.square(floor.differences))))
         judged = "enough" if effect <= contrast.smallest_effect else "NOT enough"
         shown = f"{quantity.number(effect)} {quantity.difference_unit}".rstrip()
-        yield f"{told}: {shown} if they spread as the A/A pairs do, {judged} for {quantity.short(contrast.smallest_effect)}"
+        asked = quantity.short(contrast.smallest_effect)
+        yield f"{told}: {shown} if they spread as the A/A pairs do, {judged} for {asked}"

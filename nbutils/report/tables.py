@@ -12,9 +12,10 @@ from IPython.display import HTML
 
 from nbutils.foundation import escaped
 from nbutils.report import judging, statistics
+from nbutils.report.arms import mean_of, paired
 from nbutils.report.evidence import Arm, Study
 from nbutils.report.page import Table, frame_of, table
-from nbutils.runs import UNKNOWN, Measure, measure
+from nbutils.runs import UNKNOWN, Measure, measure, percent
 
 COSTS = ("train_seconds", "tokens_per_second", "peak_memory_mib", "tokens_seen", "parameters")
 ACROSS_TOKENIZERS = "Between models of different tokenizers only bits per byte are comparable."
@@ -62,8 +63,17 @@ def mean_and_interval(values: Sequence[float], quantity: Measure) -> str:
     """Mean over its interval, or the mean alone where all seeds agree."""
     if not values:
         return UNKNOWN
-    mean = quantity.number(float(np.mean(values)))
-    return mean if np.ptp(values) == 0 else f"{mean}\n{quantity.interval(*statistics.mean_interval(values))}"
+    mean = quantity.number(mean_of(values, quantity))
+    return mean if np.ptp(values) == 0 else f"{mean}\n{quantity.interval(*interval_of(values, quantity))}"
+
+
+def interval_of(values: Sequence[float], quantity: Measure) -> tuple[float, float]:
+    """The 95 % interval of a mean, of a perplexity that of its logarithm, raised again."""
+    if not quantity.geometric:
+        return statistics.mean_interval(values)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        low, high = np.exp(statistics.mean_interval(np.log(values)))
+    return float(low), float(high)
 
 
 def difference_and_interval(values: Sequence[float], quantity: Measure) -> str:
@@ -89,12 +99,25 @@ def difference_lines(study: Study, arm: Arm, metric: str) -> tuple[str, str]:
     """An arm's seed-paired difference to the control and its interval: the planned contrast's, or the 95 % one."""
     judged, quantity = study.asked(arm, metric), measure(metric)
     if judged and judged.verdict.outcome != judging.NOT_JUDGED:
-        difference, low, high = judged.verdict.difference, judged.verdict.low, judged.verdict.high
-    else:
-        differences = study.differences(arm, metric)
-        difference = float(np.mean(differences)) if differences else math.nan
-        low, high = statistics.mean_interval(differences)
-    return quantity.difference(difference), quantity.difference_interval(low, high)
+        verdict = judged.verdict
+        return quantity.difference(verdict.difference), quantity.difference_interval(verdict.low, verdict.high)
+    return exploratory_lines(study, arm, metric)
+
+
+def exploratory_lines(study: Study, arm: Arm, metric: str) -> tuple[str, str]:
+    """The seed-paired difference to the control and its 95 % interval; of a perplexity in per cent."""
+    quantity, differences = measure(metric), study.differences(arm, metric)
+    if not differences:
+        return UNKNOWN, UNKNOWN
+    if not quantity.geometric:
+        interval = statistics.mean_interval(differences)
+        return quantity.difference(float(np.mean(differences))), quantity.difference_interval(*interval)
+    sides = [{seed: math.log(value) for seed, value in each.by_seed(metric).items() if value > 0}
+             for each in (arm, study.control)]  # fmt: skip
+    logs = paired(*sides)
+    low, high = statistics.mean_interval(logs)
+    mean = percent(math.expm1(np.mean(logs))) if logs else UNKNOWN
+    return mean, f"[{percent(math.expm1(low))}, {percent(math.expm1(high))}]" if math.isfinite(low) else UNKNOWN
 
 
 def cost_table(study: Study) -> HTML:

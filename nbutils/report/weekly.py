@@ -13,7 +13,6 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from IPython.display import HTML
 
 from nbutils.foundation import LONGEST_PARAGRAPH, escaped, read_json, visible, write_json
@@ -191,7 +190,7 @@ def _means(study: Study, arm: Arm) -> dict[str, float]:
     """An arm's mean in every headline measure, and in what contrasts ask about."""
     metrics = [metric for metric in map(study.final, HEADLINE) if metric]
     metrics += [each.contrast.metric for each in study.judged]
-    return {metric: float(np.mean(arm.results(metric))) for metric in dict.fromkeys(metrics) if arm.results(metric)}
+    return {metric: arm.mean(metric) for metric in dict.fromkeys(metrics) if arm.results(metric)}
 
 
 def _verdict(judged: Judged) -> dict[str, Any]:

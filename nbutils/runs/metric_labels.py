@@ -18,7 +18,8 @@ class Measure:
     """One metric of metrics.csv or result.json.
 
     `better` is "lower", "higher" or "" (neither); `scale` multiplies the stored value for display; `chance` is what a
-    guess reaches, as stored, nan where none is known.
+    guess reaches, as stored, nan where none is known. `geometric`: means are geometric, as of a perplexity, whose mean
+    is then the exponential of the mean cross entropy, and differences are per cent.
     """
 
     label: str
@@ -27,6 +28,7 @@ class Measure:
     digits: int = 4
     scale: float = 1.0
     chance: float = math.nan
+    geometric: bool = False
 
     @property
     def axis(self) -> str:
@@ -90,7 +92,7 @@ MEASURES = {
     "kl_to_teacher": Measure("KL to the teacher", "nats per token", "lower"),
     "agreement": Measure("agreement with the teacher", "%", "higher", digits=2, scale=100.0),
     "cosine_loss": Measure("cosine term, 1 − cosine", "", "lower"),
-    "perplexity": Measure("perplexity", "", "lower", digits=2),
+    "perplexity": Measure("perplexity", "", "lower", digits=2, geometric=True),
     "token_acc": Measure("token accuracy", "%", "higher", digits=2, scale=100.0),
     "cosine": Measure("cosine proxy", "", "higher"),
     "cosine_centred": Measure("centred cosine proxy", "", "higher"),

@@ -17,7 +17,7 @@ from prepared_hub import parquet_file
 
 from nbutils.evaluation.harness import number_names
 from nbutils.foundation.errors import ParameterError
-from nbutils.report.studies.tasks import compare_items
+from nbutils.report.studies.tasks import compare_items, items_interval
 
 # ---- at intervals ----------------------------------------------------------------------------------------------------
 
@@ -141,14 +141,25 @@ def test_a_comparison_by_hand():
     assert (row["only_treatment"], row["only_control"]) == (4, 1)
     assert row["accuracy_difference"] == pytest.approx(0.5)
     assert row["accuracy_p"] == pytest.approx(2 * (1 + 5) / 32)  # five coins, four or five on one side, or the other
-    half = 2.5705818 * np.std([0, 1, 1, 1, -1, 1], ddof=1) / np.sqrt(6)
-    assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx((0.5 - half, 0.5 + half))
+    mean, variance = 3 / 8, (5 + 1) / 8 - (3 / 8) ** 2  # Agresti and Min: half an item more in each of four cells
+    half = 1.959964 * np.sqrt(variance / 8)
+    assert (row["accuracy_low"], row["accuracy_high"]) == pytest.approx((mean - half, mean + half))
     assert row["accuracy_norm_difference"] == pytest.approx(0.5)
     assert row["bits_per_byte_difference"] == pytest.approx((40 - 44) / 20)
     # sizes are the same on both sides: sum of d over sum of n, with d = -2, 0, -1, 0, 1, -2 and the ratio -0.2
     rest = np.array([-2, 0, -1, 0, 1, -2]) + 0.2 * np.array([4, 4, 2, 2, 4, 4])
     half = 2.5705818 * np.sqrt((rest**2).sum() / 5 / 6) / (20 / 6)
     assert row["bits_per_byte_high"] - row["bits_per_byte_difference"] == pytest.approx(half)
+
+
+def test_the_interval_of_accuracies_holds_its_level_where_few_items_differ():
+    """Two models that differ on 2 of 100 items, 200 items: with Student's half of the intervals have no width."""
+    generator, inside = np.random.default_rng(3), []
+    for _ in range(2000):
+        low, high = items_interval(generator.choice([-1, 0, 1], 200, p=[0.005, 0.98, 0.015]))
+        assert low < high
+        inside.append(low <= 0.01 <= high)
+    assert np.mean(inside) > 0.93
 
 
 def test_the_bits_interval_is_that_of_a_bootstrap():

@@ -95,10 +95,11 @@ def test_the_headline_table_marks_the_control_and_what_is_exploratory(study):
     html = report.headline_table(study).data
     assert html.count('<tr class="control">') == 1 and "alpha 0.0<br><small>(control)" in html
     values = study.arms[1].results("test_perplexity")
-    low, high = scipy.stats.t.interval(0.95, 4, np.mean(values), scipy.stats.sem(values))
-    assert f"{np.mean(values):.2f}<br><small>[{low:.2f}, {high:.2f}]</small>" in html
+    logs = np.log(values)
+    low, high = np.exp(scipy.stats.t.interval(0.95, 4, np.mean(logs), scipy.stats.sem(logs)))
+    assert f"{scipy.stats.gmean(values):.2f}<br><small>[{low:.2f}, {high:.2f}]</small>" in html
     text = text_of(report.headline_table(study))
-    assert re.search(r"Δ [+−]0\.\d\d †", text)  # perplexity: no contrast asks it
+    assert re.search(r"Δ [+−]0\.\d\d % †", text)  # perplexity: no contrast asks it
     judged = study.judged[0].verdict
     assert f"Δ −{abs(judged.difference):.4f}[" in html.replace("<br><small>", "") and "† exploratory" in text
 

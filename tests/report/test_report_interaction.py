@@ -79,7 +79,7 @@ def test_the_table_of_arms_has_every_number_by_hand(study):
     assert row_of(aspects, ">readability")[column] == f"{readability:.2f}"
     assert row_of(aspects, ">known words")[column] == f"{readability - 0.2:.2f}"
     assert row[3].startswith(f"{np.mean(values('simpo_judge', SECOND)):.3f} [")
-    assert row[4].startswith(f"{np.mean(values('simpo_judge', 'test_perplexity')):.2f} [")
+    assert row[4].startswith(f"{scipy.stats.gmean(values('simpo_judge', 'test_perplexity')):.2f} [")
     assert row[5].startswith(f"{100 * np.mean(values('simpo_judge', 'pairs_acc')):.2f} [")
     marked = re.findall(r'<tr class="control">.*?</tr>', html.data)
     assert len(marked) == 1 and "text alone" in marked[0]

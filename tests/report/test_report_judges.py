@@ -131,7 +131,7 @@ def test_a_gain_that_costs_perplexity_is_no_plain_gain(study):
         told.append(text_of(html).split("PPO:")[0])
     assert "Both scores rose, but it predicts what people wrote worse." in told[0] and "Both see" not in told[0]
     assert "Only the first score rose beyond noise, but it predicts what people wrote worse." in told[1]
-    ours, theirs = (np.mean(values(method, "test_perplexity")) for method in ("simpo_judge", "text"))
+    ours, theirs = (scipy.stats.gmean(values(method, "test_perplexity")) for method in ("simpo_judge", "text"))
     assert f"Perplexity of what people wrote: {ours:.2f}, text alone {theirs:.2f} (cross entropy +0.3000 [" in told[0]
     assert "rank correlation on its responses: −0.14." in told[0]
 

@@ -22,7 +22,7 @@ from synthetic_runs import final_numbers, write_run
 from nbutils import report
 from nbutils.report import figures
 from nbutils.report.evidence import gather
-from nbutils.report.log import results_log
+from nbutils.report.log import plan_metrics, results_log
 from nbutils.report.method_section import objective_text
 from nbutils.report.studies.answers import answer_samples, answer_table, bootstrap_table
 from nbutils.report.studies.distillation import (
@@ -284,7 +284,7 @@ def test_the_log_carries_teachers_and_students(evidence):
     assert "Teacher: runs/kd/teacher | Divergence: forward | Weights CE/KL: 0.5/0.5 | Temp: 2.0" in log
     assert "## kd-distillation: divergence forward against alpha 0.0 (stage cosine)" in log
     assert "Pursue: the contrast holds." in log and "The contrast teaching: supported." in log
-    content = report.log.plan_metrics(evidence, evidence.plans[0])
+    content = plan_metrics(evidence, evidence.plans[0])
     assert content["arms"]["kd-distillation"].keys() == {"divergence forward", "divergence reverse"}
     assert content["arms"]["kd-teacher"]["teacher"]["test_ce_loss"] == TEACHER_CE
     assert content["composite"]["kd-distillation"] == {}

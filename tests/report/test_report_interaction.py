@@ -33,6 +33,7 @@ from synthetic_runs import write_run
 
 from nbutils import report
 from nbutils.report.evidence import gather
+from nbutils.report.log import results_log
 from nbutils.report.studies.gains import round_table
 from nbutils.report.studies.interaction import (
     arm_table,
@@ -44,6 +45,7 @@ from nbutils.report.studies.interaction import (
 )
 from nbutils.report.studies.interaction_figures import rounds_and_judges
 from nbutils.report.studies.rounds import by_round, one_of_each_method, words_of
+from nbutils.report.weekly import summary
 
 
 @pytest.fixture(scope="module")
@@ -244,12 +246,12 @@ def test_the_other_sections_take_such_runs(talk_evidence):
     text = text_of(report.method(talk_evidence))
     assert "Minimal pairs" in text and "Objective (interaction)" in text
     assert "minimal pairs of our own: mean accuracy" in text_of(report.headline_table(talk_evidence.studies[0]))
-    means = report.weekly.summary(talk_evidence, "2026-W47")["arms"]["talk-judged"]
+    means = summary(talk_evidence, "2026-W47")["arms"]["talk-judged"]
     assert all(SCORE in numbers for numbers in means.values())
 
 
 def test_the_log_tells_method_judges_and_words(talk_evidence):
-    log = report.log.results_log(talk_evidence)
+    log = results_log(talk_evidence)
     assert "Method: simpo | Judge: rule | Held-out judge: rule\\_plain | Rubric: weekly" in log
     assert "- Words: words of people 4,000; words of the student 4,100; words of the judge or teacher 4,000" in log
     assert "Teacher metrics" not in log and "test judge's score (0 to 1): control 0.517, arm 0.817" in log

@@ -21,11 +21,13 @@ from synthetic_runs import STEPS
 from nbutils import report
 from nbutils.report import judging
 from nbutils.report.evidence import gather
+from nbutils.report.log import results_log
 from nbutils.report.studies.mixing import mixes
 from nbutils.report.studies.prefix import arm_table, ceiling_table, prefix_smoothing, sampler_table
 from nbutils.report.studies.prefix_figures import by_smoothing, target_examples
 from nbutils.report.studies.smoothing import ceiling
 from nbutils.report.studies.tasks import task_table
+from nbutils.report.weekly import summary
 
 
 @pytest.fixture(scope="module")
@@ -249,8 +251,8 @@ def test_the_other_sections_take_such_runs(smooth_evidence, tmp_path):
     assert not mixes(study) and "un-smoothed bits per byte" in report.headline_table(study).data
     method = text_of(report.method(smooth_evidence))
     assert "Effective smoothing" in method and "Ceiling" in method
-    log = report.log.results_log(smooth_evidence)
+    log = results_log(smooth_evidence)
     assert "Smoothing: normalised | Tau: 0.2 | Eps: 0.1 | Over: prefixes" in log
     assert "un-smoothed bits per byte" in log
-    means = report.weekly.summary(smooth_evidence, "2026-W47")["arms"]["smooth-prefix"]
+    means = summary(smooth_evidence, "2026-W47")["arms"]["smooth-prefix"]
     assert "test_unsmoothed_bits_per_byte" in means[arm_of(study, "prefixes").label]

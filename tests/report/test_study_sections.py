@@ -80,6 +80,20 @@ def test_one_run_by_hand_has_its_section(notebook, numbers, params, shown, tmp_p
 
 def test_every_kind_of_study_is_described_whole():
     for kind in STUDIES:
-        assert kind.formulas[0][0] == "Objective" and all(kind.settings({}))
-        assert len({name for name, _ in kind.formulas}) == len(kind.formulas)
+        assert kind.formulas[0].name == "Objective" and all(kind.settings({}))
+        assert len({each.name for each in kind.formulas}) == len(kind.formulas)
     assert len({kind.parameter for kind in STUDIES}) == len(STUDIES)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "there", "not_there"),
+    [
+        ("toy_evidence", ("(1 − α) CE", "Cosine proxy", "Perplexity"), ("Calibration", "Bits per byte", "Models of")),
+        ("taught_evidence", ("Forward divergence", "KL to the teacher"), ("Jensen-Shannon", "batchmean")),
+        ("smooth_evidence", ("Normalised target", "Uniform control", "Un-smoothed"), ("Forward divergence", "PPO")),
+        ("talk_evidence", ("SimPO", "PPO", "Judge's score"), ("RLOO", "Three-way", "Normalised target")),
+    ],
+)
+def test_the_method_defines_what_was_trained_and_measured_and_nothing_else(evidence, there, not_there, request):
+    text = text_of(report.method(request.getfixturevalue(evidence)))
+    assert all(words in text for words in there) and not any(words in text for words in not_there)

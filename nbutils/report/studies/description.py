@@ -13,6 +13,35 @@ from nbutils.report.evidence import Evidence, Judged, Study
 from nbutils.runs import UNKNOWN
 
 Params = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the runs of a report have: the names of their results, and every value of each parameter."""
+
+    results: frozenset[str]
+    values: Mapping[str, frozenset[str]]
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A definition for the method section, in HTML, shown where `shown` holds of what the runs have."""
+
+    name: str
+    text: str
+    shown: Callable[[Known], bool] = lambda known: True
+
+
+def reports(*endings: str) -> Callable[[Known], bool]:
+    """Whether any result's name ends so."""
+    return lambda known: any(name.endswith(endings) for name in known.results)
+
+
+def has(parameter: str, *values: str) -> Callable[[Known], bool]:
+    """Whether any run has one of these values of a parameter."""
+    return lambda known: bool(known.values.get(parameter, frozenset()) & {*values})
+
+
 Sentences = Callable[[Judged, Study], list[str]]
 
 
@@ -20,7 +49,7 @@ Sentences = Callable[[Judged, Study], list[str]]
 class Description:
     """A kind of study, known by a `parameter` that the runs of its notebook alone have.
 
-    formulas: (name, definition) of what it minimises and measures, in HTML, for the method section.
+    formulas: what it minimises and measures, for the method section.
     settings: a run's objective by title, for a line of results.md.
     sections: all that the report shows of such studies alone, headings included; figures are saved in the folder.
     cautions: each gives sentences that a verdict of such a study must be read with.
@@ -28,7 +57,7 @@ class Description:
 
     name: str
     parameter: str
-    formulas: tuple[tuple[str, str], ...]
+    formulas: tuple[Formula, ...]
     settings: Callable[[Params], dict[str, object]]
     sections: Callable[[Evidence, Path], HTML]
     cautions: tuple[Sentences, ...] = ()

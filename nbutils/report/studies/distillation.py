@@ -22,7 +22,7 @@ from nbutils.report.evidence import Arm, Evidence, Study
 from nbutils.report.figures.distillation import divisor, not_in_nats
 from nbutils.report.page import figures_of, frame_of, of_studies, section, table
 from nbutils.report.studies.answers import answers
-from nbutils.report.studies.description import Description
+from nbutils.report.studies.description import Description, Formula, has, reports
 from nbutils.report.studies.teachers import PREFIX, against_control, has_teacher, is_taught, no_better, without_teacher
 from nbutils.report.tables import (
     ACROSS_TOKENIZERS,
@@ -271,16 +271,40 @@ def _pooled(arms: Sequence[Arm], name: str) -> float:
 
 
 FORMULAS = (
-    ("Objective", "L = w<sub>CE</sub> CE + w<sub>KL</sub> T² D(t<sub>T</sub>, p<sub>T</sub>), with t<sub>T</sub> the "
-     "teacher's and p<sub>T</sub> the student's softmax at temperature T; of several teachers the logits are averaged"),
-    ("Divergence", "forward: KL(t ‖ p) = Σ<sub>j</sub> t<sub>j</sub> log(t<sub>j</sub> / p<sub>j</sub>); reverse: "
-     "KL(p ‖ t); jsd: β KL(t ‖ m) + (1 − β) KL(p ‖ m), with m = β t + (1 − β) p. Each is 0 where the student equals "
-     "the teacher"),
-    ("Reduction", "token: the mean over the positions scored; batchmean: the sum over them divided by the sequences, "
-     "as many times heavier as a sequence has positions"),
-    ("KL to the teacher", "mean over the scored tokens of KL(t ‖ p) at T = 1, whatever was trained on; agreement: the "
-     "share of tokens where teacher and student find the same one most probable"),
-)  # fmt: skip
+    Formula(
+        "Objective",
+        "L = w<sub>CE</sub> CE + w<sub>KL</sub> T² D(t<sub>T</sub>, p<sub>T</sub>), with t<sub>T</sub> the "
+        "teacher's and p<sub>T</sub> the student's softmax at temperature T; of several teachers the logits are "
+        "averaged. D is 0 where the student equals the teacher",
+    ),
+    Formula(
+        "Forward divergence",
+        "KL(t ‖ p) = Σ<sub>j</sub> t<sub>j</sub> log(t<sub>j</sub> / p<sub>j</sub>)",
+        has("divergence", "forward"),
+    ),
+    Formula(
+        "Reverse divergence",
+        "KL(p ‖ t)",
+        has("divergence", "reverse"),
+    ),
+    Formula(
+        "Jensen-Shannon",
+        "β KL(t ‖ m) + (1 − β) KL(p ‖ m), with m = β t + (1 − β) p",
+        has("divergence", "jsd"),
+    ),
+    Formula(
+        "Reduction",
+        "batchmean: the sum over the positions scored divided by the sequences, as many times heavier than the "
+        "mean over positions as a sequence has positions",
+        has("kd_reduction", "batchmean"),
+    ),
+    Formula(
+        "KL to the teacher",
+        "mean over the scored tokens of KL(t ‖ p) at T = 1, whatever was trained on; agreement: the share of "
+        "tokens where teacher and student find the same one most probable",
+        reports("_kl_to_teacher"),
+    ),
+)
 DISTILLATION = Description(
     name="distillation",
     parameter="divergence",

@@ -18,7 +18,7 @@ from nbutils.interaction import DISTILL
 from nbutils.report.arms import named
 from nbutils.report.evidence import Arm, Evidence, Study
 from nbutils.report.page import MOST_ARMS, behind, figure_of, frame_of, heading, more_arms, section, stacked, table
-from nbutils.report.studies.description import Description, settings_of
+from nbutils.report.studies.description import Description, Formula, has, reports, settings_of
 from nbutils.report.studies.gains import gains, round_table
 from nbutils.report.studies.interaction_figures import beside, rewarded, rounds_and_judges
 from nbutils.report.studies.judges import judge_table
@@ -261,22 +261,71 @@ def _alike(arms: Sequence[Arm]) -> list[str]:
 SETTINGS = {"Method": "method", "Judge": "judge", "Held-out judge": "second_judge", "Rubric": "rubric"}
 SETTINGS |= {"Corrections by": "correcting_teacher", "Rounds": "rounds"}
 FORMULAS = (
-    ("Objective", "in rounds; text: CE on what people wrote; distillation: (1 − w) CE + w T² KL(t ‖ p) on the "
-     "same, with t the teacher's and p the student's softmax at T; sft: CE on the teacher's corrections of samples; "
-     "SimPO: −log σ(β (m<sub>w</sub> − m<sub>l</sub>) − γ) + w CE<sub>w</sub>, with m the mean log-probability "
-     "of a response's tokens, its end included, w the preferred and l the other; three-way: the pairs of "
-     "people &gt; teacher &gt; student, each pass another; PPO: −min(r A, clip(r, 1 ± ε) A) with "
-     "r = p / p<sub>sampled</sub> and generalised advantages A of score and KL; RLOO: −(R − mean R of the prompt's "
-     "other samples) log p"),
-    ("Judge's score", "the mean of its aspects, each in [0, 1]; of a model the expected value over the numbers it may "
-     "answer. What gives no number is left out and counted"),
-    ("KL from the start", "mean over the places of sampled responses of Σ p (log p − log p<sub>start</sub>) over the "
-     "vocabulary, exact at each; the price that rewards pay is of the sampled tokens alone"),
-    ("Minimal pairs", "share of pairs with Σ log p(good) &gt; Σ log p(bad), the first token unscored where nothing "
-     "precedes it; mean over paradigms, as BabyLM's pipeline has it, not comparable with lm-eval"),
-    ("Distinct-n, repetition", "different n-grams of words over all n-grams, of all responses together; share of "
-     "4-grams that came before in their response"),
-)  # fmt: skip
+    Formula(
+        "Objective",
+        "of each method, in rounds",
+    ),
+    Formula(
+        "Text",
+        "CE on what people wrote",
+        has("method", "text"),
+    ),
+    Formula(
+        "Distillation in rounds",
+        "(1 − w) CE + w T² KL(t ‖ p) on what people wrote, with t the teacher's and p the student's softmax at T",
+        has("method", "distill"),
+    ),
+    Formula(
+        "SFT",
+        "CE on the teacher's corrections of samples",
+        has("method", "sft"),
+    ),
+    Formula(
+        "SimPO",
+        "−log σ(β (m<sub>w</sub> − m<sub>l</sub>) − γ) + w CE<sub>w</sub>, with m the mean log-probability of a "
+        "response's tokens, its end included, w the preferred and l the other",
+        has("method", "simpo", "simpo_judge", "three_way"),
+    ),
+    Formula(
+        "Three-way",
+        "SimPO on the pairs of people &gt; teacher &gt; student, each pass another",
+        has("method", "three_way"),
+    ),
+    Formula(
+        "PPO",
+        "−min(r A, clip(r, 1 ± ε) A) with r = p / p<sub>sampled</sub> and generalised advantages A of score and KL",
+        has("method", "ppo"),
+    ),
+    Formula(
+        "RLOO",
+        "−(R − mean R of the prompt's other samples) log p",
+        has("method", "rloo"),
+    ),
+    Formula(
+        "Judge's score",
+        "the mean of its aspects, each in [0, 1]; of a model the expected value over the numbers it may answer. "
+        "What gives no number is left out and counted",
+        reports("judge_score"),
+    ),
+    Formula(
+        "KL from the start",
+        "mean over the places of sampled responses of Σ p (log p − log p<sub>start</sub>) over the vocabulary, "
+        "exact at each; the price that rewards pay is of the sampled tokens alone",
+        reports("kl_to_start"),
+    ),
+    Formula(
+        "Minimal pairs",
+        "share of pairs with Σ log p(good) &gt; Σ log p(bad), the first token unscored where nothing precedes it;"
+        " mean over paradigms, as BabyLM's pipeline has it, not comparable with lm-eval",
+        reports("pairs_acc", "blimp_acc"),
+    ),
+    Formula(
+        "Distinct-n, repetition",
+        "different n-grams of words over all n-grams, of all responses together; share of 4-grams that came "
+        "before in their response",
+        reports("distinct_2"),
+    ),
+)
 INTERACTION = Description(
     name="interaction",
     parameter="prompts_per_round",

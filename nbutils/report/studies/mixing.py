@@ -25,7 +25,7 @@ from nbutils.report.arms import paired
 from nbutils.report.diagnostics import has_proxy, proxy_table
 from nbutils.report.evidence import Arm, Evidence, Judged, Study
 from nbutils.report.page import by_study, figure_by_study, section, stacked
-from nbutils.report.studies.description import Description, settings_of
+from nbutils.report.studies.description import Description, Formula, settings_of
 from nbutils.report.tables import arms_table, difference_lines
 from nbutils.runs import UNKNOWN, measure
 
@@ -63,11 +63,11 @@ PROXY_CAPTION = (
 )
 # Formulas in plain HTML: a report runs no script, and MathJax is one.
 FORMULAS = (
-    ("Objective", "L = (1 − α) CE + α C; with a ramp, α grows linearly from 0 over the first steps"),
-    ("Cross entropy", "CE = mean over tokens of −log p<sub>y</sub>, with p = softmax(z), in nats"),
-    ("Expected embedding", "μ = Σ<sub>j</sub> p<sub>T,j</sub> E<sub>j</sub>, with p<sub>T</sub> = softmax(z / T); "
-     "with top-k, over the k most probable tokens; E is the input embedding"),
-    ("Cosine term", "C = mean over tokens of 1 − cos(μ, E<sub>y</sub>)"),
+    Formula("Objective", "L = (1 − α) CE + α C; with a ramp, α grows linearly from 0 over the first steps"),
+    Formula("Cross entropy", "CE = mean over tokens of −log p<sub>y</sub>, with p = softmax(z), in nats"),
+    Formula("Expected embedding", "μ = Σ<sub>j</sub> p<sub>T,j</sub> E<sub>j</sub>, with p<sub>T</sub> = "
+            "softmax(z / T); with top-k, over the k most probable tokens; E is the input embedding"),
+    Formula("Cosine term", "C = mean over tokens of 1 − cos(μ, E<sub>y</sub>)"),
 )  # fmt: skip
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from IPython.display import HTML
 
 from nbutils.foundation import LONGEST_PARAGRAPH, escaped
-from nbutils.objectives import NO_SMOOTHING, leaves_no_gold_mass
+from nbutils.objectives import MIXED_FORMS, NO_SMOOTHING, RANDOM, UNIFORM, leaves_no_gold_mass
 from nbutils.report.appendix import AS_TRAINED
 from nbutils.report.evidence import Arm, Evidence, Study
 from nbutils.report.page import figure_of, heading, section, side_by_side, stacked
-from nbutils.report.studies.description import Description, settings_of
+from nbutils.report.studies.description import Description, Formula, has, reports, settings_of
 from nbutils.report.studies.prefix_figures import by_smoothing, target_examples
 from nbutils.report.studies.smoothing import (
     NO_GOLD_MASS,
@@ -222,23 +222,62 @@ def _escaped(text: str) -> str:
 
 
 FORMULAS = (
-    ("Objective", "L = log Σ<sub>j</sub> exp z<sub>j</sub> − Σ<sub>k</sub> q<sub>y,k</sub> z<sub>k</sub>, the cross "
-     "entropy to the target q<sub>y</sub> of the gold token y"),
-    ("Target", "normalised: softmax(k / (L τ)) over the tokens whose k bytes begin the L bytes of the gold token, "
-     "itself included; unnormalised: softmax(k / τ); mixed: 1 − ε on the gold token, ε over the proper prefixes, "
-     "evenly or by such a softmax. Without a proper prefix, and for special tokens: one-hot"),
-    ("Effective smoothing", "1 − mean of q<sub>y</sub>(y), each token weighted by how often it occurs in training"),
-    ("Controls", "uniform: the gold token keeps its q<sub>y</sub>(y), all other tokens share the rest evenly; random: "
-     "each proper prefix is replaced by a random token of as many bytes that is none"),
-    ("KL to the target", "KL(q<sub>y</sub> ‖ p) = L − H(q<sub>y</sub>)"),
-    ("Ceiling", "E[−log q<sub>y</sub>(y)]: a model that has learned its target has p(y) = Σ<sub>t</sub> "
-     "q<sub>t</sub>(y) P(t) ≥ q<sub>y</sub>(y) P(y)"),
-    ("Un-smoothed", "P(y) = (p(y) − Σ<sub>t longer</sub> q<sub>t</sub>(y) P(t)) / q<sub>y</sub>(y), from the longest "
-     "token to the shortest, clipped at 0 and renormalised (uniform: all equations at once, then clipped); scored is "
-     "(1 − d) P + d p, with the d that is best on validation. Cross entropy of the same notebook is treated alike, as "
-     "if smoothed by the normalised form at τ 0.2: what choosing d can gain every arm gains. A control of another "
-     "study's notebook is scored as it is"),
-)  # fmt: skip
+    Formula(
+        "Objective",
+        "L = log Σ<sub>j</sub> exp z<sub>j</sub> − Σ<sub>k</sub> q<sub>y,k</sub> z<sub>k</sub>, the cross entropy"
+        " to the target q<sub>y</sub> of the gold token y. Without a proper prefix, and for special tokens, "
+        "q<sub>y</sub> is one-hot",
+    ),
+    Formula(
+        "Normalised target",
+        "softmax(k / (L τ)) over the tokens whose k bytes begin the L bytes of the gold token, itself included",
+        has("smoothing", "normalised"),
+    ),
+    Formula(
+        "Unnormalised target",
+        "softmax(k / τ) over the tokens whose k bytes begin those of the gold token, itself included",
+        has("smoothing", "unnormalised"),
+    ),
+    Formula(
+        "Mixed target",
+        "1 − ε on the gold token, ε over the proper prefixes, evenly or by a softmax of their bytes",
+        has("smoothing", *MIXED_FORMS),
+    ),
+    Formula(
+        "Effective smoothing",
+        "1 − mean of q<sub>y</sub>(y), each token weighted by how often it occurs in training",
+    ),
+    Formula(
+        "Uniform control",
+        "the gold token keeps its q<sub>y</sub>(y), all other tokens share the rest evenly",
+        has("smoothed_over", UNIFORM),
+    ),
+    Formula(
+        "Random control",
+        "each proper prefix is replaced by a random token of as many bytes that is none",
+        has("smoothed_over", RANDOM),
+    ),
+    Formula(
+        "KL to the target",
+        "KL(q<sub>y</sub> ‖ p) = L − H(q<sub>y</sub>)",
+        reports("_kl_to_target"),
+    ),
+    Formula(
+        "Ceiling",
+        "E[−log q<sub>y</sub>(y)]: a model that has learned its target has p(y) = Σ<sub>t</sub> q<sub>t</sub>(y) "
+        "P(t) ≥ q<sub>y</sub>(y) P(y)",
+        reports("predicted_cost"),
+    ),
+    Formula(
+        "Un-smoothed",
+        "P(y) = (p(y) − Σ<sub>t longer</sub> q<sub>t</sub>(y) P(t)) / q<sub>y</sub>(y), from the longest token to"
+        " the shortest, clipped at 0 and renormalised (uniform: all equations at once, then clipped); scored is "
+        "(1 − d) P + d p, with the d that is best on validation. Cross entropy of the same notebook is treated "
+        "alike, as if smoothed by the normalised form at τ 0.2: what choosing d can gain every arm gains. A "
+        "control of another study's notebook is scored as it is",
+        reports("unsmoothed_bits_per_byte"),
+    ),
+)
 PREFIX_SMOOTHING = Description(
     name="prefix smoothing",
     parameter="smoothed_over",

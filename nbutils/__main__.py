@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> int:
 
 def batch(args: argparse.Namespace) -> int:
     """Run all variants of a plan that are not finished."""
-    from nbutils.batch import Batch, make_display, register_plan, select
+    from nbutils.batch import Batch, Display, register_plan, select
     from nbutils.report import power_lines
     from nbutils.runs import load_plan
 
@@ -134,7 +134,7 @@ def batch(args: argparse.Namespace) -> int:
     for line in power_lines(plan, folder):
         print(visible(line))
     try:
-        work.run(make_display(plan.name))
+        work.run(Display(plan.name))
     except KeyboardInterrupt as stop:
         print(f"\nStopped with {work.tally().counts()}. Finished variants are kept; go on with: {args.again}")
         return RUN_AGAIN if isinstance(stop, Stopped) else INTERRUPTED

@@ -26,7 +26,7 @@ from published_runs import Fault, Looker, trained, write_study
 
 from nbutils.batch.batch import Batch, register_plan
 from nbutils.batch.local_engine import LocalEngine
-from nbutils.batch.progress import LogDisplay
+from nbutils.batch.progress import Display
 from nbutils.batch.status import plan_status
 from nbutils.foundation.files import is_held, read_json
 from nbutils.runs.attempts import LOCKS
@@ -174,7 +174,7 @@ def run_batch(plan_file: Path, folder: Path) -> int:
     work = Batch(plan, folder, list(plan.variants), engine, RETRIES, BACKOFF_SECONDS)
     work.check()
     register_plan(plan, folder)
-    work.run(LogDisplay(sys.stdout))
+    work.run(Display("p", sys.stdout))
     print(work.table())
     return work.exit_code()
 

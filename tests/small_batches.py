@@ -8,7 +8,7 @@ from tiny_notebooks import write_plan
 
 from nbutils.batch.batch import Batch, register_plan
 from nbutils.batch.local_engine import LocalEngine
-from nbutils.batch.progress import LogDisplay
+from nbutils.batch.progress import Display
 from nbutils.runs.plans import Plan, load_plan
 
 STUDY = 'run_folder: str = ""  # where results go\nseed: int = 0  # of all, at least 0\n'
@@ -33,7 +33,7 @@ def run_batch(plan: Plan, engine: LocalEngine, **settings: float) -> Batch:
     work.check()
     register_plan(plan, engine.plan_folder)
     with (plan.file.parent / "display").open("w") as log:
-        work.run(LogDisplay(log))
+        work.run(Display("p", log))
     return work
 
 

@@ -15,11 +15,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol
 
-from nbutils.batch.preflight import check_variant, place_of
+from nbutils.batch.preflight import check_variant, is_finished, place_needs, place_of, stale_of
 from nbutils.batch.progress import BLOCKED, Display, Running, Tally, duration, terminal_width, text_table
 from nbutils.batch.retries import Retry, next_try
-from nbutils.batch.runner import BROKEN, DONE, HELD, RUN_AGAIN, Outcome, place_needs
-from nbutils.batch.staleness import is_finished, stale_of
+from nbutils.batch.runner import BROKEN, DONE, HELD, RUN_AGAIN, Outcome
 from nbutils.foundation import (
     PlanError,
     RunError,

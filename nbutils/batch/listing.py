@@ -9,8 +9,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from nbutils.batch.cost import Cost, quantity
-from nbutils.batch.estimate import estimate
+from nbutils.batch.cost import Cost, estimate
 from nbutils.batch.preflight import check_variant, place_of, remarks
 from nbutils.batch.progress import text_table
 from nbutils.foundation import RUNS, Unreachable, WorkbookError, relative
@@ -90,6 +89,16 @@ def _cost_cells(cost: Cost | None) -> tuple[str, ...]:
     tokens = "by the data" if cost.tokens is None else f"{cost.tokens:,}"
     hours = "-" if cost.hours is None else _hours(cost.hours)
     return quantity(cost.parameters), tokens, quantity(cost.flops), quantity(cost.memory, "B"), hours
+
+
+def quantity(value: float | None, unit: str = "") -> str:
+    """`1.23 M`, `4.5 PFLOP`; a dash where there is no value."""
+    if value is None:
+        return "-"
+    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{value:.3g} {unit}".strip()
 
 
 def _hours(hours: float) -> str:

@@ -7,15 +7,27 @@ only where their check applies.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nbutils.data import DATA_FOLDER, check_prepared
-from nbutils.foundation import NOTEBOOKS, ModelError, Unreachable, read_json, relative, resolve
+from nbutils.foundation import NOTEBOOKS, ModelError, RunError, Unreachable, WorkbookError, read_json, relative, resolve
 from nbutils.models import check_cache, check_distillation
-from nbutils.runs import Plan, Variant, read_inputs
+from nbutils.runs import (
+    FINISHED,
+    CodeOf,
+    Manifest,
+    Place,
+    Plan,
+    Variant,
+    made_of,
+    read_inputs,
+    run_key,
+    was_made_of,
+    what_changed,
+)
 
 if TYPE_CHECKING:
     from nbutils.data import DataConfig
@@ -44,7 +56,8 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
 
         _check_data(DataConfig(**{each.name: params[each.name] for each in fields(DataConfig) if each.name in params}))
     if {*WEIGHTS, *WORDS, *CACHE} <= params.keys():
-        _check_distillation(params)
+        check_distillation(*(params[name] for name in (*WEIGHTS, *WORDS)))
+        check_cache(*(params[name] for name in CACHE))
     if "terms" in params:
         from nbutils.objectives import objective_from
 
@@ -67,11 +80,10 @@ def check_variant(variant: Variant, plan: Plan | None = None) -> None:
 
         check_interaction(params, block_size)
     read_inputs(params)  # says which folder is missing
-    if START in params or START in variant.needs:
-        _check_start(params, block_size)
-    elif "model_name" in params:
-        _check_model(params["model_name"], params.get("from_scratch", False), block_size)
-    for name in (params.get("teacher"), params.get("second_teacher")):
+    starts = START in params  # from the model that is named, or from scratch where none is
+    if "model_name" in params and not params.get(START) and START not in variant.needs:
+        _check_model(params["model_name"], starts or params.get("from_scratch", False), block_size)
+    for name in (params.get(each) for each in (START, "teacher", "second_teacher")):
         if name:
             _check_teacher(name, block_size)
     check_inputs(variant)
@@ -138,7 +150,7 @@ def remarks(plan: Plan) -> list[str]:
 
 
 def data_facts(variant: Variant, plan: Plan | None = None) -> dict[str, Any]:
-    """What is known of the data a variant reads: its card, or the parameters of the run that will make it, or {}."""
+    """The card of the data that a variant reads, or the parameters of the run that will make them, or {}."""
     card = data_card(variant.params)
     if not card and plan is not None and DATA_FOLDER in variant.needs:
         return plan.variant(variant.needs[DATA_FOLDER]).params
@@ -151,24 +163,52 @@ def data_card(params: dict[str, Any]) -> dict[str, Any]:
     return read_json(card) if card and card.is_file() else {}
 
 
-def _check_start(params: dict[str, Any], block_size: int) -> None:
-    """The model to begin with, where it is not that of a run still to be made."""
-    if params.get(START):
-        _check_teacher(params[START], block_size)
-    elif START in params:
-        _check_model(params["model_name"], True, block_size)
+# ---- finished or stale, and what it needs ----------------------------------------------------------------------------
 
 
-def _check_distillation(params: dict[str, Any]) -> None:
-    """The parts of a distillation that only make sense together; each value alone is the schema's."""
-    check_distillation(*(params[name] for name in (*WEIGHTS, *WORDS)))
-    check_cache(*(params[name] for name in CACHE))
+def place_needs(variant: Variant, plan_folder: Path) -> Variant:
+    """`variant` with the folders of the runs it needs as parameters. Raises RunError where one is not finished."""
+    folders = {}
+    for parameter, needed in variant.needs.items():
+        place = Place(plan_folder, needed)
+        result = place.result()
+        if result is None or result["status"] != FINISHED:
+            state = result["status"] if result else "not run yet"
+            raise RunError(f"{variant.name} needs {needed} for {parameter}, which is {state}. Run {needed} first.")
+        folders[parameter] = relative(place.published)
+    return replace(variant, params=variant.params | folders)
 
 
-# Many variants of a plan share corpus and model: each question is asked once.
+def is_finished(variant: Variant, plan_folder: Path, code: CodeOf | None = None) -> bool:
+    """Whether a run of exactly this variant is published and finished, its needs included; starts nothing.
+
+    code: one for all, where many variants are looked at.
+    """
+    made = made_now(variant, plan_folder, code)
+    return made is not None and Place(plan_folder, variant.name).is_finished(run_key(made))
 
 
-def _also_of_no_answer(check: Callable[..., None]) -> Callable[..., None]:
+def made_now(variant: Variant, plan_folder: Path, code: CodeOf | None = None) -> dict[str, Any] | None:
+    """What a run of this variant would be made of now, None where something it reads is not there."""
+    try:
+        variant = place_needs(variant, plan_folder)
+        return made_of(variant.notebook, variant.params, code=(code or CodeOf())(variant.notebook, variant.params))
+    except WorkbookError:
+        return None
+
+
+def stale_of(manifest: Manifest, variant: Variant, plan_folder: Path, code: CodeOf | None = None) -> str:
+    """What has changed since a finished run of this variant; empty where it is what would be made now."""
+    made = made_now(variant, plan_folder, code)
+    if made is None:
+        return "something it reads is not there any more"
+    return "" if run_key(made) == manifest["key"] else what_changed(was_made_of(manifest), made)
+
+
+# ---- each question asked once ----------------------------------------------------------------------------------------
+
+
+def _once(check: Callable[..., None]) -> Callable[..., None]:
     """`check` once for equal arguments, also where the Hub did not answer, for which it may wait seconds each time."""
 
     @lru_cache(maxsize=256)
@@ -186,42 +226,42 @@ def _also_of_no_answer(check: Callable[..., None]) -> Callable[..., None]:
     return once
 
 
-@lru_cache(maxsize=256)
+@_once
 def _check_data(config: DataConfig) -> None:
     from nbutils.data import check_config
 
     check_config(config)
 
 
-@_also_of_no_answer
+@_once
 def _check_model(model_name: str, from_scratch: bool, block_size: int) -> None:
     from nbutils.models import check_model
 
     check_model(model_name, from_scratch, block_size)
 
 
-@_also_of_no_answer
+@_once
 def _check_teacher(name: str, block_size: int) -> None:
     from nbutils.models import check_teacher
 
     check_teacher(name, block_size)
 
 
-@_also_of_no_answer
+@_once
 def _check_tasks_of_hub(tasks: tuple[str, ...]) -> None:
     from nbutils.evaluation import check_reachable
 
     check_reachable(tasks)
 
 
-@lru_cache(maxsize=256)
+@_once
 def _check_pairs(folder: str, items: int = 0) -> None:
     from nbutils.evaluation import check_pairs
 
     check_pairs(folder, items)
 
 
-@lru_cache(maxsize=256)
+@_once
 def _check_vocabulary(model_name: str, tokenizer_folder: Path, data_fingerprint: str) -> None:
     from transformers import AutoTokenizer
 

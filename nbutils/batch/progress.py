@@ -1,4 +1,4 @@
-"""What a person sees of a batch: a live table in a terminal, one line an event in a log, and a final table."""
+"""What a person sees of a batch: one line an event, the time left, in a terminal a table of what runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from nbutils.batch.runner import Outcome
 from nbutils.foundation import read_json, visible
@@ -36,13 +36,13 @@ class Running:
         """Seconds since it started."""
         return time.monotonic() - self.start
 
-    def steps(self) -> tuple[int, int] | None:
-        """(step, of how many), None where the run writes no progress.json or has not begun."""
-        return read_steps(self.folder)
+    def told(self) -> str:
+        """`step 7 of 50`, empty where it writes no progress.json or has not begun."""
+        return steps_told(self.folder)
 
     def seconds_by_steps(self) -> float | None:
         """Seconds to its last step at its pace so far, None where most of those so far were of its start."""
-        step, steps = self.steps() or (0, 0)
+        step, steps = read_steps(self.folder) or (0, 0)
         if step <= 0 or (self.elapsed < PACE_SECONDS and step < PACE_SHARE * steps):
             return None
         return self.elapsed * (steps - step) / step
@@ -96,116 +96,65 @@ class Tally:
         return f"{self.counts()}, {self.time_left()}" if self.running or self.waiting else self.counts()
 
 
-class Display(Protocol):
-    """Shows a batch while it runs."""
+class Display:
+    """Shows a batch while it runs: a line an event, in a terminal also a table of what runs, redrawn in place."""
 
-    def __enter__(self) -> Display: ...
+    def __init__(self, title: str, stream: TextIO | None = None) -> None:
+        self.title, self.stream, self._live = title, stream or sys.stdout, None
+        if self.stream.isatty():
+            from rich.live import Live
 
-    def __exit__(self, *error: object) -> None: ...
+            self._live = Live(refresh_per_second=4)
 
-    def started(self, running: Running, tally: Tally) -> None: ...
-
-    def ended(self, outcome: Outcome, tally: Tally) -> None: ...
-
-    def put_off(self, variant: str, status: str, message: str, tally: Tally) -> None: ...
-
-    def stopping(self, tally: Tally) -> None: ...
-
-    def tick(self, tally: Tally) -> None: ...
-
-
-class LogDisplay:
-    """One line an event, for logs and pipes."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
-
-    def __enter__(self) -> LogDisplay:
+    def __enter__(self) -> Display:
+        if self._live:
+            self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.stream.flush()
-
-    def _say(self, text: str) -> None:
-        print(f"{time.strftime('%H:%M:%S')} {text}", file=self.stream, flush=True)
+        if self._live:
+            self._live.stop()
 
     def started(self, running: Running, tally: Tally) -> None:
-        self._say(f"start    {running.variant}")
+        """A variant has begun."""
+        if not self._live:
+            self._say(f"start    {running.variant}")
 
     def ended(self, outcome: Outcome, tally: Tally) -> None:
-        if not outcome.skipped:
-            told = f": {outcome.message}" if outcome.message else f" in {duration(outcome.seconds)}"
-            self._say(f"{outcome.status:8} {outcome.variant}{told} [{tally.headline()}]")
+        """A variant has ended for good; what is finished is not worth a line above the table."""
+        told = f": {outcome.message}" if outcome.message else f" in {duration(outcome.seconds)}"
+        if not outcome.skipped and not (self._live and outcome.status == FINISHED):
+            self._event(outcome.status, f"{outcome.variant}{told}", tally)
 
     def put_off(self, variant: str, status: str, message: str, tally: Tally) -> None:
-        self._say(f"{status:8} {variant}: {message} [{tally.headline()}]")
+        """A variant will be tried again, or waits for somebody else's runner."""
+        self._event(status, f"{variant}: {message}", tally)
 
     def stopping(self, tally: Tally) -> None:
-        self._say(_stopping(tally))
+        """All that runs was asked to stop."""
+        number = len(tally.running)
+        self._say(f"asked {number} running variants to stop; a training saves its state first. Ask again to kill.")
 
     def tick(self, tally: Tally) -> None:
-        """Nothing: a log is not redrawn."""
-
-
-class LiveDisplay:
-    """A table of the running variants under a headline and a bar, redrawn in place."""
-
-    def __init__(self, title: str) -> None:
-        from rich.live import Live
-
-        self.title = title
-        self.live = Live(refresh_per_second=4)
-
-    def __enter__(self) -> LiveDisplay:
-        self.live.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.live.stop()
-
-    def started(self, running: Running, tally: Tally) -> None:
-        self.tick(tally)
-
-    def ended(self, outcome: Outcome, tally: Tally) -> None:
-        if outcome.status != FINISHED:
-            self._say(f"{outcome.status} {outcome.variant}: {outcome.message}", "red")
-        self.tick(tally)
-
-    def put_off(self, variant: str, status: str, message: str, tally: Tally) -> None:
-        self._say(f"{status} {variant}: {message}", "yellow")
-        self.tick(tally)
-
-    def stopping(self, tally: Tally) -> None:
-        self._say(_stopping(tally), "yellow")
-
-    def _say(self, text: str, style: str) -> None:
-        self.live.console.print(text, markup=False, highlight=False, style=style)
-
-    def tick(self, tally: Tally) -> None:
-        from rich.console import Group
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
+        """Redraw the table; a log is not redrawn."""
+        if not self._live:
+            return
         from rich.text import Text
 
-        bar = Table.grid()
-        bar.add_row(ProgressBar(total=max(1, tally.total), completed=len(tally.ended), width=60))
-        table = Table.grid(padding=(0, 2))
-        for each in tally.running:
-            steps = each.steps()
-            told = f"step {steps[0]} of {steps[1]}" if steps else ""
-            table.add_row(Text(f"  {each.variant}"), Text(told, style="cyan"), Text(duration(each.elapsed)))
-        for each in tally.retrying:
-            table.add_row(Text(f"  {each.variant}"), Text(each.told(), style="yellow"), Text(""))
-        self.live.update(Group(Text(f"{self.title}: {tally.headline()}", style="bold"), bar, table))
+        rows = [(each.variant, each.told(), duration(each.elapsed)) for each in tally.running]
+        rows += [(each.variant, each.told(), "") for each in tally.retrying]
+        shown = f"{self.title}: {tally.headline()}\n{text_table(('variant', 'at', 'time'), rows)}"
+        self._live.update(Text(shown, no_wrap=True, overflow="ellipsis"))
 
+    def _event(self, status: str, text: str, tally: Tally) -> None:
+        self._say(f"{status:8} {text}" + ("" if self._live else f" [{tally.headline()}]"))
 
-def make_display(title: str) -> Display:
-    """A live display where standard output is a terminal, plain lines elsewhere."""
-    return LiveDisplay(title) if sys.stdout.isatty() else LogDisplay(sys.stdout)
-
-
-def _stopping(tally: Tally) -> str:
-    return f"asked {len(tally.running)} running variants to stop; a training saves its state first. Ask again to kill."
+    def _say(self, text: str) -> None:
+        line = f"{time.strftime('%H:%M:%S')} {visible(text)}"
+        if self._live:
+            self._live.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=self.stream, flush=True)
 
 
 def read_steps(folder: Path) -> tuple[int, int] | None:
@@ -215,6 +164,12 @@ def read_steps(folder: Path) -> tuple[int, int] | None:
         return int(progress["step"]), int(progress["steps"])
     except (OSError, ValueError, KeyError, TypeError):  # not there yet, or half written
         return None
+
+
+def steps_told(folder: Path) -> str:
+    """`step 7 of 50` of a run that goes on in `folder`, empty where it does not say."""
+    steps = read_steps(folder)
+    return f"step {steps[0]} of {steps[1]}" if steps else ""
 
 
 def duration(seconds: float) -> str:

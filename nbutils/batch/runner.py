@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nbutils.batch.preflight import check_inputs, check_variant
+from nbutils.batch.preflight import check_inputs, check_variant, place_needs
 from nbutils.foundation import (
     AGAIN,
     CELL_TIMEOUT,
@@ -109,19 +109,6 @@ def run_variant(
         log=tuple(manifest["error"]["log"]) if manifest["error"] else (),
         again=manifest["status"] == PREEMPTED or (manifest["status"] == KILLED and not manifest["error"].get("crash")),
     )
-
-
-def place_needs(variant: Variant, plan_folder: Path) -> Variant:
-    """`variant` with the folders of the runs it needs as parameters. Raises RunError where one is not finished."""
-    folders = {}
-    for parameter, needed in variant.needs.items():
-        place = Place(plan_folder, needed)
-        result = place.result()
-        if result is None or result["status"] != FINISHED:
-            state = result["status"] if result else "not run yet"
-            raise RunError(f"{variant.name} needs {needed} for {parameter}, which is {state}. Run {needed} first.")
-        folders[parameter] = relative(place.published)
-    return replace(variant, params=variant.params | folders)
 
 
 def flat_variant(notebook: Path, name: str, params: dict[str, Any]) -> Variant:

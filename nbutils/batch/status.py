@@ -14,14 +14,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from nbutils.batch.batch import is_going_on
-from nbutils.batch.progress import BLOCKED, duration, read_steps, terminal_width, text_table
+from nbutils.batch.preflight import stale_of
+from nbutils.batch.progress import BLOCKED, duration, steps_told, terminal_width, text_table
 from nbutils.batch.runner import summary
-from nbutils.batch.staleness import stale_of
 from nbutils.foundation import WorkbookError
 from nbutils.runs import (
     FAILED,
@@ -80,42 +80,25 @@ def watch(show: Callable[[], str], seconds: float = 2.0, going_on: Callable[[], 
     In a terminal in place, and once more at the end; elsewhere again when more has changed than times and steps.
     """
     from rich.console import Console
-
-    console = Console()
-    follow = _redraw if console.is_terminal and not console.is_dumb_terminal else _repeat
-    with suppress(KeyboardInterrupt):
-        follow(show, seconds, going_on)
-
-
-def _redraw(show: Callable[[], str], seconds: float, going_on: Callable[[], bool]) -> None:
     from rich.live import Live
     from rich.text import Text
 
-    text = ""
-    try:
-        with Live(screen=True, auto_refresh=False) as live:
-            while True:
-                ends = not going_on()  # asked before: what has changed since is then shown
-                text = show()
-                live.update(Text(text, no_wrap=True, overflow="crop"), refresh=True)
-                if ends:
-                    break
+    console, shown, text = Console(), None, ""
+    in_place = console.is_terminal and not console.is_dumb_terminal
+    with suppress(KeyboardInterrupt), Live(screen=True, auto_refresh=False) if in_place else nullcontext() as live:
+        ends = False
+        while not ends:
+            if shown is not None:
                 time.sleep(seconds)
-    finally:
-        print(text)
-
-
-def _repeat(show: Callable[[], str], seconds: float, going_on: Callable[[], bool]) -> None:
-    shown = None
-    while True:
-        ends = not going_on()
-        text = show()
-        if PASSING.sub("", text) != shown:
-            print(f"---- {time.strftime('%H:%M:%S')}\n{text}", flush=True)
+            ends = not going_on()  # asked before: what has changed since is then shown
+            text, before = show(), shown
             shown = PASSING.sub("", text)
-        if ends:
-            return
-        time.sleep(seconds)
+            if live:
+                live.update(Text(text, no_wrap=True, overflow="crop"), refresh=True)
+            elif shown != before:
+                print(f"---- {time.strftime('%H:%M:%S')}\n{text}", flush=True)
+    if in_place:
+        print(text)
 
 
 def recorded_status(plan_folder: Path, fit: int = 0) -> str:
@@ -145,8 +128,7 @@ def _row(run: Run, note: str = "") -> Row:
     """The message tells what goes on now, else why a newer attempt came to nothing, else why the run did."""
     latest = run.newer or run.manifest
     if latest["status"] == RUNNING:
-        steps = read_steps(run.attempt_folder)
-        note = f"step {steps[0]} of {steps[1]}" if steps else note
+        note = steps_told(run.attempt_folder) or note
     elif run.newer:
         note = f"a newer attempt is {latest['status']}: {summary(latest)}"
     shown = latest if latest["status"] == RUNNING else run.manifest

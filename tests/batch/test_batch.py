@@ -13,7 +13,7 @@ from tiny_notebooks import write_notebook, write_plan
 
 from nbutils.batch.batch import Batch, register_plan, select
 from nbutils.batch.local_engine import LocalEngine, default_workers
-from nbutils.batch.progress import LogDisplay, Running, Tally
+from nbutils.batch.progress import Display, Running, Tally
 from nbutils.batch.retries import Retry
 from nbutils.batch.runner import Outcome
 from nbutils.batch.status import folder_status, plan_status
@@ -53,7 +53,7 @@ def go(plan, folder: Path, workers: int = 2, only: str = "*") -> tuple[Batch, st
     work = Batch(plan, folder, select(plan, only), engine, backoff_seconds=0.1)
     work.check()
     register_plan(plan, folder)
-    work.run(LogDisplay(log))
+    work.run(Display("p", log))
     return work, log.getvalue()
 
 
@@ -168,10 +168,10 @@ def test_a_terminal_gets_a_live_table(tmp_path):
     code = f"""
 import time
 from pathlib import Path
-from nbutils.batch.progress import Running, Tally, make_display
-with make_display("quick") as display:
+from nbutils.batch.progress import Running, Tally, Display
+with Display("quick") as display:
     running = Running("study-[red]1", "study", Path({str(tmp_path)!r}), time.monotonic() - 4000)
-    display.started(running, Tally(4, 2, running=[running], waiting=["study"] * 3))
+    display.tick(Tally(4, 2, running=[running], waiting=["study"] * 3))
     time.sleep(0.6)
 """
     (tmp_path / "progress.json").write_text('{"step": 100, "steps": 400}')

@@ -7,9 +7,8 @@ import json
 import pytest
 from tiny_notebooks import write_notebook, write_plan
 
-from nbutils.batch.cost import PEAK, check_gpu, flops_per_token, quantity, teacher_flops_per_token, training_memory
-from nbutils.batch.estimate import estimate
-from nbutils.batch.listing import plan_listing
+from nbutils.batch.cost import PEAK, Model, check_gpu, estimate, flops_per_token
+from nbutils.batch.listing import plan_listing, quantity
 from nbutils.foundation.errors import ParameterError, UnreachableModelError
 from nbutils.models.loading import build_config, count_parameters
 from nbutils.runs.plans import load_plan
@@ -106,8 +105,7 @@ def test_flops_of_gpt2_are_those_nanogpt_states():
 
 def test_memory_is_16_bytes_a_parameter_and_some_for_activations():
     config = build_config("gpt2", 0, 1024)
-    memory = training_memory(config, 124_439_808, 1024, {"per_device_train_batch_size": 4})
-    assert memory == 16 * 124_439_808 + 34 * 4 * 1024 * 768 * 12
+    assert Model(config, 124_439_808).training_bytes(4 * 1024) == 16 * 124_439_808 + 34 * 4 * 1024 * 768 * 12
 
 
 TAUGHT = """\
@@ -172,7 +170,7 @@ def test_a_forward_pass_is_what_pytorch_counts():
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(input_ids=torch.zeros(2, 64, dtype=torch.long))
-    estimated = teacher_flops_per_token(config, count_parameters(config), 64) * 2 * 64
+    estimated = Model(config, count_parameters(config)).forward(64) * 2 * 64
     assert estimated == pytest.approx(counter.get_total_flops(), rel=0.03)
 
 
@@ -206,7 +204,7 @@ def unreachable_but(here: str):
         if name != here:
             raise UnreachableModelError(name)
         config = build_config(name, vocab_size, block_size)
-        return config, count_parameters(config)
+        return Model(config, count_parameters(config))
 
     return size
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from nbutils.batch.cost import Cost
-from nbutils.batch.estimate import estimate
+from nbutils.batch.cost import Cost, estimate
 from nbutils.foundation.places import PARAMS
 from nbutils.runs.plans import load_plan
 

@@ -21,7 +21,7 @@ from tiny_notebooks import write_notebook
 from nbutils.batch import ray_engine, ray_node
 from nbutils.batch.batch import Batch
 from nbutils.batch.local_engine import LocalEngine
-from nbutils.batch.progress import LogDisplay, Tally
+from nbutils.batch.progress import Display, Tally
 from nbutils.batch.ray_engine import MARKS, RayEngine
 from nbutils.batch.ray_node import Task, work
 from nbutils.foundation.errors import PlanError, RunError
@@ -125,7 +125,7 @@ def test_a_finished_plan_starts_no_ray(here, monkeypatch):
     work = Batch(plan, local.plan_folder, [plan.variant("data"), plan.variant("study-seed1")], None)
     work.engine = RayEngine(plan, local.plan_folder, "127.0.0.1:1")
     work.check()
-    work.run(LogDisplay(sys.stdout))
+    work.run(Display("p", sys.stdout))
     assert all(outcome.skipped for outcome in work.outcomes.values())
 
 
@@ -161,11 +161,11 @@ def test_what_was_killed_is_tried_again_and_a_mistake_is_not(cluster, tmp_path):
     assert re.search(r"killed   study-seed2: the runner itself was killed; .*; retry in", told)
 
 
-class Thief(LogDisplay):
+class Thief(Display):
     """Takes the node away that trains, once there is a checkpoint; when that is known there comes another."""
 
     def __init__(self, cluster, training: Place, known: Callable[[], bool]) -> None:
-        super().__init__(sys.stdout)
+        super().__init__("p", sys.stdout)
         self.cluster, self.training, self.known, self.taken, self.given = cluster, training, known, 0.0, False
 
     def tick(self, tally: Tally) -> None:

@@ -12,8 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from nbutils.batch.repeating.circumstances import changes, in_few, listed
-from nbutils.batch.repeating.numbers import compare_columns, compare_runs, relative_difference
+from nbutils.batch.differences import changes, compare_columns, compare_runs, in_few, listed, relative_difference
 from nbutils.runs.run_folder import RESULTS
 
 SIZES = [

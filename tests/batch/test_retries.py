@@ -17,7 +17,7 @@ from tiny_notebooks import write_notebook
 
 from nbutils.batch.batch import Batch
 from nbutils.batch.local_engine import LocalEngine
-from nbutils.batch.progress import LogDisplay
+from nbutils.batch.progress import Display
 from nbutils.batch.ray_engine import RayEngine
 from nbutils.batch.runner import Outcome
 from nbutils.batch.status import plan_status
@@ -171,12 +171,12 @@ def test_what_an_engine_has_queued_waits_and_does_not_run(tmp_path):
     plan = study_plan(tmp_path, "{name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 2, 3]}}")
     seen = []
 
-    class Display(LogDisplay):
+    class Seen(Display):
         def tick(self, tally):
             seen.append(([each.variant for each in tally.running], len(tally.waiting), len(tally.ended)))
 
     with (tmp_path / "display").open("w") as log:
-        Batch(plan, tmp_path / "runs", list(plan.variants), Queue()).run(Display(log))
+        Batch(plan, tmp_path / "runs", list(plan.variants), Queue()).run(Seen("p", log))
     assert seen == [(["study-seed2"], 1, 1), (["study-seed3"], 0, 2), ([], 0, 3)]
     assert re.findall(r"start +\S+|finished \S+", (tmp_path / "display").read_text()) == [
         *("start    study-seed1", "finished study-seed1", "start    study-seed2", "finished study-seed2"),
@@ -201,7 +201,7 @@ def test_what_a_node_that_goes_has_stopped_does_not_count(tmp_path, monkeypatch,
     engine = Queue(counts_preemption=counts, endings=ends)
     work = Batch(plan, tmp_path / "runs", list(plan.variants), engine, retries=1, backoff_seconds=0.01)
     with (tmp_path / "display").open("w") as log:
-        work.run(LogDisplay(log))
+        work.run(Display("p", log))
     assert list(dict(sorted(endings(work).items())).values()) == ended
     told = (tmp_path / "display").read_text()
     assert len(re.findall(r"preempted study-seed1: .*; retry in \d+ s \[", told)) == (0 if counts else 5)

@@ -11,7 +11,7 @@ from terminal import in_a_terminal
 from tiny_notebooks import write_notebook
 
 from nbutils.batch.batch import BATCH_LOCK, is_going_on
-from nbutils.batch.staleness import made_now
+from nbutils.batch.preflight import made_now
 from nbutils.batch.status import plan_folders, plan_status, watch
 from nbutils.foundation.files import now, shared
 from nbutils.runs.attempts import LOCKS, Place

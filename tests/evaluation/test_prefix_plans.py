@@ -5,7 +5,7 @@ python -m pytest tests/test_prefix_plans.py
 
 import pytest
 
-from nbutils.batch.estimate import estimate
+from nbutils.batch.cost import estimate
 from nbutils.batch.listing import plan_listing
 from nbutils.batch.preflight import remarks
 from nbutils.data.tokenization import character_tokenizer

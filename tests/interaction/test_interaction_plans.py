@@ -17,7 +17,7 @@ from real_data import REAL_DATA, needs_real_data
 from small_batches import endings, run_batch
 from small_judges import write_model
 
-from nbutils.batch.estimate import estimate
+from nbutils.batch.cost import estimate
 from nbutils.batch.listing import plan_listing
 from nbutils.batch.local_engine import LocalEngine
 from nbutils.foundation.places import NOTEBOOKS, PARAMS

@@ -1,4 +1,11 @@
-"""A run made again from its manifest: what it asks is checked, executed in a folder of its own, and compared."""
+"""A finished run made again from its manifest alone, and whether the numbers are the same.
+
+    python -m nbutils run --from runs/quick/cosine-alpha0.5-seed1-noise_seed0/manifest.json
+
+Same notebook, parameters, inputs and threads, executed anew in runs/.repeated/<plan>/<variant>, where no report looks.
+On a CPU in float32 the numbers are the same bit for bit; where they are not, the files, the sizes of the differences,
+and what else is different are told.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nbutils.batch.differences import SHORT, Change, FileDifference, changes, compare_runs, in_few
 from nbutils.batch.progress import duration, text_table
-from nbutils.batch.repeating.circumstances import SHORT, Change, changes, in_few
-from nbutils.batch.repeating.numbers import FileDifference, compare_runs
 from nbutils.batch.runner import BROKEN, DONE, Outcome, run_variant, summary
 from nbutils.data import fingerprint
 from nbutils.foundation import (
@@ -42,9 +48,7 @@ from nbutils.runs import (
 )
 
 SEARCHES = {"study", "space", "trials"}  # parameters of a notebook that searches
-NEEDED = {"plan": str, "stage": str, "variant": str, "notebook": str, "status": str, "params": dict, "matrix": dict}
-NEEDED |= {"key": str, "inputs": dict, "attempts": list}
-
+NEEDED = ("plan", "stage", "variant", "notebook", "status", "params", "matrix", "key", "inputs", "attempts")
 REPEATED = ".repeated"  # beside the plans' folders; reports and status pass over what is hidden
 REPEAT_OF = "repeat of "  # begins the plan's name in a repeat's record, which no plan's own name can
 RECORD = "repeat.json"  # in the repeated run's folder
@@ -56,6 +60,7 @@ NOTHING_ELSE = (
     "Nothing else that is recorded is different. Either the run draws on something that its seed does not set, or it "
     "adds in another order each time, as GPUs may."
 )
+CURE = "Give the manifest.json of a finished run, as runs/<plan>/<variant>/manifest.json."
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,8 @@ class Repeat:
 
     def _numbers(self) -> list[str]:
         header = ("file", "compared", "differing", "largest difference, relative", "where")
-        table = text_table(header, [_row(file) for file in self.files]) if self.files else ""
         added = [f"{file.file} has now in addition: {', '.join(file.added)}." for file in self.files if file.added]
-        return [table, *added] if table else []
+        return [text_table(header, map(_row, self.files)), *added] if self.files else []
 
     def _explanations(self) -> list[str]:
         if not self.changes:
@@ -104,7 +108,7 @@ class Repeat:
         title = "Different, without effect:" if self.same else "Different, which may explain it:"
         shown, more = in_few(self.changes, MOST_CHANGES)
         rows = [(each.what, each.first, each.second) for each in shown]
-        rest = [f"and {more} more, in {relative(self.outcome.folder / RECORD)}"] if more > 0 else []
+        rest = [f"and {more} more, in {relative(self.outcome.folder / RECORD)}"] if more else []
         return [title, text_table(("what", "then", "now"), rows), *rest]
 
     def record(self) -> dict[str, Any]:
@@ -134,10 +138,9 @@ def repeat(manifest: Path, out: Path | None = None, resources: Resources | None 
     is none is not. resources: the time it may take; a manifest does not hold its plan's, so not given is for ever.
     Raises WorkbookError, with cause and cure, where the run cannot be made again or did not finish.
     """
-    file = manifest_file(manifest)
-    original, folder = read_finished(file), file.parent
-    check_comparable(folder, original)
-    variant = replace(recorded_variant(folder, original), resources=resources or Resources())
+    folder, original = _read_finished(manifest)
+    _check_comparable(folder, original)
+    variant = replace(_recorded_variant(folder, original), resources=resources or Resources())
     plan = original["plan"].removeprefix(REPEAT_OF)
     place = Place(resolve(out) if out else RUNS / REPEATED / plan, variant.name)
     _make_room(place, folder)
@@ -192,41 +195,35 @@ def _threads(number: int | None) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def manifest_file(path: Path) -> Path:
-    """The manifest that `path` means, itself or its run folder, from here or from the repository's root."""
+def _read_finished(path: Path) -> tuple[Path, Manifest]:
+    """(folder, manifest) of the finished run at `path`, a manifest or a run folder, from here or the repository's root.
+
+    Raises RunError where there is none, or the run did not finish.
+    """
     path = Path(path).resolve() if Path(path).exists() else resolve(path)
-    return path / MANIFEST if path.is_dir() else path
-
-
-def read_finished(file: Path) -> Manifest:
-    """The content of a finished run's manifest. Raises RunError where there is none, or the run did not finish."""
-    cure = "Give the manifest.json of a finished run, as runs/<plan>/<variant>/manifest.json."
+    file = path / MANIFEST if path.is_dir() else path
     if not file.is_file():
-        raise RunError(f"There is no manifest {relative(file)}. {cure}")
+        raise RunError(f"There is no manifest {relative(file)}. {CURE}")
     try:
         content = read_json(file)
     except (OSError, ValueError) as error:
-        raise RunError(f"{relative(file)} is no manifest that can be read ({error}). {cure}") from None
-    lacking = [name for name, kind in NEEDED.items() if not isinstance(_entry(content, name), kind)]
+        raise RunError(f"{relative(file)} is no manifest that can be read ({error}). {CURE}") from None
+    lacking = [name for name in NEEDED if name not in content]
     if lacking:
-        raise RunError(f"{relative(file)} is not the manifest of a run: it has no {', '.join(lacking)}. {cure}")
+        raise RunError(f"{relative(file)} is not the manifest of a run: it has no {', '.join(lacking)}. {CURE}")
     for name in ("plan", "variant"):
         if not content[name] or Path(content[name]).name != content[name] or content[name].startswith("."):
-            raise RunError(f"{relative(file)}: the {name} {content[name]!r} cannot be a folder's name. {cure}")
+            raise RunError(f"{relative(file)}: the {name} {content[name]!r} cannot be a folder's name. {CURE}")
     if content["status"] != FINISHED:
         why = f" ({summary(content)})" if content.get("error") else ""
         raise RunError(
             f"{relative(file)}: this run is {content['status']}, not finished{why}, so there are no numbers to "
             "compare. Run it again first."
         )
-    return content
+    return file.parent, content
 
 
-def _entry(content: Any, name: str) -> Any:
-    return content.get(name) if isinstance(content, dict) else None
-
-
-def check_comparable(folder: Path, manifest: Manifest) -> None:
+def _check_comparable(folder: Path, manifest: Manifest) -> None:
     """Raise RunError where the run has no numbers that a repeat could show again."""
     if manifest["params"].keys() >= SEARCHES:
         raise RunError(
@@ -243,57 +240,39 @@ def check_comparable(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def recorded_variant(folder: Path, manifest: Manifest) -> Variant:
+def _recorded_variant(folder: Path, manifest: Manifest) -> Variant:
     """The variant to run. Raises WorkbookError where notebook, parameters or inputs are not what they were."""
+    source = manifest.get("source", {})
+    commit = str(source.get("git_commit") or "not recorded")[:SHORT]
+    commit += ", with changes that were not committed" * bool(source.get("git_dirty"))
     try:
         notebook = find_notebook(resolve(manifest["notebook"]))
+        params = read_schema(notebook).resolve(manifest["params"])
     except PlanError as error:
         raise PlanError(
             f"{relative(folder)}: its notebook is gone. {error} Bring {manifest['notebook']} back, as it was at "
-            f"commit {_commit(manifest)}."
+            f"commit {commit}."
         ) from None
-    try:
-        params = read_schema(notebook).resolve(manifest["params"])
     except ParameterError as error:
         raise ParameterError(
             f"{relative(folder)} was made with another {notebook.name}: {error} Check out the notebook of commit "
-            f"{_commit(manifest)}."
+            f"{commit}."
         ) from None
     params.pop(RUN_FOLDER, None)
-    folders = {name: _input(name, each) for name, each in manifest["inputs"].items()}
-    return Variant(manifest["variant"], manifest["stage"], notebook, params | folders, manifest["matrix"])
+    for name, each in manifest["inputs"].items():
+        _check_input(name, resolve(each["folder"]), each["fingerprint"])
+        params[name] = each["folder"]
+    return Variant(manifest["variant"], manifest["stage"], notebook, params, manifest["matrix"])
 
 
-def _commit(manifest: Manifest) -> str:
-    source = manifest.get("source", {})
-    changed = ", with changes that were not committed" * bool(source.get("git_dirty"))
-    return str(source.get("git_commit") or "not recorded")[:SHORT] + changed
-
-
-def _input(name: str, recorded: dict[str, str]) -> str:
-    """The folder a parameter names, if its content is what it was. Raises RunError, with what made it."""
-    folder, wanted = resolve(recorded["folder"]), recorded["fingerprint"]
-    if not folder.is_dir():
-        raise RunError(
-            f"{name}: the folder {relative(folder)} that the run read (content {wanted[:SHORT]}) is gone."
-            f"{_made_by(folder)} Make it again as it was, or put it back."
-        )
-    found = fingerprint(name, folder)
-    if found != wanted:
-        raise RunError(
-            f"{name}: {relative(folder)} holds other content than the run read: {found[:SHORT]}, not {wanted[:SHORT]}."
-            f"{_made_by(folder)} Make it again as it was, or put it back."
-        )
-    return recorded["folder"]
-
-
-def _made_by(folder: Path) -> str:
-    """A sentence on the run that made what lies in a folder, by its record or by its place; empty where none tells."""
-    manifest = find_manifest(folder)
-    if manifest is not None:
-        ended = manifest["attempts"][-1]["end"]
-        return f" That was made by {manifest['plan']}/{manifest['variant']} ({manifest['notebook']}), ended {ended}."
-    if folder.parent.parent == RUNS:
-        plan, variant = folder.parent.name, folder.name
-        return f" By its place it was run {variant} of plan {plan}: python -m nbutils batch {plan} --only {variant}."
-    return ""
+def _check_input(name: str, folder: Path, wanted: str) -> None:
+    """Raise RunError, with what made it, where the content of an input folder is not what the run read."""
+    found = fingerprint(name, folder) if folder.is_dir() else ""
+    if found == wanted:
+        return
+    what = f"holds other content than the run read: {found[:SHORT]}, not {wanted[:SHORT]}"
+    if not found:
+        what = f"that the run read (content {wanted[:SHORT]}) is gone"
+    made = find_manifest(folder)
+    by = f" That was made by {made['plan']}/{made['variant']} ({made['notebook']})." if made else ""
+    raise RunError(f"{name}: the folder {relative(folder)} {what}.{by} Make it again as it was, or put it back.")

@@ -1,4 +1,4 @@
-"""Tables of a study: one row an arm, in columns that are described; and the tables that every study has."""
+"""Tables of a study: one row an arm, in columns that are described."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-import pandas as pd
 from IPython.display import HTML
 
 from nbutils.foundation import escaped
@@ -139,22 +138,3 @@ def measure_table(study: Study, names: Sequence[str], caption: str, absent: str)
     """
     found = [*filter(None, map(study.reported, names))]
     return arms_table(study, measured(found), caption) if found else HTML(f'<p class="note">{escaped(absent)}</p>')
-
-
-def document_table(study: Study) -> HTML:
-    """How far other documents would move each arm's perplexity: bootstrap over the documents it was judged on."""
-    rows, perplexity = [], measure("perplexity")
-    for arm in study.arms:
-        frames = [frame for run in arm.runs if len(frame := run.per_document())]
-        documents = pd.concat(frames) if frames else pd.DataFrame({"split": []})
-        split = next((name for name in ("test", "validation") if (documents["split"] == name).any()), None)
-        if split:
-            sums = documents[documents["split"] == split].groupby("document")[["ce_sum", "tokens"]].mean()
-            interval = np.exp(statistics.document_interval(sums["ce_sum"], sums["tokens"]))
-            value = math.exp(sums["ce_sum"].sum() / sums["tokens"].sum())
-            row = {"Arm": arm.label, "Split": split, "Documents": f"{len(sums):,}"}
-            row |= {"Perplexity": perplexity.number(value)}
-            rows.append(row | {"95 % interval over documents": perplexity.interval(*interval)})
-    if not rows:
-        return HTML("<p>No run has kept its sums per document.</p>")
-    return table(frame_of(rows), "No comparison of arms can be read from it: they share the documents.")

@@ -12,6 +12,7 @@ from nbutils.interaction import taught_by
 from nbutils.models import NO_DIVERGENCE
 from nbutils.report import judging, statistics
 from nbutils.report.arms import SEEDS, named
+from nbutils.report.documents import document_sentence
 from nbutils.report.evidence import Arm, Evidence, Judged, Study
 from nbutils.report.page import code, frame_of, heading, table
 from nbutils.report.studies.registry import cautions
@@ -96,6 +97,7 @@ def _verdict(judged: Judged, study: Study) -> str:
         *_caveats(judged),
         *_trained_otherwise(judged, study),
         *cautions(judged, study),
+        *document_sentence(judged, study),
         *_nothing_to_lose(judged, study),
     ]
     return (

@@ -23,7 +23,15 @@ from nbutils.report.figures.distillation import divisor, not_in_nats
 from nbutils.report.page import figures_of, frame_of, of_studies, section, table
 from nbutils.report.studies.answers import answers
 from nbutils.report.studies.description import Description, Formula, has, reports
-from nbutils.report.studies.teachers import PREFIX, against_control, has_teacher, is_taught, no_better, without_teacher
+from nbutils.report.studies.teachers import (
+    PREFIX,
+    against_control,
+    has_teacher,
+    is_taught,
+    no_better,
+    of_few_teachers,
+    without_teacher,
+)
 from nbutils.report.tables import (
     ACROSS_TOKENIZERS,
     Column,
@@ -316,5 +324,5 @@ DISTILLATION = Description(
         "Temp": params.get("kl_temperature", UNKNOWN),
     },
     sections=distillation,
-    cautions=(no_better,),
+    cautions=(no_better, of_few_teachers),
 )

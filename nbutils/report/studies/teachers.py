@@ -85,3 +85,16 @@ def no_better(judged: Judged, study: Study) -> list[str]:
     arm = study.sides(judged.contrast)[0]
     found = [each for each in against_control(study) if not each.is_better]
     return [each.sentence for each in found if arm is not None and arm.label in each.arms]
+
+
+def of_few_teachers(judged: Judged, study: Study) -> list[str]:
+    """What the pairs of a taught arm generalise over: seeds of the student, under so many teachers."""
+    arm = study.sides(judged.contrast)[0]
+    if arm is None or not is_taught(arm):
+        return []
+    inputs = [run.manifest.get("inputs", {}).get("teacher", {}) for run in arm.runs]
+    teachers = {each.get("fingerprint") or each.get("folder") for each in inputs} - {None}
+    if not teachers or len(teachers) == len(arm.runs):
+        return []
+    told = "one teacher" if len(teachers) == 1 else f"{len(teachers)} teachers"
+    return [f"The pairs are of {len(arm.runs)} seeds of the student and {told}: they say nothing of other teachers."]

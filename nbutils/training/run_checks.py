@@ -13,6 +13,7 @@ SPIKE = 5.0  # times the running median of the gradient norm, as the cosine stud
 RISE = 0.5  # nats that cross entropy may rise above its lowest value so far
 EARLY = 0.2  # of the steps
 MEDIAN_STEPS = 50  # that the running median looks back over, the present one not among them
+FLOORS = ("unigram", "bigram", "trigram")
 WARM_STEPS = 5  # before a median says anything
 
 
@@ -47,7 +48,8 @@ def functional_check(
     """What must hold of a run before its numbers are worth comparing: {sentence: whether it does}.
 
     Losses are compared between the first and the last tenth of the steps, cross entropy between the first and the last
-    evaluation; `numbers` are the run's metrics, `samples` have a completion each.
+    evaluation, and with the models of counts (`nbutils.evaluation.floors`) that `numbers`, the run's metrics, have.
+    `samples` have a completion each.
     """
     losses = metrics["loss"].dropna()
     tenth = max(1, len(losses) // 10)
@@ -56,6 +58,11 @@ def functional_check(
     return {
         "the objective falls": bool(losses.iloc[-tenth:].mean() < losses.iloc[:tenth].mean()),
         "validation cross entropy falls": bool(evaluations.iloc[-1] < evaluations.iloc[0]),
+        **{
+            f"it ends below a {name} model of as many tokens": bool(numbers["eval_ce_loss"] < level)
+            for name in FLOORS
+            if (level := numbers.get(f"{name}_eval_ce_loss")) is not None
+        },
         "all metrics are numbers": all(math.isfinite(value) for value in numbers.values()),
         "samples are text, each its own": bool(completions)
         and all(completions)

@@ -211,6 +211,11 @@ def test_the_functional_check_tells_a_run_that_works_from_one_that_does_not():
     worse = rows.assign(loss=rows["loss"][::-1].to_numpy(), eval_ce_loss=rows["eval_ce_loss"][::-1].to_numpy())
     assert set(functional_check(worse, {"eval_ce_loss": math.nan}, samples[:1] * 2).values()) == {False}
     assert not functional_check(rows, {}, [])["samples are text, each its own"]
+    found = functional_check(
+        rows, {"eval_ce_loss": 4.0, "unigram_eval_ce_loss": 5.0, "bigram_eval_ce_loss": 3.9}, samples
+    )
+    assert found["it ends below a unigram model of as many tokens"]
+    assert not found["it ends below a bigram model of as many tokens"]
 
 
 def test_variety_and_repetition_by_hand():

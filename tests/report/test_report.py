@@ -212,3 +212,12 @@ def test_a_control_at_chance_has_nothing_to_lose(study, metric, claim, scores, t
     shown = replace(study, arms=(control, *study.arms[1:]), control=control)
     text = _verdict(replace(asked, contrast=contrast), shown)
     assert ("The control itself is at chance (50.00 %): it has nothing to lose" in text) == told
+
+
+def test_a_run_that_ended_at_four_thousand_nats_ends_no_report(tmp_path):
+    runs, file = write_runs(tmp_path / "runs"), write_plan(tmp_path)
+    path = runs / "toy" / "cosine-alpha0.5-seed2-noise_seed0" / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"test_ce_loss": 4000.0, "test_perplexity": None}))
+    evidence = gather(runs, str(file))
+    assert "Without seed 2 this would read: supported" in text_of(report.verdicts(evidence))
+    assert text_of(report.headline_table(evidence.studies[0]))

@@ -108,6 +108,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.manifest:
         return _repeat(args)
+    if not (args.notebook and args.params and args.variant):
+        args.parser.error("run needs NOTEBOOK, --params and --variant, or --from with the manifest.json of a run")
     variant, plan, folder = _requested(args)
     leave_quickly()
     outcome = run_variant(variant, plan, folder)

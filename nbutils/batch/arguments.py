@@ -29,29 +29,15 @@ OUT_HELP = "folder of the plan's runs, and of no other plan's (default: the proj
 Add = Callable[..., Any]
 
 
-class Parser(argparse.ArgumentParser):
-    """Refuses a `run` that neither says what to run nor what to repeat."""
-
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
-        """The parsed arguments; a mistake ends the process with exit code 2, as argparse does."""
-        parsed = super().parse_args(args, namespace)
-        needed = ("notebook", "params", "variant")
-        if hasattr(parsed, "manifest") and not parsed.manifest and not all(getattr(parsed, each) for each in needed):
-            parsed.parser.error(
-                "run needs NOTEBOOK, --params and --variant, or --from with the manifest.json of a run to repeat"
-            )
-        return parsed
-
-
 def make_parser(commands: Sequence[Callable[[argparse.Namespace], int]]) -> argparse.ArgumentParser:
     """The parser of the whole command line; what it gives has `command`, one of `commands`."""
-    parser = Parser(
+    parser = argparse.ArgumentParser(
         prog="python -m nbutils",
         description="Run notebooks from plan files and report on their runs.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in commands:
         name, told = command.__name__, command.__doc__
         sub = subparsers.add_parser(name, help=told, description=told, epilog=RUN_HELP if name == "run" else None)

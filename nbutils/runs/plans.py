@@ -1,7 +1,6 @@
 """A plan file names stages, each a notebook with parameters and a matrix of variants, and the contrasts to judge.
 
-Reading a plan checks all that can be known without running anything: names, types and ranges of parameters, what each
-stage needs, whether every contrast has pairs. A plan that loads can be started.
+Reading a plan checks all that can be known without running anything. A plan that loads can be started.
 
     name: quick
     stages:
@@ -53,11 +52,9 @@ from nbutils.runs.contrasts import Comparison, Contrast, check_criterion, check_
 from nbutils.runs.params import RUN_FOLDER, Schema, find_notebook, read_schema
 
 KINDS = {str: "text, in quotes if it looks like a number", list: "a list", dict: "a mapping, {name: value}"}
-
 SLUG = re.compile(r"[a-z0-9][a-z0-9._-]*")
 LONGEST_NAME = 120  # a variant is a folder name; file systems allow 255 bytes and temporary names add to it
 PLAN_FILE = "plan.yaml"  # the plan's folder keeps a copy of the plan its runs were made from
-
 INTERACTIVE = "interactive"  # the plan name of runs started by hand in a notebook
 PLAN_KEYS = {"name": str, "stages": list, "contrasts": list, "noise_floor": dict}
 STAGE_KEYS = {"name": str, "notebook": str, "needs": dict, "params": dict, "matrix": dict, "exclude": list}
@@ -85,8 +82,7 @@ class Variant:
 class Stage:
     """One notebook with what its variants share; `needs` maps a parameter to the earlier stage it comes from.
 
-    An entry of `exclude` maps names of the matrix to the values that, together, are left out; where there is `only`,
-    what fits none of its entries is left out too.
+    What fits an entry of `exclude` is left out; where there is `only`, what fits none of its entries is left out too.
     """
 
     name: str
@@ -135,7 +131,7 @@ class Plan:
 def find_plan(name: str | Path) -> Path:
     """The plan file at `name`, from here or from the repository's root; a plain word is the name of one in params/.
 
-    Whoever reads it says where there is none, or what else it is: a folder, a notebook.
+    It may not exist: whoever reads it says so.
     """
     named, here = PARAMS / f"{name}.yaml", typed(name)
     found = here if here.exists() else resolve(name)
@@ -222,9 +218,8 @@ def _matching(where: str, entry: Any, matrix: Mapping[str, list[Any]], schema: S
     for name, given in entry.items():
         several = isinstance(given, list) and not schema.parameters[name].type.startswith("list")
         values[name] = [schema.convert({name: value})[name] for value in (given if several else [given])]
-        for value in values[name]:
-            if value not in matrix[name]:
-                raise PlanError(f"{where} has {name} {value!r}, which the matrix has not, so it fits nothing.")
+        if missing := [value for value in values[name] if value not in matrix[name]]:
+            raise PlanError(f"{where} has {name} {missing[0]!r}, which the matrix has not, so it fits nothing.")
     return values
 
 
@@ -279,8 +274,8 @@ def _read_contrasts(plan: str, given: list[Any], stages: list[Stage], variants: 
         _check_keys(f"{plan}: contrast {number}", entry, CONTRAST_KEYS, required)
         where = f"{plan}: contrast {entry['name']!r}"
         check_criterion(where, entry)
-        given_effect = {"smallest_effect": float(entry["smallest_effect"])}
-        yield _comparison(Contrast, where, entry | given_effect, stages, variants)
+        effect = float(entry["smallest_effect"])
+        yield _comparison(Contrast, where, entry | {"smallest_effect": effect}, stages, variants)
     _refuse_equal(f"{plan}: contrast", [entry["name"] for entry in given])
     primary = [entry["name"] for entry in given if entry.get("primary")]
     if given and len(primary) != 1:

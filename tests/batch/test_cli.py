@@ -134,6 +134,7 @@ def test_run_and_status_tell_the_same_story(here, capsys):
     assert (here / "runs" / "plan.yaml").is_file()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_run_takes_a_flat_file_and_batch_ends_with_a_table(here, capsys):
     (here / "flat.yaml").write_text("alpha: 1e-4\nseed: 3\n")

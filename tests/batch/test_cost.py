@@ -7,8 +7,8 @@ import json
 import pytest
 from tiny_notebooks import write_notebook, write_plan
 
-from nbutils.batch.cost import PEAK, Model, check_gpu, estimate, flops_per_token
-from nbutils.batch.listing import plan_listing, quantity
+from nbutils.batch.cost import Model, check_gpu, estimate, flops_per_token
+from nbutils.batch.listing import plan_listing
 from nbutils.foundation.errors import ParameterError, UnreachableModelError
 from nbutils.models.loading import build_config, count_parameters
 from nbutils.runs.plans import load_plan
@@ -266,11 +266,6 @@ def test_unknown_gpus_are_refused():
             check_gpu("A100", utilisation)
 
 
-def test_peaks_are_dense_bfloat16():
-    assert PEAK["A100"] == 312e12  # NVIDIA A100 data sheet; 624 is with sparsity
-    assert PEAK["H100"] == pytest.approx(989e12, rel=0.001)
-
-
 def test_the_listing_names_variants_parameters_and_totals(make_plan):
     listing = plan_listing(make_plan("max_steps: 7"), "A100", 0.4)
     assert "max_steps=7" in listing
@@ -278,11 +273,3 @@ def test_the_listing_names_variants_parameters_and_totals(make_plan):
     assert f"{7 * 8 * 64:,}" in listing
     assert "in 1 training runs" in listing
     assert listing.endswith("Nothing was started.")
-
-
-@pytest.mark.parametrize(
-    ("value", "unit", "words"),
-    [(None, "", "-"), (0, "FLOP", "0 FLOP"), (999, "", "999"), (1.234e6, "", "1.23 M"), (4.5e15, "FLOP", "4.5 PFLOP")],
-)
-def test_quantities(value, unit, words):
-    assert quantity(value, unit) == words

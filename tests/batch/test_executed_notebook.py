@@ -36,6 +36,7 @@ def shortened(folder: Path, *cells: list[nbformat.NotebookNode]) -> list[list[nb
     return [cell.outputs for cell in read.cells]
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_cell_whose_kernel_is_killed_leaves_a_small_notebook_too(tmp_path):
     """nbclient merges what a cell printed where the cell ends, which this one does not."""

@@ -76,6 +76,7 @@ def test_each_has_its_own_gpus(tmp_path):
     assert {each["threads"] for each in noted.values()} == {str(max(1, environment.cores() // 4))}
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_wide_variant_is_not_passed_over_for_ever(tmp_path):
     """One GPU is free before the other: it is kept for who asked for both, though others could use it."""

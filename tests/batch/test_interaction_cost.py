@@ -1,7 +1,4 @@
-"""What a run with judges is said to cost, against a calculation by hand.
-
-python -m pytest tests/test_interaction_cost.py
-"""
+"""What a run with judges is said to cost, against a calculation by hand."""
 
 from __future__ import annotations
 

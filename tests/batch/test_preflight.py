@@ -145,10 +145,6 @@ def test_columns_of_questions_are_looked_for(tmp_path):
         check_variant(variant(tmp_path, **params))
 
 
-def test_parameters_that_name_nothing_are_not_checked(tmp_path):
-    check_variant(variant(tmp_path, alpha=0.5, seed=1, teacher_folder="", dataset_name="no data_files beside it"))
-
-
 def test_a_refusal_while_a_run_starts_is_its_record(model_and_data, tmp_path):
     """It is known only when the data is there: the batch has begun, and the report must say why a run is missing."""
     notebook = write_notebook(tmp_path / "study.ipynb", "raise AssertionError('a kernel was started')")

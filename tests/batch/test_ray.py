@@ -234,7 +234,8 @@ def test_what_no_node_could_give_is_refused(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_batch_that_is_stopped_or_killed_leaves_no_process(ray, tmp_path, number):
     write_notebook(tmp_path / "study.ipynb", "import time\ntime.sleep(100)", parameters=STUDY)
     study_plan(tmp_path, "{name: study, notebook: {here}/study.ipynb, matrix: {seed: [1, 2]}}")

@@ -1,7 +1,4 @@
-"""A run made again from its manifest: the same numbers are called the same, others are told with their size.
-
-python -m pytest tests/test_repeat.py
-"""
+"""A run made again from its manifest: the same numbers are called the same, others are told with their size."""
 
 from __future__ import annotations
 
@@ -152,6 +149,7 @@ def test_a_repeat_may_be_given_a_limit(copied, runs, tmp_path):
     assert done.outcome.status == "failed" and "cell_minutes 0.02" in done.told()
 
 
+@pytest.mark.soak
 @pytest.mark.slow
 def test_a_small_training_comes_out_the_same_bit_for_bit(tmp_path, runs):
     data = write_data(tmp_path)

@@ -1,7 +1,4 @@
-"""How the numbers of two runs are compared, and how what else is different is told in few lines.
-
-python -m pytest tests/test_repeat_numbers.py
-"""
+"""How the numbers of two runs are compared, and how what else is different is told in few lines."""
 
 from __future__ import annotations
 
@@ -81,6 +78,21 @@ def test_every_file_that_a_run_may_leave_is_compared(tmp_path, name):
     (gone,) = compare_runs(tmp_path / "one", tmp_path / "none")
     assert (same.file, same.compared, same.same) == (name, 1, True)
     assert (other.largest, other.where) == (0.5, "number: 1.0 → 2.0") and gone.where == "number is missing"
+
+
+def test_weights_are_compared_bit_by_bit(tmp_path):
+    import torch
+    from safetensors.torch import save_file
+
+    for side, last in (("one", 1.0), ("same", 1.0), ("other", 0.75)):
+        (tmp_path / side / "model").mkdir(parents=True)
+        (tmp_path / side / "manifest.json").write_text("{}")
+        weights = {"head": torch.tensor([0.5, last]), "body": torch.ones(2)}
+        save_file(weights, tmp_path / side / "model" / "model.safetensors")
+    (same,) = compare_runs(tmp_path / "one", tmp_path / "same")
+    (other,) = compare_runs(tmp_path / "one", tmp_path / "other")
+    assert same.same and same.what.startswith("bytes, SHA-256")
+    assert (other.differing, other.largest, other.where) == (("head",), 0.25, "head")
 
 
 def test_few_lines_tell_parameters_first_and_packages_last():

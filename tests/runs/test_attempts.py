@@ -1,7 +1,4 @@
-"""Attempts at a run and the checkpoints they leave: found by the same run, kept from another, never lost on the way.
-
-python -m pytest tests/test_attempts.py
-"""
+"""Attempts at a run and the checkpoints they leave: found by the same run, kept from another, never lost on the way."""
 
 from __future__ import annotations
 

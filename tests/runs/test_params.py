@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import random
 
 import pytest
-import yaml
 from tiny_notebooks import write_notebook
 
 from nbutils.foundation.errors import ParameterError
 from nbutils.foundation.places import NOTEBOOKS
-from nbutils.foundation.yaml_files import PlainLoader
 from nbutils.runs.params import read_schema, source_sha256
 
 CELL = """\
@@ -49,18 +46,6 @@ def test_every_line_is_read(schema):
     assert schema.parameters["split"].help == "one of hash, given, or contiguous: how documents are divided"
     assert schema.parameters["layers"].help == "of the model"
     assert list(read)[:3] == ["alpha", "temperature", "beta"]
-
-
-def test_papermill_reads_the_same_names_and_help(tmp_path):
-    """papermill's own reader is the other user of the cell: `papermill --help-notebook`."""
-    from papermill import inspect_notebook
-
-    cell = CELL.replace(">= 2", "at least 2").split("layers")[0]
-    path = write_notebook(tmp_path / "a.ipynb", parameters=cell)
-    ours = {p.name: (p.type, p.help) for p in read_schema(path).parameters.values()}
-    theirs = {p["name"]: (p["inferred_type_name"], p["help"]) for p in inspect_notebook(path).values()}
-    del ours["text_field"], theirs["text_field"]  # papermill takes a # inside a string for the comment
-    assert ours == theirs
 
 
 @pytest.mark.parametrize("notebook", sorted(NOTEBOOKS.glob("*.ipynb")), ids=lambda path: path.stem)
@@ -151,29 +136,6 @@ def test_resolve_fills_in_defaults_and_leaves_them_alone(schema):
     values = schema.resolve({"alpha": "0.25"})
     assert (values["alpha"], values["max_steps"]) == (0.25, 0)
     assert values.keys() == schema.parameters.keys()
-
-
-def test_any_yaml_scalar_arrives_typed_or_is_refused(schema):
-    """Whatever is written after `name:` in a file, a notebook gets the declared type or does not start."""
-    draw = random.Random(0)
-    kinds = {"alpha": float, "max_steps": int, "from_scratch": bool, "text_field": str}
-    spellings = ["0", "1", "-1", "1.5", "1e-4", "1E5", ".5", "5.", "+3", "010", "0x1F", "1_000", "1:30", "''", "abc"]
-    spellings += ["true", "False", "on", "off", "yes", "~", "null", ".inf", ".nan"]
-    spellings += [f"{draw.uniform(-2, 2):.{draw.randrange(9)}{draw.choice('efg')}}" for _ in range(300)]
-    arrived = dict.fromkeys(kinds, 0)
-    for text in spellings + [f"'{each}'" for each in spellings if "'" not in each]:
-        value = yaml.load(f"x: {text}", Loader=PlainLoader)["x"]
-        for name, kind in kinds.items():
-            try:
-                got = schema.convert({name: value})[name]
-            except ParameterError as error:
-                assert name in str(error)
-                continue
-            arrived[name] += 1
-            assert type(got) is kind
-            if kind in (float, int):
-                assert got == float(text.strip("'"))  # Python reads the same number in it
-    assert min(arrived.values()) > 8
 
 
 @pytest.mark.parametrize(

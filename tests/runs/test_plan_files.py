@@ -1,7 +1,4 @@
-"""Plan files by name and place: whose runs a folder holds, and what a word that names no plan means.
-
-python -m pytest tests/test_plan_files.py
-"""
+"""Plan files by name and place: whose runs a folder holds, and what a word that names no plan means."""
 
 from __future__ import annotations
 

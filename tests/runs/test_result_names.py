@@ -7,12 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nbutils.evaluation.harness.settings import SPELLING, TASKS, number_names
 from nbutils.foundation.errors import PlanError
 from nbutils.foundation.places import NOTEBOOKS, PARAMS
-from nbutils.interaction.judges.rules import plain_rule_judge, rule_judge
-from nbutils.interaction.replies import JudgeLimits
-from nbutils.runs.contrasts import RULES, check_metric, known_results
+from nbutils.runs.contrasts import check_metric
 from nbutils.runs.plans import load_plan
 
 
@@ -64,12 +61,6 @@ def test_the_control_is_judged_by_what_its_own_notebook_writes(tmp_path):
 def test_what_runs_write_is_accepted(notebook, names):
     for name in names.split():
         check_metric("metric", name, NOTEBOOKS / f"{notebook}.ipynb")
-
-
-def test_tasks_and_the_aspects_of_rules_are_known():
-    assert set(number_names([*TASKS, *SPELLING])) <= known_results("05_prefix_smoothing")
-    judges = rule_judge(JudgeLimits(), frozenset({"a"})), plain_rule_judge(JudgeLimits())
-    assert {aspect for judge in judges for aspect in judge.aspects} == {*RULES}
 
 
 def test_notebooks_of_a_users_own_write_what_they_like(tmp_path):

@@ -86,7 +86,7 @@ def test_a_batch_goes_on_in_order_and_again_where_it_failed(plan, tmp_path):
     assert log == ""
     assert "6 of 6 finished" in plan_status(plan, folder)
     assert (folder / "plan.yaml").read_bytes() == plan.file.read_bytes()
-    assert [entry.keys() for entry in read_json(folder / "contrasts.json")] == [{"sha256", "first_used"}]
+    assert [entry.keys() for entry in read_json(folder / "contrasts.json")] == [{"sha256", "pairs", "first_used"}]
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,8 @@
 
 A data-prep run folder holds `data/`:
 
-    blocks/{train,validation,test}/   rows of input_ids and document_ids, block_size of each, as Arrow (arrow_blocks.py)
-                                      or MDS shards (mds.py); in task qa of any length up to it, and with labels
+    blocks/{train,validation,test}/   rows of input_ids and document_ids, block_size of each, as Arrow (packing.py)
+                                      or MDS shards (mds_blocks.py); in task qa of any length up to it, and with labels
     documents.parquet                 document (what document_ids refer to), name, split, characters, bytes, tokens;
                                       in task qa also answer_tokens, question, answer
     tokenizer/                        save_pretrained

@@ -1,6 +1,6 @@
 """`jsonl`, `csv` and `parquet`: files of rows, one row a document; `text_field` names the column that holds the text.
 
-In task qa a row is a question and its answer, by `question_field` and `answer_field` (qa_corpus.py).
+In task qa a row is a question and its answer, by `question_field` and `answer_field` (question_corpus.py).
 Files are read as far as documents are wanted and no further.
 """
 

@@ -1,6 +1,6 @@
 """Tokenizers: of a published model, trained here (BPE or Unigram), or single characters; and text made token ids.
 
-Two kinds are trained: byte-level BPE (GPT-2's) and Unigram (SentencePiece's, in unigram_tokenizer.py).
+Two kinds are trained: byte-level BPE (GPT-2's) and Unigram (SentencePiece's).
 
 Every tokenizer that leaves here has an end token (`tokenizer.eos_token_id`), which stands after each document, and a
 pad token, which is the end token where the published tokenizer has none (GPT-2, Llama 3).

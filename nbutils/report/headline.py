@@ -35,9 +35,9 @@ def headline_table(study: Study) -> HTML:
         note += ", both of the seeds that the control has, and Δ: seed-paired difference to it with its interval"
     if any(EXPLORATORY in cell(arm) for cell in columns.values() for arm in study.arms):
         note += f". {EXPLORATORY} exploratory: no planned contrast asks this; 95 % interval, not corrected"
-    note += f". {ACROSS_TOKENIZERS}" * any(name.endswith("bits_per_byte") for name in filter(study.reports, names))
     above = _floors(study, [metric for metric in dict.fromkeys(names) if study.reports(metric)], list(columns))
     note += ". Models of counts: interpolated Kneser-Ney, of as many tokens as were seen" * bool(above)
+    note += f". {ACROSS_TOKENIZERS}" * any(name.endswith("bits_per_byte") for name in filter(study.reports, names))
     return arms_table(study, columns, f"{note.removesuffix('.')}.", name=with_control(study), above=above)
 
 

@@ -53,8 +53,8 @@ NO_SPREAD = (
     "or take a metric with finer steps."
 )
 FAR_FROM_NORMAL = (
-    "The differences are far from normal (Shapiro-Wilk, p below 0.05), so that Student's interval over fewer than "
-    f"{ENOUGH} pairs supports nothing."
+    "The differences are far from normal (Shapiro-Wilk, p below 0.05): Student's interval over fewer than "
+    f"{ENOUGH} pairs then supports nothing."
 )
 
 

@@ -123,7 +123,16 @@ def _meaning(judged: Judged) -> str:
         return "It is worse." if is_worse else f"A gain of {effect} is ruled out."
     if verdict.outcome == judging.INTERIM:
         return f"{verdict.pairs} of {verdict.planned} registered pairs are in, and there is no verdict before all are."
-    return verdict.note if verdict.outcome == judging.NOT_JUDGED else _could_be_seen(judged, quantity, effect)
+    if verdict.outcome == judging.NOT_JUDGED or _is_held_back(judged):
+        return verdict.note
+    return _could_be_seen(judged, quantity, effect)
+
+
+def _is_held_back(judged: Judged) -> bool:
+    """Whether the interval alone would decide, and the shape of the differences forbids it."""
+    verdict = judged.verdict
+    alone = judging.outcome_of(judged.contrast, verdict.low, verdict.high)
+    return verdict.outcome == judging.UNDECIDED and alone != judging.UNDECIDED
 
 
 def _could_be_seen(judged: Judged, quantity: Measure, effect: str) -> str:
@@ -168,7 +177,7 @@ def _measured(judged: Judged, study: Study) -> str:
 def _caveats(judged: Judged) -> list[str]:
     """Sentences that limit a verdict."""
     verdict, quantity = judged.verdict, measure(judged.contrast.metric)
-    found = [verdict.note] if verdict.outcome != judging.NOT_JUDGED else []
+    found = [] if verdict.outcome == judging.NOT_JUDGED or _is_held_back(judged) else [verdict.note]
     if verdict.without_one:
         alone = verdict.without_one
         found.append(

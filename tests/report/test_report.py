@@ -59,7 +59,7 @@ def test_before_all_pairs_are_in_a_contrast_is_interim_and_names_what_is_missing
 def test_an_undecided_contrast_says_what_could_have_been_seen_and_what_an_extension_takes(study):
     asked = study.judged[0]
     verdict = replace(asked.verdict, outcome=judging.UNDECIDED, differences=(-0.02, 0.03, 0.01, -0.01), alpha=0.02)
-    verdict = replace(verdict, minimum_detectable=0.1234, planned=4)
+    verdict = replace(verdict, minimum_detectable=0.1234, planned=4, low=-0.1, high=0.1)
     text = _verdict(replace(asked, verdict=verdict), study)
     needed = statistics.pairs_needed(verdict.spread, 0.01, 0.005 * 0.5)
     assert "4 pairs could have shown a margin of 0.1234 nats per token or more (power 0.8 at level 0.02" in text

@@ -2,7 +2,7 @@
 
     claim "better":    supported beyond 0, with the smallest effect still possible
                        real but too small where all of it lies between 0 and the smallest effect
-                       not supported when all of it is below the smallest effect, 0 included
+                       not supported where it reaches 0 or less, and all of it is below the smallest effect
     claim "no worse":  supported beyond -margin; not supported when all of it is worse than the margin
     otherwise:         undecided; the minimum detectable effect says what could have been seen
     interim:           pairs that were registered are not in yet: numbers, and no verdict
@@ -12,9 +12,8 @@ Pairs are registered before they run, and looked at when all of a registration a
 .05. Looking whenever a run ends would call 13 of 100 null effects real (3 pairs to 30). The first look that decides
 stands. Contrasts that are not primary share the level of each look by Holm's rule.
 
-No interval is made of one pair, of a run that diverged, of arms that gave identical numbers, or of pairs that all
-differ by the same amount: a few values of a coarse metric fall together, and that their spread is 0 is then no
-knowledge of it.
+There is no interval of one pair, of a run that diverged, of arms that gave identical numbers, or of pairs that all
+differ by the same amount: a coarse metric can do that by chance, and it does not mean that other seeds would agree.
 """
 
 from __future__ import annotations

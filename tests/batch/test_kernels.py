@@ -79,6 +79,7 @@ def outputs(run_folder: Path) -> list:
 # ---- the same as fresh ones -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_a_warm_kernel_finds_what_a_fresh_one_finds(tmp_path):
     states, shown, at_first = [], [], dict(os.environ)
     for kernels, preloaded in ((1, ()), (2, PRELOADED)):

@@ -148,6 +148,7 @@ SOAK = pytest.mark.soak
 STOPS = [signal.SIGKILL, pytest.param(signal.SIGINT, marks=SOAK), pytest.param(signal.SIGTERM, marks=SOAK)]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("number", STOPS)
 def test_a_stopped_search_leaves_no_process_and_goes_on(notebook, tmp_path, number):
     database = tmp_path / "study.db"

@@ -60,7 +60,8 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
         return [untimed(row) for row in csv.DictReader(file)]
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("processes", [1, 2])
 def test_a_stopped_run_saves_leaves_with_75_and_goes_on(data, tmp_path, processes):
     number = 400 if processes == 1 else 60  # two take ten times as long for a step on a busy machine
     words = command(tmp_path, data, "stopped", processes=processes, max_steps=number)

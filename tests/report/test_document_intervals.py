@@ -1,6 +1,6 @@
 """Documents: their effective number, clusters, and the interval of a difference if others had been drawn.
 
-python -m pytest tests/report/test_documents.py
+python -m pytest tests/report/test_document_intervals.py
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@
 
 Pairs are registered before they run, and looked at when all of a registration are in. The first look is judged at
 .04, two-sided; each extension of the plan spends half of what is left of .01, so that all looks together stay below
-.05. Looking whenever a run ends would call 13 of 100 null effects real (3 pairs to 30). The first look that decides
-stands. Contrasts that are not primary share the level of each look by Holm's rule.
+.05. (Looking at .05 after every pair, from 3 to 30, would call 13 of 100 null effects real.) The first look that
+decides stands. Contrasts that are not primary share the level of each look by Holm's rule.
 
 There is no interval of one pair, of a run that diverged, of arms that gave identical numbers, or of pairs that all
 differ by the same amount: a coarse metric can do that by chance, and it does not mean that other seeds would agree.
